@@ -1,0 +1,257 @@
+"""A converted model on disk: its files, and the manifest that says what they are.
+
+One folder holds one artifact: the model file (``model.onnx``, ``model.plan`` or ``model.pt2``), ``tokenizer.json`` and
+``manifest.json``. A TensorRT artifact also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere.
+Files are written aside and renamed, so a folder is either whole or not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from accel_lib.errors import ArtifactError
+
+Format = Literal["onnx", "tensorrt", "torch"]
+Task = Literal["embedding", "classification"]
+
+MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "tensorrt": "model.plan", "torch": "model.pt2"}
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+_SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One TensorRT optimization profile: ``(batch, sequence)`` at its minimum, optimum and maximum."""
+
+    min: tuple[int, int]
+    opt: tuple[int, int]
+    max: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an artifact is, where it came from, and what it may run on.
+
+    Parameters
+    ----------
+    model
+        Name of the model it was converted from.
+    source
+        Where the weights came from: package and version, hub id and revision, or folder hash.
+    task
+        ``"embedding"`` (one unit vector a text) or ``"classification"`` (one row of logits a text).
+    format, precision
+        What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
+    output_name, dimension
+        Name and width of the single output, shape ``[batch, dimension]``, float32.
+    max_length
+        Longest sequence in tokens, special tokens included.
+    labels
+        Class names in the order of the logits; empty for embeddings.
+    prompts, default_prompt
+        Named text prefixes of the model, and the one used when none is asked for.
+    target
+        ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
+    profiles
+        TensorRT optimization profiles, in engine order.
+    versions
+        Package versions at the time of conversion.
+    seconds
+        Duration of the conversion step that wrote this artifact.
+    notes
+        Sentences a user should know, such as "bare checkpoint: for speed, not trained for similarity".
+    validation
+        Record of the last validation, or None: an artifact without a passed one is not served.
+    files
+        SHA-256 and size of every file beside the manifest.
+    """
+
+    model: str
+    source: str
+    task: Task
+    format: Format
+    precision: str
+    output_name: str
+    dimension: int
+    max_length: int
+    labels: tuple[str, ...] = ()
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt: str | None = None
+    target: str = "any"
+    profiles: tuple[Profile, ...] = ()
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    created: str = ""
+    validation: dict[str, Any] | None = None
+    files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON, with the schema number first."""
+        return json.dumps({"schema": _SCHEMA, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read what `to_json` wrote; raises `ArtifactError` for anything else."""
+        rebuild = "convert the model again: accel convert --model <name> --output <folder>"
+        try:
+            data = json.loads(text)
+            schema = data.pop("schema")
+            if schema != _SCHEMA:
+                raise ArtifactError(
+                    "The manifest has a schema this version does not read.", seen=f"schema {schema}", fix=rebuild
+                )
+            data["profiles"] = tuple(Profile(**{k: tuple(v) for k, v in p.items()}) for p in data["profiles"])
+            data["labels"] = tuple(data["labels"])
+            data["notes"] = tuple(data["notes"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError("The manifest cannot be read.", seen=repr(error), fix=rebuild) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A converted model in a folder. Made by `load` or by a converter, never by hand."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artifact:
+        """Read an artifact and check every file against its manifest.
+
+        Raises
+        ------
+        ArtifactError
+            The folder or manifest is missing, or a file is missing, truncated or changed.
+        """
+        folder = Path(folder)
+        rebuild = f"convert the model again: accel convert --model <name> --output {folder.name}"
+        path = folder / MANIFEST_FILE
+        if not path.is_file():
+            raise ArtifactError(f"There is no artifact in {folder.name}.", seen=f"no {MANIFEST_FILE}", fix=rebuild)
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        for name, record in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise ArtifactError(f"{name} is missing from the artifact {folder.name}.", seen="no such file", fix=rebuild)
+            if file.stat().st_size != record["bytes"]:
+                raise ArtifactError(
+                    f"{name} is truncated or was replaced.",
+                    seen=f"{file.stat().st_size} bytes where the manifest says {record['bytes']}",
+                    fix=rebuild,
+                )
+            if sha256(file) != record["sha256"]:
+                raise ArtifactError(f"{name} was changed after it was written.", seen="its SHA-256 differs", fix=rebuild)
+        return cls(folder, manifest)
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.folder / MODEL_FILES[self.manifest.format]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: format and precision, with the target of an engine."""
+        target = "" if self.manifest.target == "any" else f" {self.manifest.target}"
+        return f"{self.manifest.format} {self.manifest.precision}{target}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model file."""
+        return self.path.stat().st_size
+
+    @property
+    def validated(self) -> bool:
+        """Whether a validation has been passed and recorded."""
+        return bool(self.manifest.validation and self.manifest.validation.get("passed"))
+
+    def record_validation(self, verdict: dict[str, Any]) -> Artifact:
+        """Write a validation's verdict into the manifest and return the updated artifact."""
+        manifest = dataclasses.replace(self.manifest, validation=verdict)
+        _write_aside(self.folder / MANIFEST_FILE, manifest.to_json())
+        return Artifact(self.folder, manifest)
+
+    def copy_to(self, folder: str | Path) -> Artifact:
+        """Copy the artifact into another folder, whole or not at all."""
+        with writing(folder) as draft:
+            for name in [*self.manifest.files, MANIFEST_FILE]:
+                shutil.copy2(self.folder / name, draft / name)
+        return Artifact(Path(folder), self.manifest)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
+            for key, value in self.summary().items()
+        )
+        return f"<table>{rows}</table>"
+
+    def summary(self) -> dict[str, str]:
+        """What a reader wants to know first."""
+        m = self.manifest
+        checked = "passed" if self.validated else "not yet: accel.validate(...)"
+        return {
+            "model": m.model,
+            "holds": self.name,
+            "output": f"{m.output_name} [batch, {m.dimension}]",
+            "size": f"{self.size_bytes / 1e6:.1f} MB",
+            "built in": f"{m.seconds:.1f} s",
+            "validated": checked,
+        } | ({"note": "; ".join(m.notes)} if m.notes else {})
+
+
+@contextlib.contextmanager
+def writing(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty draft folder that replaces `folder` on success and vanishes on error."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, old / "old")
+            os.replace(draft, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def seal(draft: Path, manifest: Manifest) -> Manifest:
+    """Hash the files in a draft folder, write the manifest beside them, and return it completed."""
+    files = {
+        file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(draft.iterdir())
+        if file.name != MANIFEST_FILE
+    }
+    manifest = dataclasses.replace(
+        manifest, files=files, created=datetime.now(UTC).isoformat(timespec="seconds"), validation=None
+    )
+    (draft / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_aside(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.draft")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
