@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -143,17 +142,9 @@ class Artifact:
             raise ArtifactError(f"There is no artifact in {folder.name}.", seen=f"no {MANIFEST_FILE}", fix=rebuild)
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
         for name, record in manifest.files.items():
-            file = folder / name
-            if not file.is_file():
-                raise ArtifactError(f"{name} is missing from the artifact {folder.name}.", seen="no such file", fix=rebuild)
-            if file.stat().st_size != record["bytes"]:
-                raise ArtifactError(
-                    f"{name} is truncated or was replaced.",
-                    seen=f"{file.stat().st_size} bytes where the manifest says {record['bytes']}",
-                    fix=rebuild,
-                )
-            if sha256(file) != record["sha256"]:
-                raise ArtifactError(f"{name} was changed after it was written.", seen="its SHA-256 differs", fix=rebuild)
+            damage = _damage(folder, name, record)
+            if damage:
+                raise ArtifactError(f"{name} is not the file the manifest describes.", seen=damage, fix=rebuild)
         return cls(folder, manifest)
 
     @property
@@ -222,11 +213,11 @@ def writing(folder: str | Path) -> Iterator[Path]:
         draft.chmod(0o755)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / "old")
-            os.replace(draft, folder)
+            folder.replace(old / "old")
+            draft.replace(folder)
             shutil.rmtree(old)
         else:
-            os.replace(draft, folder)
+            draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -251,7 +242,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _damage(folder: Path, name: str, record: dict[str, Any]) -> str | None:
+    file = folder / name
+    if Path(name).name != name or not file.is_file():
+        return "no such file"
+    if file.stat().st_size != record["bytes"]:
+        return f"{file.stat().st_size} bytes where the manifest says {record['bytes']}"
+    return None if sha256(file) == record["sha256"] else "its SHA-256 differs"
+
+
 def _write_aside(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.draft")
     aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
