@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from accel_lib.artifact import Artifact
+    from accel_lib.checkup import doctor
     from accel_lib.convert.onnx import to_onnx, to_torch
     from accel_lib.convert.tensorrt import to_tensorrt
     from accel_lib.convert.validate import validate
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from accel_lib.lab.compare import choose, compare
     from accel_lib.lab.load import load
     from accel_lib.lab.tune import tune
-    from accel_lib.machine import doctor
     from accel_lib.models import load_model
     from accel_lib.models.sentiment import train_classifier
     from accel_lib.show.lesson import check, predict, reveal
@@ -36,7 +36,7 @@ _ROOMS = {
     "check": "show.lesson",
     "choose": "lab.compare",
     "compare": "lab.compare",
-    "doctor": "machine",
+    "doctor": "checkup",
     "ensure": "course",
     "load": "lab.load",
     "load_model": "models",

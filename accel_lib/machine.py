@@ -1,14 +1,190 @@
-"""What this code is running on: CPU, GPU, driver, memory, and where files may be kept."""
+"""What this code is running on: CPU, GPU, driver, memory, versions, and where files may be kept.
+
+Nothing heavy is imported: packages are known by their metadata, GPUs by ``nvidia-smi``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
 import os
+import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
+import psutil
+
+Place = Literal["colab", "kaggle", "wsl2", "linux", "mac", "other"]
+
+PACKAGES = (
+    *("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "pandas", "onnx", "onnxscript"),
+    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12"),
+    *("tensorrt-rtx-cu13", "tritonclient", "grpcio", "protobuf", "ipywidgets", "papermill"),
+)
+# Linux's names of the instructions that decide how fast 8-bit and 32-bit arithmetic is, weakest first.
+_ISA = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_int8": "AMX",
+    "asimddp": "NEON dot product",
+    "i8mm": "I8MM",
+}
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def cache_dir(*parts: str) -> Path:
     """Folder for downloads and built artifacts: ``$ACCEL_HOME``, or the user's cache folder."""
     home = os.environ.get("ACCEL_HOME") or platformdirs.user_cache_dir("accel_lib")
     return Path(home).joinpath(*parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One NVIDIA GPU; `compute_capability` as NVIDIA writes it, such as ``"7.5"``."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability}, {self.memory_bytes / 2**30:.0f} GiB)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The machine a result was measured on; its ``str`` is the caption of a plot or a table.
+
+    Parameters
+    ----------
+    place
+        Where this runs: a Colab or Kaggle machine, WSL2, or plain ``"linux"`` or ``"mac"``.
+    system, python, libc
+        Such as ``"Linux x86_64"``, ``"3.12.3"``, ``"glibc 2.36"`` (empty where there is no C library to name).
+    cpu, cores, isa
+        Processor name, cores that this process may use (affinity and container limit), its fast instructions.
+    memory_bytes
+        Memory that this process may use: the machine's, or the container's limit.
+    gpus
+        NVIDIA GPUs, empty where there is none.
+    versions
+        Installed version of each package that matters, by package name.
+    """
+
+    place: Place
+    system: str
+    python: str
+    libc: str
+    cpu: str
+    cores: int
+    isa: tuple[str, ...]
+    memory_bytes: int
+    gpus: tuple[Gpu, ...]
+    versions: dict[str, str]
+
+    def __str__(self) -> str:
+        fast = f" ({self.isa[-1]})" if self.isa else ""
+        cores = f"{self.cores} core{'s' if self.cores != 1 else ''}"
+        gpu = " + ".join(gpu.name for gpu in self.gpus) or "no GPU"
+        torch = f" · torch {self.versions['torch']}" if "torch" in self.versions else ""
+        return f"{cores} {self.cpu}{fast}, {gpu} · Python {self.python}{torch}"
+
+
+def inspect_machine() -> Machine:
+    """Look at the machine; takes well under a second.
+
+    Examples
+    --------
+    >>> print(inspect_machine())  # doctest: +SKIP
+    2 cores Intel Xeon (AVX2), Tesla T4 · Python 3.12.3 · torch 2.10.0
+    """
+    cpu, isa = _cpu()
+    return Machine(
+        place=_place(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        libc=" ".join(platform.libc_ver()).strip(),
+        cpu=cpu,
+        cores=_cores(),
+        isa=isa,
+        memory_bytes=_memory_bytes(),
+        gpus=_gpus(),
+        versions=_versions(),
+    )
+
+
+def _place() -> Place:
+    if "COLAB_RELEASE_TAG" in os.environ or "google.colab" in sys.modules:
+        return "colab"
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return "kaggle"
+    if sys.platform == "linux":
+        return "wsl2" if "microsoft" in platform.release().lower() else "linux"
+    return "mac" if sys.platform == "darwin" else "other"
+
+
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine(), ()
+    first = info.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = f"{fields.get('flags', '')} {fields.get('Features', '')}".split()
+    name = fields.get("model name", platform.machine())
+    for noise in ("(R)", "(TM)", " CPU", " Processor"):
+        name = name.replace(noise, "")
+    return " ".join(name.split()), tuple(label for flag, label in _ISA.items() if flag in flags)
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = _words("cpu.max") or [*_words("cpu/cpu.cfs_quota_us"), *_words("cpu/cpu.cfs_period_us")]
+    if len(quota) == 2 and quota[0].isdigit():  # "max" and "-1" mean no limit
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def _memory_bytes() -> int:
+    limits = [*_words("memory.max"), *_words("memory/memory.limit_in_bytes")]
+    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def _words(name: str) -> list[str]:
+    """Words of a control-group file (version 2 or 1), none where it is not there."""
+    file = _CGROUP / name
+    return file.read_text(encoding="ascii").split() if file.is_file() else []
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    command = [
+        "nvidia-smi",
+        "--query-gpu=name,compute_cap,memory.total,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
+    if shutil.which(command[0]) is None or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return ()
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (subprocess.SubprocessError, OSError):
+        return ()  # the tool is there and no GPU answers: `doctor` says so
+    rows = [[field.strip() for field in line.split(",")] for line in lines]
+    return tuple(
+        Gpu(name=name, compute_capability=capability, memory_bytes=int(mebibytes) * 2**20, driver=driver)
+        for name, capability, mebibytes, driver in rows
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

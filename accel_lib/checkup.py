@@ -1,0 +1,219 @@
+"""The doctor: what this machine can do, what it cannot, and the command that mends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from accel_lib.machine import Machine, cache_dir, inspect_machine
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+State = Literal["ok", "warn", "fail"]
+
+MARKS: dict[State, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+# The oldest driver for each CUDA release: https://docs.nvidia.com/deploy/cuda-compatibility/
+_DRIVERS = {"13": 580, "12": 525}
+_GLIBC = (2, 35)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One row: what was looked at, what was seen, whether it will do, and the fix where it will not."""
+
+    what: str
+    seen: str
+    state: State = "ok"
+    fix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkup:
+    """Everything `doctor` found; a table in a notebook."""
+
+    machine: Machine
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; warnings are allowed."""
+        return all(finding.state != "fail" for finding in self.findings)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a finding: what, seen, state, fix."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(finding) for finding in self.findings])
+
+    def __repr__(self) -> str:
+        wide = max(len(finding.what) for finding in self.findings)
+        lines = (
+            f"{MARKS[f.state]} {f.what:<{wide}}  {f.seen}" + (f"  → {f.fix}" if f.fix else "") for f in self.findings
+        )
+        return "\n".join([str(self.machine), *lines])
+
+    def _repr_html_(self) -> str:
+        cells = ((MARKS[f.state], f.what, f.seen, f.fix) for f in self.findings)
+        rows = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in cells
+        )
+        head = "".join(f"<th style='text-align:left'>{title}</th>" for title in ("", "what", "seen", "what to do"))
+        return f"<p>{html.escape(str(self.machine))}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+def doctor() -> Checkup:
+    """Check this machine from the C library to the ports, in under a second, importing nothing heavy.
+
+    Examples
+    --------
+    >>> doctor().ok
+    True
+    """
+    machine = inspect_machine()
+    looks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt)
+    findings = [finding for look in looks for finding in look(machine)]
+    return Checkup(machine, (*findings, _triton(), _ports()))
+
+
+def _python(machine: Machine) -> Iterator[Finding]:
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
+        yield Finding("Python", machine.python)
+    else:
+        yield Finding("Python", machine.python, "fail", "use Python 3.11, 3.12 or 3.13: make setup PYTHON=python3.12")
+
+
+def _system(machine: Machine) -> Iterator[Finding]:
+    seen = f"{machine.system}, {machine.libc or 'no glibc'} ({machine.place})"
+    name, _, version = machine.libc.partition(" ")
+    enough = name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= _GLIBC
+    if machine.system == "Linux x86_64" and enough:
+        yield Finding("System", seen)
+    else:
+        fix = "serving needs Linux x86-64 with glibc 2.35 (Colab, Kaggle, Ubuntu 22.04, WSL2); converting works here"
+        yield Finding("System", seen, "warn", fix)
+
+
+def _libpython(machine: Machine) -> Iterator[Finding]:
+    if sys.version_info >= (3, 13) or not machine.system.startswith("Linux"):
+        return  # Triton's stub for Python 3.13 needs no shared library
+    name = f"libpython3.{sys.version_info.minor}.so.1.0"
+    folders = [
+        Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"),
+        Path("/usr/lib", f"{sysconfig.get_platform()[6:]}-linux-gnu"),
+    ]
+    if any((folder / name).is_file() for folder in folders):
+        yield Finding("Python library", name)
+    else:
+        fix = f"Triton's Python backend loads it: apt-get install libpython3.{sys.version_info.minor}"
+        yield Finding("Python library", f"no {name}", "warn", fix)
+
+
+def _processor(machine: Machine) -> Iterator[Finding]:
+    seen = f"{machine.cores} cores of {machine.cpu}, {', '.join(machine.isa) or 'no fast instructions known'}"
+    slow = machine.system == "Linux x86_64" and not machine.isa
+    fix = "everything runs, several times slower than with AVX2" if slow else ""
+    yield Finding("CPU", seen, "warn" if slow else "ok", fix)
+
+
+def _memory(machine: Machine) -> Iterator[Finding]:
+    gibibytes = machine.memory_bytes / 2**30
+    short = gibibytes < 4
+    fix = "close other programs: the course needs about 4 GiB" if short else ""
+    yield Finding("Memory", f"{gibibytes:.1f} GiB", "warn" if short else "ok", fix)
+    shared = Path("/dev/shm")
+    if shared.is_dir():
+        mebibytes = shutil.disk_usage(shared).total / 2**20
+        small = mebibytes < 256
+        fix = "Triton passes tensors through it: docker run --shm-size=1g" if small else ""
+        yield Finding("Shared memory", f"{mebibytes:,.0f} MiB in /dev/shm", "warn" if small else "ok", fix)
+
+
+def _gpu(machine: Machine) -> Iterator[Finding]:
+    if not machine.gpus and shutil.which("nvidia-smi"):
+        yield Finding("GPU", "nvidia-smi is here and shows no GPU", "warn", "run nvidia-smi and read what it says")
+    elif not machine.gpus:
+        yield Finding("GPU", "none: CPU engines")
+    for gpu in machine.gpus:
+        yield Finding("GPU", str(gpu))
+    if machine.gpus:
+        driver = machine.gpus[0].driver
+        cuda = next((cuda for cuda, oldest in _DRIVERS.items() if _major(driver) >= oldest), None)
+        if cuda:
+            yield Finding("Driver", f"{driver}: CUDA {cuda}")
+        else:
+            yield Finding("Driver", driver, "fail", f"install driver {_DRIVERS['12']} or newer")
+
+
+def _torch(machine: Machine) -> Iterator[Finding]:
+    version = machine.versions.get("torch")
+    if version is None:
+        yield Finding("torch", "not installed", "fail", "python -m pip install 'accel_lib[models]'")
+    elif machine.gpus and version.endswith("+cpu"):
+        fix = "python -m pip uninstall -y torch, then python -m pip install torch"
+        yield Finding("torch", f"{version}: it cannot see the GPU", "warn", fix)
+    else:
+        yield Finding("torch", version)
+
+
+def _packages(machine: Machine) -> Iterator[Finding]:
+    versions = machine.versions
+    old = _major(versions["numpy"]) < 2
+    yield Finding("numpy", versions["numpy"], *(("fail", "python -m pip install 'numpy>=2'") if old else ("ok", "")))
+    extras = {"transformers": "models", "sentence-transformers": "models", "onnx": "convert", "tritonclient": "triton"}
+    for package, extra in extras.items():
+        missing = package not in versions
+        fix = f"python -m pip install 'accel_lib[{extra}]'" if missing else ""
+        yield Finding(package, versions.get(package, "not installed"), "fail" if missing else "ok", fix)
+    runtimes = {name: versions[name] for name in ("onnxruntime", "onnxruntime-gpu") if name in versions}
+    seen = ", ".join(f"{name} {version}" for name, version in runtimes.items())
+    if len(runtimes) == 1:
+        yield Finding("onnxruntime", seen)
+    elif runtimes:
+        fix = "they overwrite each other: uninstall both, then install one"
+        yield Finding("onnxruntime", seen, "fail", fix)
+    else:
+        yield Finding("onnxruntime", "not installed", "fail", "python -m pip install 'accel_lib[convert]'")
+
+
+def _tensorrt(machine: Machine) -> Iterator[Finding]:
+    found = {name: version for name, version in machine.versions.items() if name.startswith("tensorrt")}
+    seen = ", ".join(f"{name} {version}" for name, version in found.items())
+    builds = {build for build in _DRIVERS for name in found if name.endswith(f"cu{build}")}
+    if not found:
+        yield Finding("TensorRT", "not installed: ONNX Runtime serves", fix="python -m pip install 'accel_lib[rtx]'")
+    elif len(builds) > 1:
+        fix = "keep the build of your driver: python -m pip uninstall the other one"
+        yield Finding("TensorRT", f"{seen}: builds for two CUDA releases", "fail", fix)
+    elif machine.gpus and builds and _major(machine.gpus[0].driver) < _DRIVERS[min(builds)]:
+        fix = f"it needs driver {_DRIVERS[min(builds)]} or newer; or install the cu12 build"
+        yield Finding("TensorRT", seen, "fail", fix)
+    else:
+        yield Finding("TensorRT", seen if machine.gpus else f"{seen}: builds engines, runs none without a GPU")
+
+
+def _triton() -> Finding:
+    installed = sorted(record.parent.name for record in cache_dir("triton").glob("*/installed.json"))
+    return Finding("Triton", ", ".join(installed) or "fetched on the first accel.serve(...), 55 MB")
+
+
+def _ports() -> Finding:
+    taken = [str(port) for port in (8000, 8001, 8002) if not _free(port)]
+    return Finding("Ports", f"{', '.join(taken)} taken: serve() takes free ones" if taken else "8000, 8001, 8002 free")
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
