@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from accel_lib.convert.onnx import to_onnx, to_torch
     from accel_lib.convert.tensorrt import to_tensorrt
     from accel_lib.convert.validate import validate
-    from accel_lib.course import ensure
     from accel_lib.engines import open_engine
     from accel_lib.errors import AccelError
     from accel_lib.lab.compare import choose, compare
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from accel_lib.lab.tune import tune
     from accel_lib.models import load_model
     from accel_lib.models.sentiment import train_classifier
+    from accel_lib.prepare import ensure
     from accel_lib.show.lesson import check, predict, reveal
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve
@@ -37,7 +37,7 @@ _ROOMS = {
     "choose": "lab.compare",
     "compare": "lab.compare",
     "doctor": "checkup",
-    "ensure": "course",
+    "ensure": "prepare",
     "load": "lab.load",
     "load_model": "models",
     "load_texts": "texts",

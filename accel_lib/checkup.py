@@ -173,15 +173,10 @@ def _packages(machine: Machine) -> Iterator[Finding]:
         missing = package not in versions
         fix = f"python -m pip install 'accel_lib[{extra}]'" if missing else ""
         yield Finding(package, versions.get(package, "not installed"), "fail" if missing else "ok", fix)
-    runtimes = {name: versions[name] for name in ("onnxruntime", "onnxruntime-gpu") if name in versions}
-    seen = ", ".join(f"{name} {version}" for name, version in runtimes.items())
-    if len(runtimes) == 1:
-        yield Finding("onnxruntime", seen)
-    elif runtimes:
-        fix = "they overwrite each other: uninstall both, then install one"
-        yield Finding("onnxruntime", seen, "fail", fix)
-    else:
-        yield Finding("onnxruntime", "not installed", "fail", "python -m pip install 'accel_lib[convert]'")
+    runtimes = [f"{name} {versions[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
+    fix = "python -m pip install 'accel_lib[convert]'" if not runtimes else ""
+    fix = "they overwrite each other: uninstall both, then install one" if len(runtimes) > 1 else fix
+    yield Finding("ONNX Runtime", " and ".join(runtimes) or "not installed", "fail" if fix else "ok", fix)
 
 
 def _tensorrt(machine: Machine) -> Iterator[Finding]:

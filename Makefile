@@ -1,0 +1,104 @@
+# The targets below are the whole vocabulary of this project; `make` prints them.
+#
+# Settings, on the command line:
+#   PYTHON=python3.12      the Python to make the environment with (3.11, 3.12 or 3.13)
+#   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
+#   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
+#   NB=00_start_here       the notebooks for course and outputs; default: all
+
+SHELL := /bin/bash
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := course,rtx,test
+NBVAL := notebooks/00_start_here.ipynb notebooks/03_triton_in_a_notebook.ipynb
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+# Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.
+TORCH_RANGE := torch>=2.10
+TORCH_CPU := torch==2.13.0+cpu
+has_gpu = { [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; }
+
+.PHONY: help
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## make the environment in .venv and install the project
+
+.PHONY: course
+course: setup ## run every notebook headless into out/
+	@$(BIN)/accel course run $(NB)
+
+.PHONY: test
+test: lint types unit integration notebooks ## all of the checks below, as CI runs them
+
+.PHONY: lint
+lint: setup ## ruff: rules and format, notebooks too; badges and set-up cells
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/accel course frame
+
+.PHONY: types
+types: setup ## mypy --strict
+	@$(BIN)/mypy
+
+.PHONY: unit
+unit: setup ## tests that start no server
+	@$(BIN)/python -m pytest tests/unit
+
+.PHONY: integration
+integration: setup ## tests on a real Triton
+	@$(BIN)/python -m pytest tests/integration
+
+.PHONY: notebooks
+notebooks: setup ## nbval on two notebooks, then each one alone from an empty cache
+	@ACCEL_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NBVAL)
+	@$(BIN)/accel course run --fresh
+
+.PHONY: outputs
+outputs: setup ## run notebooks and keep their outputs in notebooks/
+	@$(BIN)/accel course run --write $(NB)
+
+.PHONY: lab
+lab: setup ## open JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+.PHONY: clean
+clean: ## remove what was built: out/, caches of tools, artifacts in the model repository
+	rm -rf out build .pytest_cache .ruff_cache .mypy_cache model_repository/*/*/artifact
+	find accel_lib tests colab model_repository -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(find_python)
+	@$(BIN)/python -c 'from importlib.metadata import version; version("torch")' 2>/dev/null || { $(install_torch); }
+	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@$(BIN)/accel --version
+	@touch $@
+
+define find_python
+for python in $(PYTHONS); do \
+    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || continue; \
+    echo "Setting up .venv with $$("$$python" --version); this takes a few minutes, once."; \
+    exec "$$python" -m venv .venv; \
+done; \
+echo "No Python from 3.11 to 3.13 was found."; \
+for python in $(PYTHONS); do echo "  seen: $$python: $$("$$python" --version 2>&1 | head -1)"; done; \
+echo "  fix:  install one, then: make $(MAKECMDGOALS) PYTHON=<its path>"; \
+exit 1
+endef
+
+define install_torch
+if [ -n "$(TORCH)" ]; then wanted="$(TORCH)"; \
+elif [ -n "$(TORCH_INDEX)" ] || $(has_gpu); then wanted="$(TORCH_RANGE)"; \
+else wanted="$(TORCH_CPU)"; fi; \
+echo "Installing $$wanted"; \
+$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$wanted" && exit; \
+echo "torch could not be installed."; \
+echo "  seen: $$wanted for $$($(BIN)/python --version)"; \
+echo "  fix:  make $(MAKECMDGOALS) TORCH_INDEX=<index address of the CPU build, from https://pytorch.org/get-started/locally>"; \
+echo "        or the default build, which brings several GB of CUDA along: make $(MAKECMDGOALS) TORCH=torch"; \
+exit 1
+endef

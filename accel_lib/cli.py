@@ -1,0 +1,205 @@
+"""The ``accel`` command. Each subcommand imports what it needs, so that ``accel --help`` answers at once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import accel_lib
+from accel_lib.errors import AccelError
+
+if TYPE_CHECKING:
+    from accel_lib.artifact import Artifact
+    from accel_lib.models import Model
+
+
+class _Group(TyperGroup):
+    """Shows an `AccelError` as its three lines, without a traceback, and exits with 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AccelError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Convert a transformer encoder, serve it with a real Triton server, and run the course.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+course = typer.Typer(help="Run the notebooks of the course, or keep their frame.", no_args_is_help=True)
+app.add_typer(course, name="course")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"accel_lib {accel_lib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and say what it can do, what it cannot, and the fix."""
+    from accel_lib.checkup import MARKS
+    from accel_lib.checkup import doctor as look
+
+    checkup = look()
+    rows = [(MARKS[f.state], f.what, f.seen, f.fix) for f in checkup.findings]
+    _table(str(checkup.machine), ("", "what", "seen", "what to do"), rows)
+    raise typer.Exit(0 if checkup.ok else 1)
+
+
+@app.command()
+def report() -> None:
+    """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
+    from accel_lib.checkup import MARKS
+    from accel_lib.checkup import doctor as look
+
+    checkup = look()
+    lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
+    lines += [f"| {MARKS[f.state]} | {f.what} | {f.seen} |" for f in checkup.findings]
+    lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
+    print("\n".join(lines))
+
+
+@app.command()
+def models() -> None:
+    """List the models this project is built around; any hub id or folder works as well."""
+    from accel_lib.models import catalogue
+
+    _table("Models", ("name", "task", "what"), [(entry.name, entry.task, entry.what) for entry in catalogue()])
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; replaced whole.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-qdq.")] = "fp32",
+    target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
+    texts: Annotated[str, typer.Option(help="File of texts like yours: validates, and shapes the engine.")] = "mixed",
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a .csv, .tsv, .jsonl or .parquet.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub token for a private id.")] = None,
+) -> None:
+    """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
+    from accel_lib.convert.onnx import to_onnx
+    from accel_lib.convert.validate import validate
+    from accel_lib.models import load_model
+    from accel_lib.texts import load_texts
+
+    sample = load_texts(texts, column=column, limit=256)
+    loaded = load_model(model, revision=revision, token=token)
+    onnx = to_onnx(loaded, precision=precision, texts=sample, output=None if target else output)
+    verdict = validate(onnx, reference=loaded, texts=sample)
+    print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+    if target:
+        _build_engine(onnx, loaded, sample, target, output)
+    for file in sorted(output.iterdir()):
+        print(f"  {output.name}/{file.name}  {file.stat().st_size / 1e6:.1f} MB")
+
+
+def _build_engine(onnx: Artifact, model: Model, texts: Sequence[str], target: str, output: Path) -> None:
+    from accel_lib.convert.tensorrt import to_tensorrt
+    from accel_lib.convert.validate import validate
+    from accel_lib.machine import inspect_machine
+
+    plan = to_tensorrt(onnx, target=target, lengths=model.lengths(texts), output=output)
+    capabilities = {f"sm{gpu.compute_capability.replace('.', '')}" for gpu in inspect_machine().gpus}
+    if plan.manifest.target in capabilities:
+        verdict = validate(plan, reference=model, texts=texts)
+        print(f"{plan.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+    else:
+        print(f"{plan.name}: built; not validated, as this machine has no such GPU. Validate it there before serving.")
+
+
+@course.command("run")
+def run_course(
+    names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
+    ] = False,
+    write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
+    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for the parameters cell.")] = None,
+    cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
+) -> None:
+    """Run notebooks headless, show a table, and fail if one fails."""
+    from accel_lib.course import NOTEBOOKS, keep_outputs, run_notebooks
+    from accel_lib.frame import project_root
+
+    paths = [
+        _notebook(project_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb") for name in names or NOTEBOOKS
+    ]
+    values = dict(_value(text) for text in parameter or [])
+    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, cell_timeout_s=cell_timeout)
+    passed = sum(not run.failure for run in runs)
+    _table(
+        f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s",
+        ("notebook", "seconds", "verdict"),
+        [(run.name, f"{run.seconds:.1f}", run.verdict) for run in runs],
+    )
+    if write:
+        for path, run in zip(paths, runs, strict=True):
+            if not run.failure:
+                keep_outputs(path, output / path.name)
+    raise typer.Exit(0 if passed == len(runs) else 1)
+
+
+@course.command()
+def frame(
+    write: Annotated[bool, typer.Option("--write", help="Rewrite what differs.")] = False,
+) -> None:
+    """Compare badges and set-up cells with [project.urls] Repository in pyproject.toml."""
+    from accel_lib.frame import frame as compare
+
+    differing = compare(write=write)
+    for name in differing:
+        print(f"{'rewritten' if write else 'differs'}: {name}")
+    raise typer.Exit(1 if differing and not write else 0)
+
+
+def _notebook(path: Path) -> Path:
+    if path.is_file():
+        return path
+    known = ", ".join(file.stem for file in sorted(path.parent.glob("*.ipynb")))
+    raise AccelError("The course has no such notebook.", seen=path.stem, fix=f"accel course run with one of: {known}")
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise AccelError("A parameter is NAME=VALUE.", seen=text, fix="accel course run -p QUICK=False")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)

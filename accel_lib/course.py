@@ -1,0 +1,136 @@
+"""The course: its notebooks in reading order, and the headless runner."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_lib.errors import require
+from accel_lib.machine import cache_dir
+
+NOTEBOOKS = ("00_start_here", "01_pytorch_to_onnx", "02_onnx_to_tensorrt", "03_triton_in_a_notebook", "your_model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotebookRun:
+    """One executed notebook: its name, cells, duration, and the cell that failed, if one did."""
+
+    name: str
+    cells: int
+    seconds: float
+    failure: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``"passed"``, or the failing cell."""
+        return self.failure or "passed"
+
+
+def run_notebooks(
+    paths: Sequence[Path],
+    *,
+    output: Path,
+    parameters: dict[str, Any] | None = None,
+    fresh: bool = False,
+    cell_timeout_s: int = 600,
+) -> list[NotebookRun]:
+    """Execute notebooks one after the other, each in its own kernel, with a line of progress each.
+
+    Parameters
+    ----------
+    paths
+        Notebook files.
+    output
+        Folder for the executed copies.
+    parameters
+        Values for the cell tagged ``parameters``.
+    fresh
+        Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
+    cell_timeout_s
+        Longest time one cell may take.
+
+    Returns
+    -------
+    list of NotebookRun
+        One for each notebook, also for those that failed.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for path in paths:
+        with _surroundings(fresh):
+            run = _run(path.resolve(), output.resolve() / path.name, parameters or {}, cell_timeout_s)
+        mark = "✗" if run.failure else "✓"
+        print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
+        runs.append(run)
+    return runs
+
+
+def keep_outputs(path: Path, copy: Path) -> None:
+    """Write the outputs of an executed copy into the notebook itself, and nothing else of the copy."""
+    notebook, executed = _read(path), {cell.id: cell for cell in _read(copy).cells}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = executed[cell.id].outputs
+            cell.execution_count = executed[cell.id].execution_count
+    path.write_text(require("nbformat", extra="notebook").writes(notebook) + "\n", encoding="utf-8")
+
+
+def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int) -> NotebookRun:
+    papermill = require("papermill", extra="notebook")
+    bar = {"desc": path.stem, "leave": False, "disable": not sys.stderr.isatty(), "mininterval": 0}
+    bar["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
+    source = _read(path)
+    copy.unlink(missing_ok=True)
+    started, failure = time.monotonic(), ""
+    try:
+        papermill.execute_notebook(
+            path, copy, parameters, cwd=path.parent, progress_bar=bar, execution_timeout=cell_timeout_s
+        )
+    except Exception as error:  # a cell raised, ran out of time or killed its kernel: each has its own type
+        failure = _failure(source, copy, error)
+    return NotebookRun(name=path.stem, cells=len(source.cells), seconds=time.monotonic() - started, failure=failure)
+
+
+def _failure(source: Any, copy: Path, error: Exception) -> str:
+    """Name the last cell that was started: its number, tags and first line, and the error."""
+    reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
+    executed = _read(copy).cells if copy.is_file() else []
+    started = [cell for cell in executed if cell.metadata.get("papermill", {}).get("start_time")]
+    if not started:
+        return f"before the first cell: {reason}"
+    last = started[-1]
+    number = next((str(n) for n, cell in enumerate(source.cells, 1) if cell.id == last.id), "of injected parameters")
+    tags = "".join(f" [{tag}]" for tag in last.metadata.get("tags", []))
+    return f"cell {number}{tags} `{last.source.strip().splitlines()[0]}` {reason}"
+
+
+@contextlib.contextmanager
+def _surroundings(fresh: bool) -> Iterator[None]:
+    """Environment of the kernels: headless, and with `fresh` an empty cache and repository that vanish afterwards."""
+    with tempfile.TemporaryDirectory(prefix="accel-") as folder:
+        changed = {"ACCEL_HEADLESS": "1"}
+        if fresh:
+            triton = cache_dir("triton")
+            triton.mkdir(parents=True, exist_ok=True)
+            home = Path(folder, "cache")
+            home.mkdir()
+            (home / "triton").symlink_to(triton.resolve(), target_is_directory=True)
+            changed |= {"ACCEL_HOME": str(home), "ACCEL_REPOSITORY": str(Path(folder, "model_repository"))}
+        before = dict(os.environ)
+        os.environ.update(changed)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _read(path: Path) -> Any:
+    return require("nbformat", extra="notebook").read(path, as_version=4)

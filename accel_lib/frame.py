@@ -1,0 +1,123 @@
+"""The frame every notebook of the course has: badges and a set-up cell, generated from one setting.
+
+The setting is ``[project.urls] Repository`` in pyproject.toml. Change it, then run ``accel course frame --write``: the
+badges in notebooks and pages, the set-up cells and ``colab/bootstrap.py`` follow.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+from accel_lib.errors import MachineError, require
+
+_BRANCH = "main"
+_BADGE = re.compile(r"\[!\[Open in (Colab|Kaggle)\]\([^)]*\)\]\([^)]*/notebooks/([\w/]+)\.ipynb\)")
+_SOURCE = re.compile(r'^REPOSITORY = ".*"$', re.MULTILINE)
+_PAGES = ("README.md", "colab/README.md", "kaggle/README.md")
+_SETUP = """\
+import importlib.util
+
+if importlib.util.find_spec("accel_lib") is None:  # an empty Colab or Kaggle machine: fetch and install the project
+    from urllib.request import urlopen
+
+    exec(urlopen("https://raw.githubusercontent.com/{slug}/{branch}/colab/bootstrap.py").read())
+
+import accel_lib as accel"""
+
+
+def project_root() -> Path:
+    """The checkout that holds the notebooks.
+
+    Raises
+    ------
+    MachineError
+        accel_lib is installed without them.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir():
+        return root
+    raise MachineError(
+        "The course is not part of this installation of accel_lib.",
+        seen="no notebooks folder beside the package",
+        fix=f"git clone {repository_url()} && cd {repository_url().rpartition('/')[2]} && make course",
+    )
+
+
+def repository_url() -> str:
+    """Address of the project's repository, from the installed package's metadata."""
+    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("accel_lib").get_all("Project-URL", []))
+    return str(urls["Repository"])
+
+
+def badges(notebook: str) -> str:
+    """Two badges in a line: open a notebook, such as ``"00_start_here"``, on an empty Colab or Kaggle machine."""
+    return f"{_badge('Colab', notebook)} {_badge('Kaggle', notebook)}"
+
+
+def setup_cell() -> str:
+    """Source of every notebook's first code cell: a no-op wherever the project is installed."""
+    return _SETUP.format(slug=_slug(), branch=_BRANCH)
+
+
+def frame(*, write: bool = False) -> list[str]:
+    """Compare each generated line in the checkout with the setting.
+
+    Parameters
+    ----------
+    write
+        Rewrite what differs.
+
+    Returns
+    -------
+    list of str
+        Files that differ, or that were rewritten, relative to the checkout.
+    """
+    root = project_root()
+    wanted = {root / page: _pages_text(root / page) for page in _PAGES if (root / page).is_file()}
+    wanted |= {path: _notebook_text(path) for path in sorted((root / "notebooks").rglob("*.ipynb"))}
+    bootstrap = root / "colab" / "bootstrap.py"
+    wanted[bootstrap] = _SOURCE.sub(f'REPOSITORY = "{repository_url()}"', bootstrap.read_text(encoding="utf-8"))
+    differing = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
+    if write:
+        for path, text in differing.items():
+            path.write_text(text, encoding="utf-8")
+    return [str(path.relative_to(root)) for path in differing]
+
+
+def _pages_text(path: Path) -> str:
+    return _BADGE.sub(lambda found: _badge(*found.groups()), path.read_text(encoding="utf-8"))
+
+
+def _notebook_text(path: Path) -> str:
+    nbformat = require("nbformat", extra="notebook")
+    notebook = nbformat.read(path, as_version=4)
+    before: str = nbformat.writes(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _BADGE.sub(lambda found: _badge(*found.groups()), cell.source)
+    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
+    if first is not None and "bootstrap.py" in first.source:
+        first.source = setup_cell()
+    after: str = nbformat.writes(notebook)
+    return path.read_text(encoding="utf-8") if after == before else after + "\n"
+
+
+def _badge(place: str, notebook: str) -> str:
+    page = f"{_slug()}/blob/{_BRANCH}/notebooks/{notebook}.ipynb"
+    image, link = {
+        "Colab": (
+            "https://colab.research.google.com/assets/colab-badge.svg",
+            f"https://colab.research.google.com/github/{page}",
+        ),
+        "Kaggle": (
+            "https://kaggle.com/static/images/open-in-kaggle.svg",
+            f"https://kaggle.com/kernels/welcome?src=https://github.com/{page}",
+        ),
+    }[place]
+    return f"[![Open in {place}]({image})]({link})"
+
+
+def _slug() -> str:
+    return "/".join(repository_url().rstrip("/").removesuffix(".git").split("/")[-2:])
