@@ -1,0 +1,93 @@
+"""What a model has to agree with: sentence-transformers' own encode, or transformers' own forward pass."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.errors import require
+from accel_lib.models.model import Reference
+from accel_lib.models.quiet import quiet
+
+
+class SentenceReference:
+    """``SentenceTransformer(folder).encode``, in float32 on the CPU; `normalize` for bare checkpoints only."""
+
+    def __init__(self, folder: Path, *, max_length: int, normalize: bool) -> None:
+        self._folder = folder
+        self._max_length = max_length
+        self._normalize = normalize
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The ``SentenceTransformer``."""
+        library = require("sentence_transformers", extra="models")
+        with quiet():
+            encoder = library.SentenceTransformer(str(self._folder), device="cpu", trust_remote_code=False)
+        encoder.max_seq_length = self._max_length
+        return encoder.float().eval()
+
+    def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Texts to float32 ``[n, dimension]``."""
+        vectors = self.loaded.encode(
+            list(texts), batch_size=batch_size, normalize_embeddings=self._normalize, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+class ClassifierReference:
+    """transformers' tokenizer and sequence classifier, in float32 on the CPU."""
+
+    def __init__(self, folder: Path, *, max_length: int) -> None:
+        self._folder = folder
+        self._max_length = max_length
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The classifier; its tokenizer is ``loaded.tokenizer``."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        with quiet():
+            classifier = AutoModelForSequenceClassification.from_pretrained(self._folder, trust_remote_code=False)
+            classifier.tokenizer = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
+        return classifier.float().eval()
+
+    def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Texts to float32 ``[n, labels]``."""
+        import torch
+
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), batch_size):
+                inputs = self.loaded.tokenizer(
+                    list(texts[start : start + batch_size]),
+                    padding=True,
+                    truncation=True,
+                    max_length=self._max_length,
+                    return_tensors="pt",
+                )
+                rows.append(self.loaded(**inputs).logits.numpy())
+        return np.concatenate(rows)
+
+
+class HeadReference:
+    """A linear head, in NumPy, on another reference's vectors."""
+
+    def __init__(self, encoder: Reference, *, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        self._encoder = encoder
+        self._weight = weight
+        self._bias = bias
+
+    @property
+    def loaded(self) -> Any:
+        """What computes the vectors."""
+        return self._encoder.loaded
+
+    def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
+        """Texts to float32 ``[n, labels]``."""
+        vectors = self._encoder(texts, batch_size=batch_size)
+        return (vectors @ self._weight.T + self._bias).astype(np.float32)

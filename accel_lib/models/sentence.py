@@ -1,0 +1,213 @@
+"""What a model folder asks for, read from its JSON files alone: honoured exactly, or refused by name.
+
+The files are those of sentence-transformers (https://sbert.net/docs/sentence_transformer/usage/custom_models.html):
+``modules.json`` lists the modules, ``sentence_bert_config.json`` holds the limits of the first one, and
+``config_sentence_transformers.json`` the prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accel_lib.errors import ModelError
+from accel_lib.models.model import Task
+
+T = TypeVar("T", dict[str, Any], list[Any])
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+BARE_NOTE = "bare checkpoint: mean pooling and unit length are our choice; for speed, not trained for similarity"
+
+_LEGACY_MODES = {  # in the order in which sentence-transformers joins the vectors
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+_TRANSFORMER_DEFAULTS: dict[str, Any] = {  # the only values honoured, for every other setting of the first module
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": _TEXT_ONLY,
+}
+_SENTENCE = "sentence_embedding"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A linear layer with its activation; the weights lie in `folder`."""
+
+    folder: Path
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a folder asks for; `steps` follow the pooling in order, ``"normalize"`` means unit length."""
+
+    task: Task
+    transformer: Path
+    bare: bool = False
+    pooling: tuple[str, ...] = ("mean",)
+    steps: tuple[Dense | str, ...] = ()
+    truncate_dim: int | None = None
+    max_length: int | None = None
+    lower_case: bool = False
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt: str | None = None
+
+
+def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
+    """Read a sentence-transformers folder, a classifier or a bare checkpoint.
+
+    Raises
+    ------
+    ModelError
+        A file cannot be read, or something in it cannot be honoured exactly.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise refused(
+            folder,
+            "an adapter (PEFT)",
+            fix="merge it into its base model first: model.merge_and_unload().save_pretrained(...)",
+        )
+    if (folder / "modules.json").is_file() and task != "classification":
+        return _read_modules(folder)
+    architectures = read_json(folder / "config.json", dict).get("architectures") or []
+    has_head = any(str(name).endswith("ForSequenceClassification") for name in architectures)
+    if task == "classification" and not has_head:
+        raise refused(
+            folder,
+            f"a classifier without a head ({', '.join(architectures) or 'no architecture named'})",
+            fix="train one: accel.train_classifier(accel.load_model(...), accel.load_texts('sentiment-train'))",
+        )
+    if has_head and task != "embedding":
+        return Recipe(task="classification", transformer=folder)
+    if any(str(name).endswith("ForCausalLM") for name in architectures):
+        raise refused(folder, f"a text generator ({', '.join(architectures)})")
+    return Recipe(task="embedding", transformer=folder, bare=True, steps=("normalize",))
+
+
+def refused(folder: Path, what: str, *, fix: str | None = None) -> ModelError:
+    """The error for something that is recognised and cannot be honoured exactly."""
+    return ModelError(
+        f"{folder.name} holds {what}, which this library does not convert.",
+        fix=fix or "use a model of Transformer, Pooling, Dense and Normalize modules: accel models lists some",
+    )
+
+
+def read_json(path: Path, layout: type[T]) -> T:
+    """Parse a settings file of that layout (``dict`` or ``list``), or raise a `ModelError` that names it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path.name} in {path.parent.name} cannot be read.",
+            seen=error.strerror if isinstance(error, OSError) else error,
+            fix="fetch the model again: hf download <id> --local-dir <folder>",
+        ) from error
+    if not isinstance(content, layout):
+        raise refused(path.parent, f"an unknown layout in {path.name}")
+    return content
+
+
+def _read_modules(folder: Path) -> Recipe:
+    modules = [_module(folder, entry) for entry in read_json(folder / "modules.json", list)]
+    kinds = [kind for kind, _ in modules]
+    if kinds[:2] != ["Transformer", "Pooling"]:
+        raise refused(folder, f"the modules {' → '.join(kinds)}, not Transformer → Pooling → …")
+    later = [_step(folder, kind, path) for kind, path in modules[2:]]
+    first = _transformer_settings(folder, modules[0][1])
+    general = _optional(folder / "config_sentence_transformers.json")
+    if general.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        raise refused(folder, f"a {general['model_type']}")
+    prompts = {name: text or "" for name, text in (general.get("prompts") or {}).items()}
+    default = general.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise refused(folder, f"the default prompt {default!r}, which is not among its prompts")
+    return Recipe(
+        task="embedding",
+        transformer=modules[0][1],
+        pooling=_pooling_modes(folder, modules[1][1]),
+        steps=tuple(later),
+        truncate_dim=general.get("truncate_dim"),
+        max_length=first.get("max_seq_length"),
+        lower_case=bool(first.get("do_lower_case")),
+        prompts=prompts,
+        default_prompt=default,
+    )
+
+
+def _module(folder: Path, entry: Any) -> tuple[str, Path]:
+    if not isinstance(entry, dict) or not {"type", "path"} <= entry.keys():
+        raise refused(folder, "an unknown layout in modules.json")
+    origin, _, kind = str(entry["type"]).rpartition(".")
+    if origin.partition(".")[0] != "sentence_transformers":
+        raise refused(
+            folder, f"code of its own ({entry['type']})", fix="remote code is never run: use a model without it"
+        )
+    path = (folder / entry["path"]).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise refused(folder, f"a module outside the folder ({entry['path']})")
+    return kind, path
+
+
+def _transformer_settings(folder: Path, path: Path) -> dict[str, Any]:
+    files = [path / "sentence_bert_config.json", *sorted(path.glob("sentence_*_config.json"))]
+    settings = next((found for file in files if (found := _optional(file))), {})
+    for name, value in settings.items():
+        if name in ("max_seq_length", "do_lower_case"):
+            continue
+        if value and value != _TRANSFORMER_DEFAULTS.get(name):
+            raise refused(folder, f"a Transformer module with {name} = {value!r}")
+    return settings
+
+
+def _pooling_modes(folder: Path, path: Path) -> tuple[str, ...]:
+    settings = read_json(path / "config.json", dict)
+    if not settings.get("include_prompt", True):
+        raise refused(folder, "Pooling with include_prompt = false (prompt tokens left out of the average)")
+    modes = settings.get("pooling_mode") or [m for key, m in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
+    modes = [modes] if isinstance(modes, str) else modes
+    for mode in [*modes, *(key for key, value in settings.items() if key.startswith("pooling_mode_") and value)]:
+        if mode not in POOLING_MODES and mode not in _LEGACY_MODES:
+            raise refused(folder, f"Pooling with {mode!r}")
+    return tuple(modes)
+
+
+def _step(folder: Path, kind: str, path: Path) -> Dense | str:
+    if kind not in ("Dense", "Normalize"):
+        raise refused(folder, f"a {kind} module")
+    settings = read_json(path / "config.json", dict) if kind == "Dense" else _optional(path / "config.json")
+    for side in ("module_input_name", "module_output_name"):
+        if (settings.get(side) or _SENTENCE) != _SENTENCE:
+            raise refused(folder, f"a {kind} module with {side} = {settings[side]!r}")
+    if kind == "Normalize":
+        return "normalize"
+    if settings.get("use_residual"):
+        raise refused(folder, "a Dense module with use_residual = true")
+    for needed in ("in_features", "out_features"):
+        if needed not in settings:
+            raise refused(folder, f"a Dense module without {needed}")
+    origin, _, activation = str(settings.get("activation_function") or "torch.nn.Tanh").rpartition(".")
+    if not origin.startswith("torch.nn") or activation not in ACTIVATIONS:
+        raise refused(folder, f"a Dense module with the activation {settings['activation_function']}")
+    return Dense(
+        folder=path,
+        in_features=int(settings["in_features"]),
+        out_features=int(settings["out_features"]),
+        bias=bool(settings.get("bias", True)),
+        activation=activation,
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path, dict) if path.is_file() else {}

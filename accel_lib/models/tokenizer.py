@@ -1,0 +1,123 @@
+"""From texts to ragged rows of token ids, with the Rust `tokenizers` alone (no torch, no transformers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from accel_lib.errors import ArtifactError, ModelError, TextError
+from accel_lib.texts import clean
+
+_REBUILD = "save it again: model.tokenizer.save(folder / 'tokenizer.json')"
+
+
+class Tokenizer:
+    """A model's own tokenizer: special tokens in, truncation at `max_length`, never any padding.
+
+    Parameters
+    ----------
+    backend
+        The tokenizer to use; it is copied, so the caller's stays as it is.
+    max_length
+        Longest row in tokens, special tokens included.
+    pad_id
+        Id that `pad` fills with; it is masked, so it never changes a result.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int) -> None:
+        self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        side = (self._backend.truncation or {}).get("direction", "right")
+        self._backend.no_padding()
+        self._backend.enable_truncation(max_length, direction=side)
+        self.max_length = max_length
+        self.pad_id = pad_id
+
+    def __call__(self, texts: Sequence[str], *, prompt: str = "") -> list[NDArray[np.int64]]:
+        """Tokenize texts, each with `prompt` in front.
+
+        Returns
+        -------
+        list of int64 arrays
+            One row of ids a text, shape ``[tokens]``, special tokens included, at most `max_length` long.
+
+        Raises
+        ------
+        TextError
+            A text is blank, not a string, holds lone surrogates, or leaves no token at all.
+        """
+        encoded = self._backend.encode_batch([prompt + text for text in clean(texts)])
+        rows = [np.array(item.ids, dtype=np.int64) for item in encoded]
+        for index, row in enumerate(rows):
+            if not row.size:
+                raise TextError(
+                    "A text has no token this tokenizer knows.",
+                    seen=f"texts[{index}] = {texts[index][:40]!r}",
+                    fix=f"leave it out: texts = [t for i, t in enumerate(texts) if i != {index}]",
+                )
+        return rows
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`; truncation, lower-casing and the padding id travel inside."""
+        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.enable_padding(pad_id=self.pad_id, pad_token=copy.id_to_token(self.pad_id) or "")
+        copy.save(str(path))
+
+    @classmethod
+    def load(cls, path: str | Path, max_length: int | None = None) -> Tokenizer:
+        """Read what `save` wrote; `max_length` shortens the file's own limit.
+
+        Raises
+        ------
+        ArtifactError
+            The file is missing, unreadable, or does not say where to truncate and what to pad with.
+        """
+        path = Path(path)
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises the base class, for a missing file as for a broken one
+            raise ArtifactError(f"{path.name} cannot be read as a tokenizer.", seen=error, fix=_REBUILD) from error
+        if not backend.truncation or not backend.padding:
+            missing = "truncation" if not backend.truncation else "padding id"
+            raise ArtifactError(f"{path.name} was not saved by this library.", seen=f"no {missing}", fix=_REBUILD)
+        limit = int(backend.truncation["max_length"])
+        return cls(backend, max_length=min(limit, max_length or limit), pad_id=int(backend.padding["pad_id"]))
+
+
+def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Stack ragged rows into one batch, filled on the right.
+
+    Returns
+    -------
+    input_ids, attention_mask
+        int64 arrays of shape ``[batch, longest row]``; the mask is 1 on tokens and 0 on padding.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
+    if len(rows):
+        input_ids[mask] = np.concatenate(rows)
+    return input_ids, mask.astype(np.int64)
+
+
+def prompt_text(prompts: Mapping[str, str], default_prompt: str | None, asked: str | None = None) -> str:
+    """The text to put in front: the prompt called `asked`, else the default one, else nothing.
+
+    Raises
+    ------
+    ModelError
+        There is no prompt of that name; an empty string asks for none.
+    """
+    name = default_prompt if asked is None else asked
+    if not name:
+        return ""
+    if name not in prompts:
+        raise ModelError(
+            "The model has no prompt of that name.",
+            seen=f"{name!r}; it has {', '.join(prompts) or 'none'}",
+            fix="pass the name of one of its prompts, or put your own words in front of each text",
+        )
+    return prompts[name]

@@ -1,0 +1,129 @@
+"""The tokenizer agrees with transformers on any text, keeps its settings on disk, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from transformers import AutoTokenizer
+
+from accel_lib.errors import ArtifactError, ModelError, TextError
+from accel_lib.models.places import locate
+from accel_lib.models.tokenizer import Tokenizer, pad, prompt_text
+
+FOLDER = locate("all-MiniLM-L6-v2").folder
+HARD = {
+    "a plain sentence": "The quick brown fox jumps over the lazy dog.",
+    "a hundred thousand characters": "length " * 14_286,
+    "one word of a hundred thousand characters": "a" * 100_000,
+    "emoji": "🚀🔥👩‍👩‍👧‍👦 🇩🇪",
+    "other scripts": "日本語 Ελληνικά हिन्दी العربية 한국어",
+    "combining marks": "Ae\u0301 \u0928\u093f",
+    "control characters": "a\u0000b\u200bc\ufeffd",
+    "special tokens in the text": "[CLS] [SEP] [PAD] [MASK]",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json")), max_length=256, pad_id=0)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_the_ids_are_those_of_transformers(tokenizer: Tokenizer, name: str) -> None:
+    theirs = AutoTokenizer.from_pretrained(FOLDER)(HARD[name], truncation=True, max_length=256)["input_ids"]
+    (row,) = tokenizer([HARD[name]])
+    assert row.tolist() == theirs
+    assert row.dtype == np.int64
+
+
+def test_rows_are_ragged_whatever_padding_the_file_asks_for(tokenizer: Tokenizer) -> None:
+    assert [len(row) for row in tokenizer(["one", "one two three", "one " * 300])] == [3, 5, 256]
+
+
+def test_the_callers_tokenizer_is_left_as_it_is() -> None:
+    backend = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    Tokenizer(backend, max_length=8, pad_id=0)
+    assert backend.truncation["max_length"] == 128
+    assert backend.padding["length"] == 128
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", "\ud800 broken", None])
+def test_a_text_that_is_none_is_refused_with_its_place(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(TextError, match="1"):
+        tokenizer(["fine", text])
+
+
+def test_a_text_without_any_token_is_refused() -> None:
+    letters = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, []))
+    with pytest.raises(TextError, match=r"texts\[1\]"):
+        Tokenizer(letters, max_length=8, pad_id=0)(["a", "Ω"])
+
+
+def test_the_prompt_stands_in_front_of_each_text(tokenizer: Tokenizer) -> None:
+    assert np.array_equal(tokenizer(["a cat"], prompt="query: ")[0], tokenizer(["query: a cat"])[0])
+
+
+def test_saved_and_loaded_it_keeps_padding_id_limit_side_and_lower_casing(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "<fill>": 3}, "[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.normalizer = tokenizers.normalizers.Lowercase()
+    backend.enable_truncation(99, direction="left")
+    Tokenizer(backend, max_length=2, pad_id=3).save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (loaded.max_length, loaded.pad_id) == (2, 3)
+    assert loaded(["A A B"])[0].tolist() == [1, 2]
+    assert Tokenizer.load(tmp_path / "tokenizer.json", 1)(["A A B"])[0].tolist() == [2]
+    assert Tokenizer.load(tmp_path / "tokenizer.json", 50).max_length == 2
+
+
+def test_a_loaded_tokenizer_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    texts = list(HARD.values())
+    for before, after in zip(tokenizer(texts), Tokenizer.load(tmp_path / "tokenizer.json")(texts), strict=True):
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"version": "1.0"}', None])
+def test_a_broken_file_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json cannot be read") as caught:
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["truncation", "padding"])
+def test_a_file_that_does_not_say_where_to_cut_or_what_to_pad_with_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, part: str
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    tokenizer.save(file)
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {part: None}), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=part):
+        Tokenizer.load(file)
+
+
+def test_padding_goes_to_the_right_and_is_masked() -> None:
+    ids, mask = pad([np.array([5, 6, 7]), np.array([8])], 9)
+    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert (ids.dtype, mask.dtype) == (np.int64, np.int64)
+
+
+def test_no_rows_make_an_empty_batch() -> None:
+    ids, mask = pad([], 0)
+    assert ids.shape == mask.shape == (0, 0)
+
+
+def test_a_prompt_is_the_one_asked_for_then_the_default_then_none() -> None:
+    prompts = {"query": "q: ", "passage": "p: "}
+    assert prompt_text(prompts, "query") == "q: "
+    assert prompt_text(prompts, "query", "passage") == "p: "
+    assert prompt_text(prompts, "query", "") == ""
+    assert prompt_text({}, None) == ""
+    with pytest.raises(ModelError, match="it has none"):
+        prompt_text({}, None, "query")
