@@ -1,1 +1,1 @@
-
+"""What a reader sees: predictions, checks and figures."""

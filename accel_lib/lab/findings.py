@@ -1,0 +1,186 @@
+"""What a measurement says, computed from its tidy table: the same words would be wrong on another machine.
+
+Every function takes a table and returns one sentence; intervals decide between a difference and none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from accel_lib.artifact import Profile
+from accel_lib.lab.words import listed, number, percent, times
+
+_CLOSE_COSINE = 0.95
+BASELINE = "sentence-transformers"
+SETTINGS = ("instance_count", "max_queue_delay_us", "max_batch_tokens")
+
+
+def comparison(frame: pd.DataFrame) -> str:
+    """Which candidate is fastest, by how much over its baseline, and what of the reference it keeps."""
+    best = _row(frame[frame["over"] != ""], "sentences_per_s")
+    ratio = times(best["speedup"], best["speedup_low"], best["speedup_high"])
+    if best["speedup_low"] > 1:
+        said = f"{best['name']} answers {ratio} as many sentences a second as {best['over']}"
+    elif best["speedup_high"] < 1:
+        said = f"Nothing here is faster than {best['over']}: {best['name']} answers {ratio} as many sentences a second"
+    else:
+        said = f"No significant difference in speed between {best['name']} and {best['over']}: {ratio}"
+    return f"{said}, and {_kept(best)}"
+
+
+def agreement(frame: pd.DataFrame) -> str:
+    """What the embedding candidate that agrees least loses."""
+    if frame["top10_overlap"].isna().any():
+        worst = _row(frame, "cosine_mean", least=True)
+        return f"{worst['name']} agrees least: a mean cosine of {_cosine(worst['cosine_mean'])} to the reference"
+    worst = _row(frame, "top10_overlap", least=True)
+    loss = 1 - worst["top10_overlap"]
+    if loss <= 0:
+        return "Every candidate keeps all of the ten nearest neighbours"
+    if worst["cosine_mean"] < _CLOSE_COSINE:
+        start = f"{worst['name']} falls to a mean cosine of {worst['cosine_mean']:.2f} and"
+    else:
+        start = f"{worst['name']}, at a mean cosine of {_cosine(worst['cosine_mean'])}, still"
+    return f"{start} loses {percent(loss)} of the ten nearest neighbours"
+
+
+def batching(frame: pd.DataFrame) -> str:
+    """What the second strategy does to the first one's throughput, why, and which one is best."""
+    first, second = frame.iloc[0], frame.iloc[1]
+    ratio = times(second["speedup"], second["speedup_low"], second["speedup_high"])
+    waste = f"{percent(second['padding'])} of the tokens it computes are padding"
+    start = f"{second['strategy']}: {ratio} the throughput of {first['strategy']}"
+    if second["speedup_high"] < 1:
+        said = f"{start}, a loss; {waste}"
+    elif second["speedup_low"] > 1:
+        said = f"{start}, a gain, though {waste}" if second["padding"] > 0.1 else f"{start}, a gain"
+    else:
+        said = f"{start}, no significant difference; {waste}"
+    best = _row(frame.iloc[1:], "sentences_per_s")
+    if best["speedup_low"] <= 1:
+        return f"{said}. No strategy beats {first['strategy']}"
+    if best["strategy"] == second["strategy"]:
+        return said
+    return f"{said}. Best: {best['strategy']}, {times(best['speedup'], best['speedup_low'], best['speedup_high'])}"
+
+
+def speedup(frame: pd.DataFrame) -> str:
+    """Where over batch and length the candidate gains most and least."""
+    most, least = _row(frame, "speedup"), _row(frame, "speedup", least=True)
+    faster, slower = int((frame["speedup_low"] > 1).sum()), int((frame["speedup_high"] < 1).sum())
+    names = f"{most['candidate']} against {most['baseline']}"
+    ends = f"{times(most['speedup'])} at {_size(most)}, {times(least['speedup'])} at {_size(least)}"
+    if not faster and not slower:
+        return f"{names}: no significant difference at any size"
+    if most["speedup_low"] <= least["speedup_high"]:
+        return f"{names}: about {times(float(frame['speedup'].median()))} at every size"
+    if not slower:
+        return f"{names}: {ends}"
+    return f"{names}: {ends}; faster at {faster} and slower at {slower} of {len(frame)} sizes"
+
+
+def profiles(lengths: NDArray[np.int64], chosen: Sequence[Profile]) -> str:
+    """Which share of the texts each optimization profile takes."""
+    limits = sorted(profile.max[1] for profile in chosen)
+    within = [float(np.mean(lengths <= limit)) for limit in limits]
+    shares = np.diff([0.0, *within])
+    parts = [f"{percent(float(share))} up to {limit} tokens" for limit, share in zip(limits, shares, strict=True)]
+    over = f"; {percent(1 - within[-1])} of the texts are longer than any" if within[-1] < 1 else ""
+    if len(limits) == 1:
+        return f"One profile takes {percent(within[0])} of the texts, up to {limits[0]} tokens{over}"
+    return f"{len(limits)} profiles share the texts: {listed(parts)}{over}"
+
+
+def batch_sizes(executions: pd.Series[Any]) -> str:
+    """How many requests Triton ran at a time."""
+    sizes = executions.index.to_numpy(dtype=float)
+    requests = sizes * executions.to_numpy(dtype=float)
+    mean = float(requests.sum() / executions.sum())
+    if sizes.max() <= 1:
+        return "Triton ran every request alone"
+    alone = float(requests[sizes == 1].sum() / requests.sum())
+    return f"Triton ran {number(mean)} requests at a time on average; {percent(alone)} of them ran alone"
+
+
+def timeline(frame: pd.DataFrame) -> str:
+    """What one request pays for being served, beside tokenizing and the model's own computing."""
+    spent = frame.set_index("span")["ms"]
+    total, computing, tokenizing = float(spent.sum()), float(spent["compute"]), float(spent["tokenize"])
+    rest = spent.drop(["compute", "tokenize"])
+    served = float(rest.sum())
+    work = f"{number(computing)} ms in the model, {number(tokenizing)} ms tokenizing"
+    cost = f"{number(served)} ms ({percent(served / total)}) for being served, most of it {rest.idxmax()}"
+    return f"One request takes {number(total)} ms: {work}, and {cost}"
+
+
+def tuning(frame: pd.DataFrame, p95_ms: float) -> str:
+    """Which setting answers most within the latency target, or that none does."""
+    best = best_setting(frame, p95_ms)
+    if best["p95_ms"] > p95_ms:
+        closest = f"the closest, {setting(best)}, has {number(best['p95_ms'])} ms"
+        return f"No setting meets a p95 of {number(p95_ms)} ms: {closest}"
+    said = f"{setting(best)}: {number(best['sentences_per_s'])} sentences/s at a p95 of {number(best['p95_ms'])} ms"
+    alike = len(_alike(frame, p95_ms))
+    if alike == len(frame) > 1:
+        return f"No significant difference between the {alike} settings: took the simplest, {said}"
+    return f"{said}; {alike} settings are indistinguishable, took the simplest" if alike > 1 else said
+
+
+def best_setting(frame: pd.DataFrame, p95_ms: float) -> pd.Series[Any]:
+    """The row with most throughput under the target, the simplest of equals; the lowest p95 where none meets it."""
+    alike = _alike(frame, p95_ms)
+    if alike.empty:
+        return _row(frame, "p95_ms", least=True)
+    simplest: pd.Series[Any] = alike.sort_values(list(SETTINGS)).iloc[0]
+    return simplest
+
+
+def setting(row: pd.Series[Any]) -> str:
+    """One setting in words: ``"1 instance, no queue delay, ≤ 512 tokens a batch"``."""
+    instances = f"{row['instance_count']:.0f} instance{'s' if row['instance_count'] > 1 else ''}"
+    delay = f"{row['max_queue_delay_us'] / 1e3:g} ms queue delay" if row["max_queue_delay_us"] else "no queue delay"
+    return f"{instances}, {delay}, ≤ {row['max_batch_tokens']:,.0f} tokens a batch"
+
+
+def agreement_column(frame: pd.DataFrame) -> str:
+    """``"same_label"`` for classifiers, ``"top10_overlap"`` for embeddings."""
+    return "same_label" if "same_label" in frame else "top10_overlap"
+
+
+def _alike(frame: pd.DataFrame, p95_ms: float) -> pd.DataFrame:
+    """The settings within the target whose throughput interval reaches the best one's."""
+    meets: pd.DataFrame = frame.loc[frame["p95_ms"] <= p95_ms]
+    if meets.empty:
+        return meets
+    best = _row(meets, "sentences_per_s")
+    alike: pd.DataFrame = meets.loc[meets["sentences_per_s_high"] >= best["sentences_per_s_low"]]
+    return alike
+
+
+def _kept(row: pd.Series[Any]) -> str:
+    if "same_label" in row:
+        return f"gives the reference's label to {percent(row['same_label'])} of the texts"
+    if np.isnan(row["top10_overlap"]):
+        return f"keeps a mean cosine of {_cosine(row['cosine_mean'])} to the reference"
+    return f"keeps {percent(row['top10_overlap'])} of the ten nearest neighbours"
+
+
+def _cosine(value: float) -> str:
+    """Three decimals, more where they would round to a false 1."""
+    digits = next((d for d in (3, 4, 5, 6) if round(value, d) < 1), 3)
+    return f"{value:.{digits}f}"
+
+
+def _size(row: pd.Series[Any]) -> str:
+    return f"{row['batch_size']:.0f} × {row['tokens']:.0f} tokens"
+
+
+def _row(frame: pd.DataFrame, column: str, *, least: bool = False) -> pd.Series[Any]:
+    values = frame[column].to_numpy(dtype=float)
+    row: pd.Series[Any] = frame.iloc[int(values.argmin() if least else values.argmax())]
+    return row

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from accel_lib.artifact import Profile
+from accel_lib.show import plots
+
+BASELINE = "sentence-transformers"
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def title(ax):
+    return " ".join(ax.figure.get_suptitle().replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def intervals(frame, column, spread=0.04):
+    return frame.assign(
+        **{f"{column}_low": frame[column] * (1 - spread), f"{column}_high": frame[column] * (1 + spread)}
+    )
+
+
+def strategies(rates, padding):
+    frame = pd.DataFrame({"strategy": ["one by one", "32 as they come", "sorted"][: len(rates)], "padding": padding})
+    frame["sentences_per_s"] = np.array(rates, dtype=float)
+    frame["tokens_per_s"] = frame["sentences_per_s"] * 40
+    frame["speedup"] = frame["sentences_per_s"] / rates[0]
+    return intervals(frame, "speedup")
+
+
+def candidates(rates, kept, cosine=(1.0, 0.99)):
+    frame = pd.DataFrame({"name": [BASELINE, "onnx int8"], "over": ["", BASELINE]})
+    frame["sentences_per_s"] = np.array(rates, dtype=float)
+    frame["speedup"] = frame["sentences_per_s"] / rates[0]
+    frame["cosine_mean"], frame["top10_overlap"] = cosine, kept
+    return intervals(intervals(frame, "sentences_per_s"), "speedup")
+
+
+def sizes(speedups):
+    frame = pd.DataFrame({"batch_size": [1, 1, 64, 64], "tokens": [16, 128, 16, 128], "speedup": speedups})
+    frame["candidate"], frame["baseline"] = "tensorrt fp16", "torch fp16"
+    return intervals(frame, "speedup")
+
+
+def settings(rates, p95):
+    frame = pd.DataFrame({"instance_count": [1, 2], "max_queue_delay_us": [0, 2000], "max_batch_tokens": [512, 512]})
+    frame["sentences_per_s"], frame["p95_ms"] = rates, p95
+    return intervals(intervals(frame, "sentences_per_s"), "p95_ms")
+
+
+def test_a_batch_that_loses_is_called_a_loss():
+    assert "0.23× (0.22–0.24×) the throughput of one by one, a loss; 75%" in title(
+        plots.batching(strategies([52, 12], [0, 0.75]))
+    )
+
+
+def test_a_batch_that_wins_is_called_a_gain():
+    assert "a gain, though 75%" in title(plots.batching(strategies([12, 52], [0, 0.75])))
+
+
+def test_equal_strategies_are_called_no_significant_difference():
+    assert "no significant difference" in title(plots.batching(strategies([50, 50.5], [0, 0.5])))
+
+
+def test_the_best_strategy_is_named_when_it_is_not_the_second():
+    assert title(plots.batching(strategies([50, 20, 80], [0, 0.7, 0.1]))).endswith("Best: sorted, 1.6× (1.5–1.7×)")
+
+
+def test_padding_is_drawn_beside_the_real_tokens():
+    ax = plots.batching(strategies([50, 20], [0, 0.75]))
+    real, padded = ax.containers
+    assert [bar.get_width() for bar in real] == [2000, 800]
+    assert [bar.get_width() for bar in padded] == [2400]
+    assert "tokens computed per second" in ax.get_xlabel()
+
+
+def test_the_waterfall_names_winner_and_agreement():
+    ax = plots.waterfall(candidates([30, 63], [1, 0.88]))
+    assert title(ax) == (
+        "onnx int8 answers 2.1× (2.0–2.2×) as many sentences a second as sentence-transformers, "
+        "and keeps 88% of the ten nearest neighbours"
+    )
+    assert "88%" in words(ax)
+    assert "sentences per second" in ax.get_xlabel()
+
+
+def test_a_waterfall_that_falls_says_that_nothing_is_faster():
+    assert title(plots.waterfall(candidates([63, 30], [1, 0.88]))).startswith(f"Nothing here is faster than {BASELINE}")
+
+
+def test_a_flat_waterfall_says_no_significant_difference():
+    assert title(plots.waterfall(candidates([30, 30.3], [1, 1]))).startswith("No significant difference in speed")
+
+
+def test_lost_neighbours_are_told_beside_a_fine_cosine():
+    expected = "onnx int8, at a mean cosine of 0.990, still loses 12% of the ten nearest neighbours"
+    assert title(plots.agreement(candidates([1, 2], [1, 0.88]))) == expected
+
+
+def test_a_broken_cosine_is_not_called_fine():
+    assert "falls to a mean cosine of 0.60" in title(plots.agreement(candidates([1, 2], [1, 0.3], (1, 0.6))))
+
+
+def test_full_agreement_says_so_and_still_draws():
+    assert title(plots.agreement(candidates([1, 2], [1, 1], (1, 1)))) == (
+        "Every candidate keeps all of the ten nearest neighbours"
+    )
+
+
+def test_the_map_names_where_most_and_least_is_gained():
+    ax = plots.speedup_map(sizes([7, 5, 3, 1.3]))
+    assert title(ax) == "tensorrt fp16 against torch fp16: 7.0× at 1 × 16 tokens, 1.3× at 64 × 128 tokens"
+    assert words(ax) == ["7.0×", "5.0×", "3.0×", "1.3×"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("length of each text, tokens", "batch size, texts")
+
+
+def test_a_map_with_losses_counts_them():
+    assert title(plots.speedup_map(sizes([2, 1.5, 0.9, 0.5]))).endswith("faster at 2 and slower at 2 of 4 sizes")
+
+
+def test_a_flat_map_says_no_significant_difference():
+    assert title(plots.speedup_map(sizes([1, 1.01, 0.99, 1]))).endswith("no significant difference at any size")
+
+
+def test_recorded_data_is_labelled_as_recorded():
+    frame = sizes([7, 5, 3, 2])
+    frame.attrs["recorded"] = "NVIDIA H200, 2026-11-24"
+    assert plots.speedup_map(frame).figure.get_supxlabel() == "recorded on NVIDIA H200, 2026-11-24"
+
+
+def test_measured_data_names_its_machine():
+    frame = strategies([52, 12], [0, 0.75])
+    frame.attrs["machine"] = "2 cores, no GPU"
+    assert plots.batching(frame).figure.get_supxlabel() == "measured on 2 cores, no GPU"
+
+
+def test_profiles_say_which_share_of_texts_they_take():
+    lengths = np.array([5] * 80 + [60] * 20)
+    two = [Profile(min=(1, 2), opt=(8, 8), max=(32, 16)), Profile(min=(1, 2), opt=(8, 60), max=(32, 64))]
+    ax = plots.length_profiles(lengths, two)
+    assert title(ax) == "2 profiles share the texts: 80% up to 16 tokens and 20% up to 64 tokens"
+    assert "tokens" in ax.get_xlabel()
+
+
+def test_texts_longer_than_any_profile_are_not_hidden():
+    one = [Profile(min=(1, 2), opt=(8, 8), max=(32, 16))]
+    assert "20% of the texts are longer" in title(plots.length_profiles(np.array([5] * 80 + [60] * 20), one))
+
+
+def test_the_timeline_tells_what_serving_costs():
+    spans = ["tokenize", "transport", "queue", "input", "compute", "output"]
+    ax = plots.timeline(pd.DataFrame({"span": spans, "ms": [0.2, 0.5, 0.1, 0.1, 9.0, 0.1]}))
+    assert title(ax) == (
+        "One request takes 10 ms: 9.0 ms in the model, 0.20 ms tokenizing, and 0.80 ms (8%) for being served, "
+        "most of it transport"
+    )
+    assert "milliseconds" in ax.get_xlabel()
+
+
+def test_the_tuned_setting_is_the_fastest_within_the_target():
+    ax = plots.tuning(settings([60, 80], [100, 200]), 250)
+    assert title(ax) == "2 instances, 2 ms queue delay, ≤ 512 tokens a batch: 80 sentences/s at a p95 of 200 ms"
+    assert "chosen" in words(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("p95 latency, ms", "throughput, sentences per second")
+
+
+def test_a_fast_setting_over_the_target_is_not_taken():
+    assert title(plots.tuning(settings([60, 80], [100, 200]), 150)).startswith("1 instance, no queue delay")
+
+
+def test_an_unmet_target_is_said():
+    ax = plots.tuning(settings([60, 80], [100, 200]), 5)
+    assert title(ax).startswith("No setting meets a p95 of 5.0 ms: the closest, 1 instance")
+    assert "closest" in words(ax)
+
+
+def test_indistinguishable_settings_give_the_simplest():
+    assert title(plots.tuning(settings([60, 61], [100, 100]), 250)).startswith(
+        "No significant difference between the 2 settings: took the simplest, 1 instance"
+    )
+
+
+def test_batch_sizes_tell_the_mean():
+    ax = plots.batch_sizes(pd.Series([10, 10], index=[1, 3]))
+    assert title(ax) == "Triton ran 2.0 requests at a time on average; 25% of them ran alone"
+    assert "batch size" in ax.get_xlabel()
+
+
+def test_unbatched_requests_are_called_alone():
+    assert title(plots.batch_sizes(pd.Series([10], index=[1]))) == "Triton ran every request alone"
