@@ -1,0 +1,194 @@
+"""A reader's file as columns of texts; whatever is wrong with it is named by line, and nothing of it is dropped."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_lib.errors import MissingDependencyError, TextError
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """The columns of file `name`; `places` says where each row stands in it, such as ``"line 7"``."""
+
+    name: str
+    columns: dict[str, list[Any]]
+    places: list[str]
+
+    def texts(self, column: str | None = None) -> list[str]:
+        """Values of a column (default: ``"text"``, or the only one), each a text.
+
+        Raises
+        ------
+        TextError
+            There is no such column, or a value of it is not a text.
+        """
+        if column is None:
+            column = next(iter(self.columns)) if len(self.columns) == 1 else "text"
+        return self._checked(column, self._column(column, "column"))
+
+    def labels(self, column: str) -> list[str]:
+        """Values of a column as label names; numbers are written out.
+
+        Raises
+        ------
+        TextError
+            There is no such column, or a value of it is missing.
+        """
+        values = self._column(column, "label_column")
+        return self._checked(column, [value if value is None else str(value) for value in values])
+
+    def _column(self, column: str, keyword: str) -> list[Any]:
+        if column in self.columns:
+            return self.columns[column]
+        raise TextError(
+            f"{self.name} has no column {column!r}.",
+            seen=f"columns {', '.join(map(repr, self.columns))}",
+            fix=f"load_texts({self.name!r}, {keyword}={next(iter(self.columns))!r})",
+        )
+
+    def _checked(self, column: str, values: list[Any]) -> list[str]:
+        for place, value in zip(self.places, values, strict=True):
+            found = fault(value)
+            if found:
+                raise TextError(f"{self.name}, {place}: {column!r} {found[0]}.", seen=short(repr(value)), fix=found[1])
+        return values
+
+
+def fault(text: object) -> tuple[str, str] | None:
+    """What keeps a value from being a text, and what to do about it; None when it is one."""
+    if text is None:
+        return "is missing", "fill it in, or delete the row"
+    if not isinstance(text, str):
+        return f"is not a string but {type(text).__name__}", "pass strings: str(value)"
+    if not text.strip():
+        return "is empty", "fill it in, or delete it"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return (
+            f"is not valid Unicode: a lone surrogate at character {error.start}",
+            'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")',
+        )
+    return None
+
+
+def short(text: str, width: int = 90) -> str:
+    """The beginning of a text, on one line."""
+    text = " ".join(text[: 4 * width].split())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def read(path: Path, *, shipped: Sequence[str]) -> Table:
+    """Read a file by its suffix, one of `SUFFIXES`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    shipped
+        Names to offer where there is no such file.
+
+    Raises
+    ------
+    TextError
+        The file is missing, of another kind, not UTF-8, malformed or empty.
+    MissingDependencyError
+        A ``.parquet`` file, and no pyarrow to read it with.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise _missing(path, shipped)
+    if suffix not in SUFFIXES:
+        fix = f"save it as one of {', '.join(SUFFIXES)}"
+        raise TextError(f"{path.name} is not a file of texts.", seen=suffix or "no suffix", fix=fix)
+    table = _parquet(path) if suffix == ".parquet" else _parsed(path, suffix)
+    if not table.places:
+        raise TextError(f"{path.name} holds no texts.", seen="no rows", fix="write a text to each line or row")
+    return table
+
+
+def _missing(path: Path, shipped: Sequence[str]) -> TextError:
+    there = sorted(file.name for suffix in SUFFIXES for file in path.parent.glob(f"*{suffix}"))
+    return TextError(
+        f"There is no corpus and no file named {path.name!r}.",
+        seen=f"beside it: {', '.join(there[:5])}" if there else None,
+        fix=f"name a corpus ({', '.join(shipped)}) or the path of a file ({', '.join(SUFFIXES)})",
+    )
+
+
+def _parsed(path: Path, suffix: str) -> Table:
+    text = _decoded(path)
+    if suffix in (".csv", ".tsv"):
+        return _csv(path.name, text, "," if suffix == ".csv" else "\t")
+    # Not splitlines: it also cuts at characters that may stand inside a text.
+    rows = text.removesuffix("\n").split("\n") if text else []
+    places = [f"line {n}" for n in range(1, len(rows) + 1)]
+    if suffix == ".txt":
+        return Table(name=path.name, columns={"text": rows}, places=places)
+    return _jsonl(path.name, rows, places)
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"{path.name} is not UTF-8.",
+            seen=f"byte 0x{error.object[error.start]:02x} at position {error.start:,}",
+            fix=f"save it as UTF-8, from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}",
+        ) from error
+
+
+def _csv(name: str, text: str, delimiter: str) -> Table:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        rows, places = [], []
+        for row in reader:
+            rows.append(row or [""])  # a blank line is a row of one empty field
+            places.append(f"line {reader.line_num}")
+            if len(rows[-1]) != len(header):
+                raise csv.Error(f"{len(row)} fields under a header of {len(header)}")
+        if len(set(header)) < len(header):
+            raise csv.Error(f"two columns of one name in {', '.join(header)}")
+    except csv.Error as error:
+        fix = 'quote fields that hold a delimiter, a quote or a line break: "…"'
+        raise TextError(f"{name}, line {reader.line_num} cannot be read.", seen=error, fix=fix) from error
+    return Table(name=name, columns={key: [row[i] for row in rows] for i, key in enumerate(header)}, places=places)
+
+
+def _jsonl(name: str, rows: list[str], places: list[str]) -> Table:
+    records = []
+    for place, row in zip(places, rows, strict=True):
+        try:
+            records.append(dict(json.loads(row)))
+        except (ValueError, TypeError) as error:
+            fix = 'write one object a line: {"text": "…"}'
+            raise TextError(f"{name}, {place} is not a JSON object.", seen=short(repr(row)), fix=fix) from error
+    keys = dict.fromkeys(key for record in records for key in record)
+    return Table(name=name, columns={key: [record.get(key) for record in records] for key in keys}, places=places)
+
+
+def _parquet(path: Path) -> Table:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "pandas needs pyarrow to read a .parquet file.", seen=path.name, fix="python -m pip install pyarrow"
+        ) from error
+    except (ValueError, OSError) as error:
+        fix = "write it again: frame.to_parquet(…)"
+        raise TextError(f"{path.name} is not a valid parquet file.", seen=short(str(error)), fix=fix) from error
+    columns = {str(key): [None if pd.isna(v) else v for v in frame[key]] for key in frame.columns}
+    return Table(name=path.name, columns=columns, places=[f"row {n}" for n in range(len(frame))])
