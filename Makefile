@@ -74,7 +74,7 @@ clean: ## remove what was built: out/, caches of tools, artifacts in the model r
 $(STAMP): pyproject.toml
 	@$(find_python)
 	@$(BIN)/python -c 'from importlib.metadata import version; version("torch")' 2>/dev/null || { $(install_torch); }
-	@$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install -qq --editable ".[$(EXTRAS)]"
 	@$(BIN)/accel --version
 	@touch $@
 
@@ -95,7 +95,7 @@ if [ -n "$(TORCH)" ]; then wanted="$(TORCH)"; \
 elif [ -n "$(TORCH_INDEX)" ] || $(has_gpu); then wanted="$(TORCH_RANGE)"; \
 else wanted="$(TORCH_CPU)"; fi; \
 echo "Installing $$wanted"; \
-$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$wanted" && exit; \
+$(BIN)/python -m pip install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$wanted" && exit; \
 echo "torch could not be installed."; \
 echo "  seen: $$wanted for $$($(BIN)/python --version)"; \
 echo "  fix:  make $(MAKECMDGOALS) TORCH_INDEX=<index address of the CPU build, from https://pytorch.org/get-started/locally>"; \

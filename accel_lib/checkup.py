@@ -70,15 +70,20 @@ class Checkup:
         return f"<p>{html.escape(str(self.machine))}</p><table><tr>{head}</tr>{rows}</table>"
 
 
-def doctor() -> Checkup:
-    """Check this machine from the C library to the ports, in under a second, importing nothing heavy.
+def doctor(machine: Machine | None = None) -> Checkup:
+    """Check a machine from the C library to the ports, in under a second, importing nothing heavy.
+
+    Parameters
+    ----------
+    machine
+        What `inspect_machine` saw; None looks now.
 
     Examples
     --------
     >>> doctor().ok
     True
     """
-    machine = inspect_machine()
+    machine = machine or inspect_machine()
     looks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt)
     findings = [finding for look in looks for finding in look(machine)]
     return Checkup(machine, (*findings, _triton(), _ports()))

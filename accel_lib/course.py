@@ -91,7 +91,14 @@ def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int
     started, failure = time.monotonic(), ""
     try:
         papermill.execute_notebook(
-            path, copy, parameters, cwd=path.parent, progress_bar=bar, execution_timeout=cell_timeout_s
+            input_path=path,
+            output_path=copy,
+            parameters=parameters,
+            cwd=path.parent,
+            kernel_name="python3",
+            language="python",
+            progress_bar=bar,
+            execution_timeout=cell_timeout_s,
         )
     except Exception as error:  # a cell raised, ran out of time or killed its kernel: each has its own type
         failure = _failure(source, copy, error)

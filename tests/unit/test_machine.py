@@ -1,0 +1,146 @@
+"""The machine is described as it is, within its container's limits, and the doctor names each fix."""
+
+import dataclasses
+import stat
+
+import pytest
+
+from accel_lib import machine as machine_module
+from accel_lib.checkup import doctor
+from accel_lib.machine import Gpu, inspect_machine
+
+T4 = Gpu(name="Tesla T4", compute_capability="7.5", memory_bytes=15 * 2**30, driver="580.82.07")
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine_module, "_CGROUP", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path, monkeypatch):
+    """Put a program of that name on the path, which prints what it is told."""
+
+    def install(text, code=0):
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nprintf '{text}'\nexit {code}\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return install
+
+
+def finding(checkup, what):
+    return next(finding for finding in checkup.findings if finding.what == what)
+
+
+def with_gpu(driver, **versions):
+    seen = inspect_machine()
+    packages = {name: version for name, version in seen.versions.items() if not name.startswith("tensorrt")}
+    return dataclasses.replace(seen, gpus=(dataclasses.replace(T4, driver=driver),), versions=packages | versions)
+
+
+def test_the_caption_names_cores_processor_gpu_and_python():
+    machine = dataclasses.replace(
+        inspect_machine(), cores=2, cpu="Intel Xeon", isa=("AVX2",), gpus=(T4,), python="3.12.3"
+    )
+    assert str(machine).startswith("2 cores Intel Xeon (AVX2), Tesla T4 · Python 3.12.3")
+    assert "1 core Intel Xeon (AVX2), no GPU" in str(dataclasses.replace(machine, cores=1, gpus=()))
+
+
+def test_a_container_limits_the_cores_and_the_memory(cgroup):
+    (cgroup / "cpu.max").write_text("150000 100000\n")
+    (cgroup / "memory.max").write_text(f"{512 * 2**20}\n")
+    machine = inspect_machine()
+    assert machine.cores == 1
+    assert machine.memory_bytes == 512 * 2**20
+
+
+def test_an_older_container_limits_them_too(cgroup):
+    for folder, name, value in [("cpu", "cpu.cfs_quota_us", 100_000), ("cpu", "cpu.cfs_period_us", 100_000)]:
+        (cgroup / folder).mkdir(exist_ok=True)
+        (cgroup / folder / name).write_text(str(value))
+    (cgroup / "memory").mkdir()
+    (cgroup / "memory" / "memory.limit_in_bytes").write_text(str(2**30))
+    machine = inspect_machine()
+    assert (machine.cores, machine.memory_bytes) == (1, 2**30)
+
+
+def test_a_container_without_limits_changes_nothing(cgroup):
+    before = inspect_machine()
+    (cgroup / "cpu.max").write_text("max 100000\n")
+    (cgroup / "memory.max").write_text("max\n")
+    assert inspect_machine() == before
+
+
+def test_each_gpu_is_read_with_its_driver(nvidia_smi):
+    nvidia_smi("Tesla T4, 7.5, 15360, 580.82.07\\nTesla T4, 7.5, 15360, 580.82.07\\n")
+    assert inspect_machine().gpus == (T4, T4)
+
+
+def test_hidden_gpus_are_not_there(nvidia_smi, monkeypatch):
+    nvidia_smi("Tesla T4, 7.5, 15360, 580.82.07\\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert inspect_machine().gpus == ()
+
+
+def test_a_driver_that_does_not_answer_is_a_warning_and_no_gpu(nvidia_smi):
+    nvidia_smi("NVIDIA-SMI has failed", code=9)
+    checkup = doctor()
+    assert checkup.machine.gpus == ()
+    assert finding(checkup, "GPU").state == "warn"
+    assert "nvidia-smi" in finding(checkup, "GPU").fix
+
+
+def test_no_gpu_is_a_normal_state(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    row = finding(doctor(), "GPU")
+    assert (row.state, row.seen) == ("ok", "none: CPU engines")
+
+
+def test_this_machine_passes_its_checkup():
+    checkup = doctor()
+    assert checkup.ok, repr(checkup)
+    assert len(checkup.to_frame()) == len(checkup.findings)
+    assert "Python" in checkup._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("driver", "versions", "what"),
+    [
+        ("470.10", {}, "Driver"),
+        ("550.54", {"tensorrt-rtx-cu13": "1.7.1"}, "TensorRT"),
+        ("580.82", {"tensorrt-rtx-cu12": "1.7.1", "tensorrt-rtx-cu13": "1.7.1"}, "TensorRT"),
+        ("580.82", {"numpy": "1.26.4"}, "numpy"),
+        ("580.82", {"onnxruntime": "1.22.0", "onnxruntime-gpu": "1.22.0"}, "ONNX Runtime"),
+    ],
+)
+def test_what_cannot_work_fails_with_a_fix(driver, versions, what):
+    checkup = doctor(with_gpu(driver, **versions))
+    assert not checkup.ok
+    assert finding(checkup, what).state == "fail"
+    assert finding(checkup, what).fix
+
+
+def test_a_missing_package_names_the_extra_that_installs_it():
+    seen = inspect_machine()
+    bare = dataclasses.replace(seen, versions={"numpy": seen.versions["numpy"]})
+    fixes = {finding.what: finding.fix for finding in doctor(bare).findings if finding.state == "fail"}
+    assert fixes["torch"] == "python -m pip install 'accel_lib[models]'"
+    assert fixes["onnx"] == fixes["ONNX Runtime"] == "python -m pip install 'accel_lib[convert]'"
+    assert fixes["tritonclient"] == "python -m pip install 'accel_lib[triton]'"
+
+
+def test_a_cpu_build_of_torch_beside_a_gpu_is_a_warning():
+    row = finding(doctor(with_gpu("580.82", torch="2.13.0+cpu")), "torch")
+    assert row.state == "warn"
+    assert "pip install torch" in row.fix
+
+
+def test_a_driver_of_cuda_12_serves_the_cuda_12_build():
+    checkup = doctor(with_gpu("550.54", **{"tensorrt-rtx-cu12": "1.7.1", "torch": "2.10.0+cu128"}))
+    assert checkup.ok, repr(checkup)
+    assert finding(checkup, "Driver").seen.endswith("CUDA 12")
