@@ -145,10 +145,10 @@ def run_course(
     from accel_lib.course import NOTEBOOKS, keep_outputs, run_notebooks
     from accel_lib.frame import project_root
 
+    values = dict(_value(text) for text in parameter or [])
     paths = [
         _notebook(project_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb") for name in names or NOTEBOOKS
     ]
-    values = dict(_value(text) for text in parameter or [])
     runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, cell_timeout_s=cell_timeout)
     passed = sum(not run.failure for run in runs)
     _table(

@@ -1,0 +1,83 @@
+"""The command line answers at once, prints errors plainly, and gives nothing away in a report."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import accel_lib
+from accel_lib.cli import app
+from accel_lib.course import NOTEBOOKS
+
+ACCEL = Path(sys.executable).with_name("accel")
+
+
+def run(*words):
+    """Run the installed command as a shell would."""
+    return subprocess.run([ACCEL, *words], capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_subcommand():
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("doctor", "report", "models", "convert", "course"):
+        assert name in done.stdout
+
+
+def test_the_version_is_the_package_s():
+    assert run("--version").stdout == f"accel_lib {accel_lib.__version__}\n"
+
+
+def test_models_lists_the_embedded_default_first():
+    done = run("models")
+    assert done.returncode == 0, done.stderr
+    assert "all-MiniLM-L6-v2" in done.stdout
+
+
+def test_doctor_shows_a_table_and_succeeds_here():
+    done = run("doctor")
+    assert done.returncode == 0, done.stdout
+    for row in ("Python", "Memory", "torch", "Triton"):
+        assert row in done.stdout
+
+
+def test_a_report_is_markdown_without_paths_or_names():
+    text = run("report").stdout
+    assert text.startswith(f"**accel_lib {accel_lib.__version__}** on ")
+    assert "| ✓ | Python |" in text
+    for private in (str(Path.home()) + "/", str(Path.cwd()), os.uname().nodename, sys.prefix):
+        assert private not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "cause", "fix"),
+    [
+        (("convert", "--model", "no-such-model", "--output", "x"), "no-such-model", "all-MiniLM-L6-v2"),
+        (("convert", "--model", "all-MiniLM-L6-v2", "--precision", "fp7", "--output", "x"), "fp7", "fp16"),
+        (("convert", "--model", "all-MiniLM-L6-v2", "--texts", "no.csv", "--output", "x"), "no.csv", "fix:"),
+        (("course", "run", "99_missing"), "99_missing", "accel course run"),
+        (("course", "run", "-p", "QUICK", "00_start_here"), "QUICK", "-p QUICK=False"),
+    ],
+)
+def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):
+    done = subprocess.run([ACCEL, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "  fix:  " in done.stderr
+    assert cause in done.stderr
+    assert fix in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_option_shows_usage_and_exit_2():
+    result = CliRunner().invoke(app, ["convert", "--model", "all-MiniLM-L6-v2"])
+    assert result.exit_code == 2
+    assert "--output" in result.output
+
+
+def test_the_course_runs_its_notebooks_by_default():
+    assert list(NOTEBOOKS) == sorted(NOTEBOOKS)
+    assert "default: all" in run("course", "run", "--help").stdout
