@@ -59,6 +59,7 @@ def bootstrap(dry_run=False):
         return project
     if not project.is_dir():
         run("git", "clone", "--quiet", "--depth", "1", source, str(project))
+    print(f"{place()}: installing {EXTRAS}, two minutes or so")
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder, "constraints.txt")
         pins.write_text(constraints(), encoding="utf-8")
