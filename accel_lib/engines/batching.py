@@ -1,0 +1,82 @@
+"""Batches cut by padded tokens: texts of similar length together, and never more work than a budget allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.models.tokenizer import pad
+
+if TYPE_CHECKING:
+    from accel_lib.engines import Engine
+
+CPU_BATCH_TOKENS = 512
+GPU_BATCH_TOKENS = 16_384
+
+
+def plan_batches(
+    lengths: NDArray[np.int64], *, max_batch_tokens: int, max_batch_size: int | None = None, sort: bool = True
+) -> list[NDArray[np.int64]]:
+    """Cut texts into batches of at most `max_batch_tokens` tokens, padding counted.
+
+    Parameters
+    ----------
+    lengths
+        Tokens a text, int64 ``[n]``.
+    max_batch_tokens
+        Budget for rows times longest row. A text that alone exceeds it gets a batch of its own.
+    max_batch_size
+        Most rows in one batch.
+    sort
+        Put texts of similar length together; otherwise they stay in the order they came.
+
+    Returns
+    -------
+    list of int64 arrays
+        Indices into `lengths`; every index stands in exactly one batch.
+    """
+    order = np.argsort(lengths, kind="stable") if sort else np.arange(len(lengths))
+    most = max_batch_size or len(lengths)
+    batches: list[NDArray[np.int64]] = []
+    start, widest = 0, 0
+    for position, index in enumerate(order):
+        widest = max(widest, int(lengths[index]))
+        rows = position - start + 1
+        if rows > 1 and (rows * widest > max_batch_tokens or rows > most):
+            batches.append(order[start:position])
+            start, widest = position, int(lengths[index])
+    return [*batches, order[start:]] if len(order) else []
+
+
+def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
+    """Share of the computed tokens that are padding, 0 to 1."""
+    computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    real = sum(int(lengths[batch].sum()) for batch in batches)
+    return 1 - real / computed if computed else 0.0
+
+
+def run_batches(
+    engine: Engine,
+    rows: Sequence[NDArray[np.int64]],
+    pad_id: int = 0,
+    *,
+    max_batch_tokens: int | None = None,
+    max_batch_size: int | None = None,
+    sort: bool = True,
+) -> NDArray[np.float32]:
+    """Run ragged rows of token ids through an engine.
+
+    Returns
+    -------
+    float32 array ``[n, dimension]``
+        In the order of `rows`.
+    """
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    budget = max_batch_tokens or (CPU_BATCH_TOKENS if engine.device == "cpu" else GPU_BATCH_TOKENS)
+    output = np.empty((len(rows), engine.dimension), dtype=np.float32)
+    for batch in plan_batches(lengths, max_batch_tokens=budget, max_batch_size=max_batch_size, sort=sort):
+        output[batch] = engine.run(*pad([rows[i] for i in batch], pad_id))
+    return output
