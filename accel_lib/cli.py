@@ -85,7 +85,8 @@ def models() -> None:
     """List the models this project is built around; any hub id or folder works as well."""
     from accel_lib.models import catalogue
 
-    _table("Models", ("name", "task", "what"), [(entry.name, entry.task, entry.what) for entry in catalogue()])
+    for entry in catalogue():
+        print(f"{entry.name}\n    {entry.task}: {entry.what}")
 
 
 @app.command()
@@ -138,7 +139,9 @@ def run_course(
         bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
     ] = False,
     write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
-    parameter: Annotated[list[str] | None, typer.Option("-p", help="NAME=VALUE for the parameters cell.")] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
+    ] = None,
     cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
 ) -> None:
     """Run notebooks headless, show a table, and fail if one fails."""
@@ -198,8 +201,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number < 2)
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)

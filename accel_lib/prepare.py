@@ -84,7 +84,7 @@ def _embedding() -> tuple[Model, Sequence[str]]:
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
-    with _step("model loaded"):
+    with _step("loading the model"):
         return load_model(), load_texts("mixed", limit=64)
 
 
@@ -94,7 +94,7 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
     from accel_lib.texts import load_texts
 
     texts = load_texts("sentiment-train")
-    with _step(f"sentiment head trained on {len(texts)} texts"):
+    with _step(f"training a sentiment head on {len(texts)} texts"):
         return train_classifier(load_model(), texts), load_texts("sentiment-test")
 
 
@@ -105,7 +105,7 @@ def _build(model: Model, precision: str, texts: Sequence[str], folder: Path) -> 
     from accel_lib.convert.onnx import to_onnx
     from accel_lib.convert.validate import validate
 
-    with _step(f"ONNX {precision} converted and validated"):
+    with _step(f"converting to ONNX {precision}, and validating"):
         artifact = to_onnx(model, precision=precision, progress=False)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
@@ -115,5 +115,6 @@ def _build(model: Model, precision: str, texts: Sequence[str], folder: Path) -> 
 @contextlib.contextmanager
 def _step(what: str) -> Iterator[None]:
     started = time.monotonic()
+    print(f"{what} … ", end="", flush=True)
     yield
-    print(f"{what} in {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{time.monotonic() - started:.1f} s", flush=True)
