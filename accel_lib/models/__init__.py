@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel_lib.errors import ModelError
+from accel_lib.errors import ModelError, require
 from accel_lib.models.model import Model, Task
 from accel_lib.models.places import CATALOGUE, DEFAULT, Entry, locate
 
@@ -57,6 +57,7 @@ def load_model(
             fix="pass task='embedding' or task='classification', or leave it out",
         )
     place = locate(name, revision=revision, token=token)
+    require("torch", extra="models")
     from accel_lib.models.build import build_model
 
     return build_model(place, task=task, max_length=max_length)

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from accel_lib.models.sentence import BARE_NOTE, Dense, Recipe, read_json, read_
 from accel_lib.models.tokenizer import Tokenizer
 
 _UNLIMITED_TOKENS = 512
+_Parts = tuple[nn.Module, int, tuple[str, ...], Reference]
 
 
 def build_model(place: Place, *, task: Task | None, max_length: int | None) -> Model:
@@ -36,30 +37,18 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
         Something is missing, broken, or cannot be honoured exactly.
     """
     recipe = read_recipe(place.folder, task)
-    transformer = _transformer(recipe)
+    network = _network(recipe)
     theirs = _their_tokenizer(recipe)
-    limit, notes = _length_limit(recipe, transformer, theirs, max_length)
-    tokenizer = _tokenizer(recipe, theirs, limit)
-    segments = _wants_segments(recipe, transformer, theirs)
-    labels: tuple[str, ...] = ()
-    reference: Reference
-    module: nn.Module
-    if recipe.task == "classification":
-        names = transformer.config.id2label
-        labels = tuple(str(names[index]) for index in sorted(names))
-        module, dimension = Classifier(transformer, segments=segments), len(labels)
-        reference = ClassifierReference(place.folder, max_length=limit)
-    else:
-        steps, dimension = _steps(recipe, transformer.config.hidden_size * len(recipe.pooling))
-        module = Encoder(transformer, pooling=recipe.pooling, steps=steps, segments=segments)
-        reference = SentenceReference(place.folder, max_length=limit, normalize=recipe.bare)
+    limit, notes = _length_limit(recipe, network, theirs, max_length)
+    parts = _classifier if recipe.task == "classification" else _encoder
+    module, dimension, labels, reference = parts(recipe, network, _wants_segments(recipe, network, theirs), limit)
     return Model(
         name=place.name,
         source=place.source,
         task=recipe.task,
         module=module.float().eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        output_name="logits" if recipe.task == "classification" else "sentence_embedding",
+        tokenizer=_tokenizer(recipe, theirs, limit),
+        output_name="logits" if labels else "sentence_embedding",
         dimension=dimension,
         max_length=limit,
         labels=labels,
@@ -89,7 +78,20 @@ def random_folder(name: str, *, tokenizer: Path) -> Path:
     return folder
 
 
-def _transformer(recipe: Recipe) -> Any:
+def _classifier(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
+    names = network.config.id2label
+    labels = tuple(str(names[index]) for index in sorted(names))
+    reference = ClassifierReference(recipe.folder, max_length=limit)
+    return Classifier(network, segments=segments), len(labels), labels, reference
+
+
+def _encoder(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
+    steps, dimension = _steps(recipe, network.config.hidden_size * len(recipe.pooling))
+    reference = SentenceReference(recipe.folder, max_length=limit, normalize=recipe.bare)
+    return Encoder(network, pooling=recipe.pooling, steps=steps, segments=segments), dimension, (), reference
+
+
+def _network(recipe: Recipe) -> Any:
     transformers = require("transformers", extra="models")
     folder = recipe.transformer
     raw = read_json(folder / "config.json", dict)
@@ -108,19 +110,22 @@ def _transformer(recipe: Recipe) -> Any:
         network, report = loader.from_pretrained(
             folder, config=config, trust_remote_code=False, output_loading_info=True
         )
-    unused = "pooler" if recipe.task == "embedding" else "\0"
-    missing = sorted(key for key in report["missing_keys"] if unused not in key)
-    if missing:
-        raise ModelError(
-            f"The weights in {folder.name} do not fill the network that its config.json describes.",
-            seen=f"{len(missing)} missing, such as {missing[0]}",
-            fix="fetch the model again: hf download <id> --local-dir <folder>",
-        )
     if recipe.task == "embedding" and "add_pooling_layer" in inspect.signature(type(network).__init__).parameters:
         network.pooler = None
+    _check_filled(folder, network, report["missing_keys"])
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False
     return network
+
+
+def _check_filled(folder: Path, network: Any, missing: Iterable[str]) -> None:
+    wanted = network.state_dict().keys() & set(missing)
+    if wanted:
+        raise ModelError(
+            f"The weights in {folder.name} do not fill the network that its config.json describes.",
+            seen=f"{len(wanted)} missing, such as {min(wanted)}",
+            fix="fetch the model again: hf download <id> --local-dir <folder>",
+        )
 
 
 def _their_tokenizer(recipe: Recipe) -> Any:
@@ -133,7 +138,7 @@ def _their_tokenizer(recipe: Recipe) -> Any:
 
 
 def _tokenizer(recipe: Recipe, theirs: Any, max_length: int) -> Tokenizer:
-    backend = tokenizers.Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    backend = theirs.backend_tokenizer
     if recipe.lower_case:
         lower = tokenizers.normalizers.Lowercase()
         before = backend.normalizer

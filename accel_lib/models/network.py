@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 ``[batch, sequence]`` twice, padding on the right, to float32 ``[batch, dimension]``."""
         extra = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
-        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
+        tokens = self.transformer(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state.float()
         pooled = [pool(tokens, attention_mask, mode) for mode in self.pooling]
         vectors: Tensor = self.steps(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1))
         return vectors

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from accel_lib.errors import ModelError
 from accel_lib.models.model import Task
@@ -40,7 +40,7 @@ _SENTENCE = "sentence_embedding"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dense:
-    """A linear layer with its activation; the weights lie in `folder`."""
+    """A step: a linear layer with its activation, whose weights lie in `folder`."""
 
     folder: Path
     in_features: int
@@ -51,13 +51,14 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a folder asks for; `steps` follow the pooling in order, ``"normalize"`` means unit length."""
+    """Everything `folder` asks for; its network lies in `transformer`, and `steps` follow the pooling in order."""
 
     task: Task
+    folder: Path
     transformer: Path
     bare: bool = False
     pooling: tuple[str, ...] = ("mean",)
-    steps: tuple[Dense | str, ...] = ()
+    steps: tuple[Dense | Literal["normalize"], ...] = ()
     truncate_dim: int | None = None
     max_length: int | None = None
     lower_case: bool = False
@@ -90,10 +91,10 @@ def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
             fix="train one: accel.train_classifier(accel.load_model(...), accel.load_texts('sentiment-train'))",
         )
     if has_head and task != "embedding":
-        return Recipe(task="classification", transformer=folder)
+        return Recipe(task="classification", folder=folder, transformer=folder)
     if any(str(name).endswith("ForCausalLM") for name in architectures):
         raise refused(folder, f"a text generator ({', '.join(architectures)})")
-    return Recipe(task="embedding", transformer=folder, bare=True, steps=("normalize",))
+    return Recipe(task="embedding", folder=folder, transformer=folder, bare=True, steps=("normalize",))
 
 
 def refused(folder: Path, what: str, *, fix: str | None = None) -> ModelError:
@@ -135,6 +136,7 @@ def _read_modules(folder: Path) -> Recipe:
         raise refused(folder, f"the default prompt {default!r}, which is not among its prompts")
     return Recipe(
         task="embedding",
+        folder=folder,
         transformer=modules[0][1],
         pooling=_pooling_modes(folder, modules[1][1]),
         steps=tuple(later),
@@ -183,7 +185,7 @@ def _pooling_modes(folder: Path, path: Path) -> tuple[str, ...]:
     return tuple(modes)
 
 
-def _step(folder: Path, kind: str, path: Path) -> Dense | str:
+def _step(folder: Path, kind: str, path: Path) -> Dense | Literal["normalize"]:
     if kind not in ("Dense", "Normalize"):
         raise refused(folder, f"a {kind} module")
     settings = read_json(path / "config.json", dict) if kind == "Dense" else _optional(path / "config.json")

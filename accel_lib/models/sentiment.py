@@ -17,7 +17,7 @@ from accel_lib.stats import wilson
 from accel_lib.texts import Texts
 
 _FOLDS = 5
-_STRENGTHS = np.logspace(-2, 3, 11)  # scikit-learn's C: small is strongly regularized
+_STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000)  # scikit-learn's C: small is strongly regularized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def _with_head(model: Model, search: Any, texts: Texts) -> Model:
     fingerprint = hashlib.sha256(weight.tobytes() + bias.tobytes()).hexdigest()[:16]
     how = (
         f"head: logistic regression on frozen vectors of {len(texts)} texts ({texts.name}), C = "
-        f"{search.best_params_['C']:.3g}, cross-validated accuracy {search.best_score_:.1%}"
+        f"{search.best_params_['C']:g}, cross-validated accuracy {search.best_score_:.1%}"
     )
     return dataclasses.replace(
         model,
@@ -154,4 +154,4 @@ def _labels(texts: Texts, least: int = _FOLDS) -> tuple[str, ...]:
     counts = Counter(texts.labels)
     if least > 1 and (len(counts) < 2 or min(counts.values()) < least):
         raise TextError(f"Training needs two labels, each {least} times or more.", seen=dict(counts), fix=fix)
-    return texts.labels
+    return tuple(texts.labels)

@@ -49,14 +49,15 @@ class Tokenizer:
         TextError
             A text is blank, not a string, holds lone surrogates, or leaves no token at all.
         """
-        encoded = self._backend.encode_batch([prompt + text for text in clean(texts)])
+        checked = clean(texts)
+        encoded = self._backend.encode_batch([prompt + text for text in checked])
         rows = [np.array(item.ids, dtype=np.int64) for item in encoded]
         for index, row in enumerate(rows):
             if not row.size:
                 raise TextError(
-                    "A text has no token this tokenizer knows.",
-                    seen=f"texts[{index}] = {texts[index][:40]!r}",
-                    fix=f"leave it out: texts = [t for i, t in enumerate(texts) if i != {index}]",
+                    f"Text {index} has no token this tokenizer knows.",
+                    seen=repr(checked[index][:40]),
+                    fix="leave it out",
                 )
         return rows
 
