@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.errors import EngineError
 from accel_lib.models.tokenizer import pad
 
 if TYPE_CHECKING:
@@ -56,6 +57,24 @@ def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64
     computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     real = sum(int(lengths[batch].sum()) for batch in batches)
     return 1 - real / computed if computed else 0.0
+
+
+def check_batch(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], max_length: int) -> None:
+    """Refuse a batch whose shapes differ, that is not ``[batch, sequence]`` of int64, or that is too wide.
+
+    Raises
+    ------
+    EngineError
+        With the shapes and types that were seen.
+    """
+    fits = input_ids.shape == attention_mask.shape and input_ids.ndim == 2 and 0 < input_ids.shape[1] <= max_length
+    if not fits or input_ids.dtype != np.int64 or attention_mask.dtype != np.int64:
+        raise EngineError(
+            "The batch does not fit the model.",
+            seen=f"input_ids {input_ids.dtype} {input_ids.shape}, "
+            f"attention_mask {attention_mask.dtype} {attention_mask.shape}",
+            fix=f"give both as int64 [batch, sequence], 1 to {max_length} tokens wide",
+        )
 
 
 def run_batches(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
+from accel_lib.engines.batching import check_batch
 from accel_lib.errors import ArtifactError, EngineError, require
 
 
@@ -52,12 +53,7 @@ class OnnxRuntimeEngine:
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``."""
-        if input_ids.shape != attention_mask.shape or input_ids.ndim != 2 or input_ids.shape[1] > self.max_length:
-            raise EngineError(
-                "The batch does not fit the model.",
-                seen=f"input_ids {input_ids.shape}, attention_mask {attention_mask.shape}",
-                fix=f"give both the same shape [batch, sequence], at most {self.max_length} tokens wide",
-            )
+        check_batch(input_ids, attention_mask, self.max_length)
         (output,) = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
         result: NDArray[np.float32] = output
         return result

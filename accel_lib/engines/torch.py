@@ -1,0 +1,109 @@
+"""PyTorch behind the engine protocol: the reference everything else is compared with, on CPU or CUDA."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.artifact import Artifact
+from accel_lib.engines.batching import check_batch
+from accel_lib.errors import ArtifactError, EngineError, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from accel_lib.models import Model
+
+
+class TorchEngine:
+    """Run a model, or a ``torch`` artifact, in PyTorch.
+
+    Parameters
+    ----------
+    candidate
+        A `Model`, or an `Artifact` of format ``torch``.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    threads
+        CPU threads; this is a setting of the whole process, as PyTorch has it.
+    precision
+        ``"fp32"``, or ``"fp16"`` for a `Model` on a GPU: the transformer in half precision, pooling in FP32.
+    """
+
+    def __init__(
+        self,
+        candidate: Model | Artifact,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        torch = require("torch", extra="models")
+        self.device = _device(device)
+        if precision != "fp32" and (precision != "fp16" or self.device == "cpu" or isinstance(candidate, Artifact)):
+            raise EngineError(
+                "PyTorch runs a model in fp32, or in fp16 on a GPU.",
+                seen=f"precision {precision!r} on {self.device}",
+                fix='open_engine(model), or open_engine(model, device="cuda", precision="fp16")',
+            )
+        if threads:
+            torch.set_num_threads(threads)
+        described = candidate.manifest if isinstance(candidate, Artifact) else candidate
+        self.name = f"torch {precision}"
+        self.precision = precision
+        self.dimension = described.dimension
+        self.max_length = described.max_length
+        module = _read(candidate) if isinstance(candidate, Artifact) else candidate.module
+        if self.device != "cpu":
+            module = copy.deepcopy(module).to(self.device)
+        if precision == "fp16":
+            for part in module.modules():
+                if hasattr(part, "transformer"):
+                    part.transformer.half()
+        self._module: torch.nn.Module = module
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""
+        import torch
+
+        check_batch(input_ids, attention_mask, self.max_length)
+        with torch.inference_mode():
+            ids, mask = (torch.from_numpy(array).to(self.device) for array in (input_ids, attention_mask))
+            output: NDArray[np.float32] = self._module(ids, mask).float().cpu().numpy()
+        return output
+
+    def close(self) -> None:
+        """Let go of the network."""
+        del self._module
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise EngineError(
+            "PyTorch sees no such GPU.",
+            seen=f"{device}; {torch.cuda.device_count()} GPUs, torch {torch.__version__}",
+            fix='device="cpu"; on Colab: Runtime, Change runtime type, T4 GPU',
+        )
+    return f"cuda:{index}"
+
+
+def _read(artifact: Artifact) -> torch.nn.Module:
+    import torch
+
+    try:
+        module: torch.nn.Module = torch.export.load(artifact.path).module()
+    except Exception as error:  # a damaged archive raises whatever its reader meets
+        raise ArtifactError(
+            f"PyTorch cannot load {artifact.path.name} of {artifact.folder.name}.",
+            seen=str(error).splitlines()[0],
+            fix="convert the model again: accel.to_torch(model)",
+        ) from error
+    return module
