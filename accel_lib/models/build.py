@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ import torch
 from torch import nn
 
 from accel_lib.errors import ModelError, require
-from accel_lib.machine import cache_dir
 from accel_lib.models.model import Model, Reference, Task
 from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.places import Place
@@ -57,25 +54,6 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
         notes=place.notes + ((BARE_NOTE,) if recipe.bare else ()) + notes,
         reference=reference,
     )
-
-
-def random_folder(name: str, *, tokenizer: Path) -> Path:
-    """Write a BERT of MiniLM-L12-H384's shape with random weights, once, beside a copy of a tokenizer."""
-    folder = cache_dir("models", name)
-    if folder.is_dir():
-        return folder
-    transformers = require("transformers", extra="models")
-    shape = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, quiet(), torch.random.fork_rng(devices=[]):
-        draft = Path(aside, name)
-        torch.manual_seed(0)
-        transformers.BertModel(transformers.BertConfig(**shape), add_pooling_layer=False).save_pretrained(draft)
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-            shutil.copy2(tokenizer / file, draft)
-        with contextlib.suppress(OSError):  # another process was first: its copy is the same
-            draft.rename(folder)
-    return folder
 
 
 def _classifier(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:

@@ -103,7 +103,7 @@ def _package() -> Place:
 
 
 def _random(name: str) -> Place:
-    from accel_lib.models.build import random_folder
+    from accel_lib.models.synthetic import random_folder
 
     return Place(
         folder=random_folder(name, tokenizer=_package().folder),

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 
-from accel_lib.errors import ModelError
+from accel_lib.errors import MissingDependencyError, ModelError
 from accel_lib.models import Model, catalogue, load_model
 from accel_lib.models.places import locate
 from accel_lib.models.tokenizer import pad
@@ -463,8 +463,11 @@ print(model.source, model.dimension, f"{model.encode(['Hello']).sum():.4f}")
 
 
 @pytest.fixture
-def hub(make: Callable[[str], Path]) -> Iterator[str]:
-    _Hub.folder = make("distilbert dense")
+def hub(make: Callable[[str], Path], tmp_path: Path) -> Iterator[str]:
+    _Hub.folder = _copy(make("bert bare"), tmp_path / "served")
+    weights = transformers.AutoModel.from_pretrained(_Hub.folder).state_dict()
+    (_Hub.folder / "model.safetensors").unlink()
+    torch.save(weights, _Hub.folder / "pytorch_model.bin")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -475,12 +478,12 @@ def hub(make: Callable[[str], Path]) -> Iterator[str]:
 
 
 def test_a_private_hub_model_is_loaded_at_its_revision_or_asks_for_a_token(hub: str, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-c", ASK_THE_HUB]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     hidden, no_revision, loaded = done.stdout.splitlines()
     vector = load_model(_Hub.folder).encode(["Hello"])
-    assert loaded == f"hub:me/tiny@{_Hub.commit} 16 {vector.sum():.4f}"
+    assert loaded == f"hub:me/tiny@{_Hub.commit} 32 {vector.sum():.4f}"
     assert "does not show it without a token" in hidden
     assert "token='hf_...'" in hidden
     assert "not that revision" in no_revision
@@ -506,6 +509,12 @@ def test_importing_the_room_and_its_tokenizer_imports_no_heavy_library() -> None
     code = "import sys, accel_lib.models.tokenizer; print({'torch', 'transformers', 'sklearn'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"accel_lib\[models\]"):
+        load_model()
 
 
 def test_a_model_shows_itself_without_its_weights_or_paths(spoiled: Path) -> None:
