@@ -10,7 +10,6 @@ import importlib.resources
 import io
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,21 +21,22 @@ MIXED_COUNT = 512
 _DATA = importlib.resources.files("accel_lib") / "data"
 # Lengths in tokens: log-normal with a mean of 40. The limits are those of the estimate below; counted by a WordPiece
 # tokenizer, documents have 3 to 256 tokens.
-_MEAN_TOKENS, _SIGMA = 40.0, 0.9
+_MEAN_TOKENS, _SIGMA = 42.0, 0.9
 _LIMITS = (3.0, 240.0)
 _TRIES = 20
+_SLACK = 0.1
 _WORD = re.compile(r"\w+|[^\w\s]")
-_TOKENS_PER_WORD, _SPECIAL_TOKENS = 1.08, 2
-# A phrase that ends in one of these is cut in the wrong place.
-_DANGLING = frozenset(  # noqa: SIM905
-    "a an the and or but nor of in on at to by for from with without into than that which who whose when where while"
-    " because if as is are was were be it its their his her this these so not no".split()
-)
+_TOKENS_PER_WORD, _SPECIAL_TOKENS = 1.05, 2
+_MARKS = ",;:."
 
 
 def lines(corpus: str) -> list[str]:
     """Lines of a shipped text file, such as ``"short"``."""
     return (_DATA / f"{corpus}.txt").read_text(encoding="utf-8").splitlines()
+
+
+# Where a phrase ends in one of these words, it is cut in the wrong place.
+_DANGLING = frozenset(" ".join(lines("function-words")).split())
 
 
 def sentiment(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -56,58 +56,56 @@ def mixed(count: int, *, seed: int) -> list[str]:
     TextError
         The passages do not make so many different documents.
     """
-    subjects = _subjects()
+    subjects = [block.split("\n") for block in "\n".join(lines("passages")).split("\n\n")]
     random = np.random.default_rng(seed)
     found: dict[str, None] = {}
+    target = _length(random)
     for _ in range(_TRIES * count):
-        if len(found) == count:
-            return list(found)
-        mu = math.log(_MEAN_TOKENS) - _SIGMA**2 / 2
-        target = float(np.clip(random.lognormal(mu, _SIGMA), *_LIMITS))
         sentences = subjects[random.integers(len(subjects))]
         document = _document([sentences[i] for i in random.permutation(len(sentences))], target)
-        found.setdefault(document)
+        if document in found:
+            continue
+        found[document] = None
+        if len(found) == count:
+            return list(found)
+        target = _length(random)
     raise TextError(
-        "The corpus is too small for so many different documents.",
-        seen=f"{len(found):,} of {count:,} found",
+        "The passages do not make so many different documents.",
+        seen=f"{len(found):,} of {count:,}",
         fix=f'load_texts("mixed", limit={MIXED_COUNT})',
     )
 
 
-def _subjects() -> list[list[str]]:
-    """Sentences by subject: a blank line ends a subject."""
-    blocks = "\n".join(lines("passages")).split("\n\n")
-    return [block.split("\n") for block in blocks]
+def _length(random: np.random.Generator) -> float:
+    mu = math.log(_MEAN_TOKENS) - _SIGMA**2 / 2
+    return float(np.clip(random.lognormal(mu, _SIGMA), *_LIMITS))
 
 
-def _document(sentences: list[str], target_tokens: float) -> str:
-    """Whole sentences as far as they fit; where none does, the beginning of the first."""
+def _document(sentences: list[str], tokens: float) -> str:
+    """Whole sentences while they fit, then the beginning of the next one if much room is left."""
+    room = tokens - _SPECIAL_TOKENS
     chosen: list[str] = []
-    room = target_tokens - _SPECIAL_TOKENS
     for sentence in sentences:
-        tokens = _tokens(sentence)
-        if tokens <= room:
-            chosen.append(sentence)
-            room -= tokens
-    return " ".join(chosen) or _phrase(sentences[0], room)
+        if _tokens(sentence) > room:
+            break
+        chosen.append(sentence)
+        room -= _tokens(sentence)
+    if room > _SLACK * tokens and len(chosen) < len(sentences):
+        chosen.append(_phrase(sentences[len(chosen)].split(), room))
+    return " ".join(chosen)
 
 
-def _phrase(sentence: str, target_tokens: float) -> str:
-    words = sentence.split()
-    fitting = max(1, sum(1 for _ in _within(words, target_tokens)))
-    kept = words[:fitting]
-    while len(kept) > 1 and kept[-1].strip(",;:").lower() in _DANGLING:
-        kept.pop()
-    return " ".join(kept).rstrip(",;:.")
-
-
-def _within(words: list[str], target_tokens: float) -> Iterator[str]:
-    spent = 0.0
-    for word in words:
-        spent += _tokens(word)
-        if spent > target_tokens:
-            return
-        yield word
+def _phrase(words: list[str], tokens: float) -> str:
+    """As many of the words as fit, at least one, cut back to where a phrase may end."""
+    spent = np.cumsum([_tokens(word) for word in words])
+    kept = words[: int(np.searchsorted(spent, tokens, side="right"))]
+    while kept and kept[-1].strip(_MARKS).lower() in _DANGLING:
+        kept = kept[:-1]
+    for end in range(len(kept) - 1, max(2, len(kept) - 4), -1):
+        if kept[end - 1][-1] in _MARKS:
+            kept = kept[:end]
+    kept = kept or [word for word in words if word.lower() not in _DANGLING][:1]
+    return " ".join(kept).rstrip(_MARKS)
 
 
 def _tokens(text: str) -> float:
