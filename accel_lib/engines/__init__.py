@@ -54,12 +54,11 @@ def open_engine(
     """
     if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
         raise EngineError("There is no such device.", seen=repr(device), fix='device="auto", "cpu", "cuda" or "cuda:0"')
-    form = candidate.manifest.format if isinstance(candidate, Artifact) else "torch"
-    if form == "onnx":
+    if isinstance(candidate, Artifact) and candidate.manifest.format == "onnx":
         from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(candidate, device=device, threads=threads, **options)
-    if form == "tensorrt":
+    if isinstance(candidate, Artifact) and candidate.manifest.format == "tensorrt":
         from accel_lib.engines.tensorrt import TensorRTEngine
 
         return TensorRTEngine(candidate, device=device, **options)

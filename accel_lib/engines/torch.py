@@ -63,7 +63,7 @@ class TorchEngine:
             for part in module.modules():
                 if hasattr(part, "transformer"):
                     part.transformer.half()
-        self._module: torch.nn.Module = module
+        self._module = module
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""

@@ -1,0 +1,173 @@
+"""TensorRT behind the engine protocol: own stream, pinned buffers, one context a profile, optional CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.artifact import Artifact, Profile
+from accel_lib.engines.batching import check_batch
+from accel_lib.engines.trt import Library, compute_target, load_library
+from accel_lib.errors import ArtifactError, EngineError, require
+from accel_lib.machine import inspect_machine
+
+_INPUTS = ("input_ids", "attention_mask")
+_REBUILD = "build it again from the ONNX file inside: accel.to_tensorrt(artifact)"
+_GRAPHS = 16
+
+
+class TensorRTEngine:
+    """Run a TensorRT engine on the GPU it was built for.
+
+    Parameters
+    ----------
+    artifact
+        An artifact of format ``tensorrt``.
+    device
+        ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
+    cuda_graphs
+        Capture the work of each (batch, sequence) shape once and replay it: fewer launches, for small batches. The
+        16 shapes used last are kept, each with an execution context of its own.
+    """
+
+    def __init__(self, artifact: Artifact, *, device: str = "auto", cuda_graphs: bool = False) -> None:
+        self._library = _check(artifact, device)
+        torch = require("torch", extra="models")
+        manifest = artifact.manifest
+        index = int(device.partition(":")[2] or 0)
+        self.name = artifact.name
+        self.device = f"cuda:{index}"
+        self.precision = manifest.precision
+        self.dimension = manifest.dimension
+        self.max_length = manifest.max_length
+        self.max_batch_size = max(profile.max[0] for profile in manifest.profiles)
+        self._output_name = manifest.output_name
+        self._profiles = manifest.profiles
+        self._cuda_graphs = cuda_graphs
+        self._graphs: dict[tuple[int, int], tuple[Any, Any]] = {}
+        with torch.cuda.device(index):
+            self._stream = torch.cuda.Stream()
+            self._runtime = self._library.module.Runtime(self._library.logger)
+            self._engine = _deserialize(self._library, self._runtime, artifact)
+            self._contexts = [self._context(number) for number in range(len(self._profiles))]
+            tokens = max(profile.max[0] * profile.max[1] for profile in self._profiles)
+            shapes = dict.fromkeys(_INPUTS, (tokens, torch.int64))
+            shapes[self._output_name] = (self.max_batch_size * self.dimension, torch.float32)
+            self._pinned = {n: torch.empty(size, dtype=kind).pin_memory() for n, (size, kind) in shapes.items()}
+            self._buffers = {n: torch.empty(size, dtype=kind, device="cuda") for n, (size, kind) in shapes.items()}
+
+    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""
+        import torch
+
+        check_batch(input_ids, attention_mask, self.max_length)
+        shape = (input_ids.shape[0], input_ids.shape[1])
+        number = _profile_for(self._profiles, shape)
+        tokens, answers = input_ids.size, shape[0] * self.dimension
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            for name, array in zip(_INPUTS, (input_ids, attention_mask), strict=True):
+                self._pinned[name][:tokens].copy_(torch.from_numpy(np.ascontiguousarray(array)).view(-1))
+                self._buffers[name][:tokens].copy_(self._pinned[name][:tokens], non_blocking=True)
+            if self._cuda_graphs:
+                self._replay(number, shape)
+            else:
+                self._enqueue(self._contexts[number], shape)
+            pinned = self._pinned[self._output_name][:answers]
+            pinned.copy_(self._buffers[self._output_name][:answers], non_blocking=True)
+            self._stream.synchronize()
+        output: NDArray[np.float32] = pinned.numpy().reshape(shape[0], self.dimension).copy()
+        return output
+
+    def close(self) -> None:
+        """Free contexts, engine and buffers, in the order TensorRT wants."""
+        self._graphs.clear()
+        self._contexts.clear()
+        del self._engine, self._runtime, self._buffers, self._pinned
+
+    def _context(self, profile: int) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None or not context.set_optimization_profile_async(profile, self._stream.cuda_stream):
+            raise EngineError(
+                "TensorRT made no execution context.",
+                seen=self._library.complaint(),
+                fix="free GPU memory, or build with a smaller max_batch_size",
+            )
+        return context
+
+    def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
+        for name in _INPUTS:
+            context.set_input_shape(name, shape)
+        for name, buffer in self._buffers.items():
+            context.set_tensor_address(name, buffer.data_ptr())
+        if not context.execute_async_v3(self._stream.cuda_stream):
+            raise EngineError(
+                "TensorRT refused the batch.", seen=f"shape {shape}: {self._library.complaint()}", fix=_REBUILD
+            )
+
+    def _replay(self, profile: int, shape: tuple[int, int]) -> None:
+        import torch
+
+        if shape not in self._graphs:
+            if len(self._graphs) == _GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            context = self._context(profile)
+            self._enqueue(context, shape)  # once outside the graph: TensorRT allocates on a shape's first run
+            self._stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._enqueue(context, shape)
+            self._graphs[shape] = (graph, context)
+        self._graphs[shape] = self._graphs.pop(shape)
+        self._graphs[shape][0].replay()
+
+
+def _check(artifact: Artifact, device: str) -> Library:
+    """Compare the manifest with this machine before anything is loaded."""
+    manifest = artifact.manifest
+    built_with = next((name for name in ("tensorrt", "tensorrt_rtx") if name in manifest.versions), "tensorrt")
+    library = load_library(built_with)
+    if manifest.versions.get(built_with) != library.version:
+        raise ArtifactError(
+            "The engine was built by another version of TensorRT.",
+            seen=f"{built_with} {manifest.versions.get(built_with)} then, {library.version} here",
+            fix=_REBUILD,
+        )
+    gpus = inspect_machine().gpus
+    if device == "cpu" or not gpus:
+        raise EngineError(
+            "A TensorRT engine needs an NVIDIA GPU and its driver.",
+            seen='device="cpu"' if device == "cpu" else "no GPU here",
+            fix="use the ONNX file here: accel.to_onnx(model); the engine runs on " + manifest.target,
+        )
+    gpu = gpus[min(int(device.partition(":")[2] or 0), len(gpus) - 1)]
+    if compute_target(gpu) != manifest.target:
+        raise ArtifactError(
+            "The engine was built for another GPU.",
+            seen=f"built for {manifest.target}; {gpu.name} is {compute_target(gpu)}",
+            fix=_REBUILD,
+        )
+    return library
+
+
+def _deserialize(library: Library, runtime: Any, artifact: Artifact) -> Any:
+    plan = artifact.path.read_bytes()
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        validity = getattr(runtime, "get_engine_validity", None)
+        reason = validity(plan)[0] if validity else library.complaint()
+        raise ArtifactError("TensorRT does not accept the engine.", seen=reason, fix=_REBUILD)
+    return engine
+
+
+def _profile_for(profiles: tuple[Profile, ...], shape: tuple[int, int]) -> int:
+    for number, profile in enumerate(profiles):
+        if all(low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)):
+            return number
+    largest = max(profiles, key=lambda profile: profile.max)
+    raise EngineError(
+        "No optimization profile of the engine holds this batch.",
+        seen=f"batch {shape[0]} × {shape[1]} tokens; the largest profile ends at {largest.max[0]} × {largest.max[1]}",
+        fix=f"run_batches(..., max_batch_size={largest.max[0]}), or build with a larger max_batch_size",
+    )
