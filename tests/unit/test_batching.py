@@ -1,0 +1,85 @@
+"""Batches cut by padded tokens: nothing lost, nothing over budget, nothing changed."""
+
+import numpy as np
+import pytest
+
+from accel_lib.engines.batching import check_batch, padding_share, plan_batches, run_batches
+from accel_lib.errors import EngineError
+
+RANDOM = np.random.default_rng(0)
+LENGTHS = [np.clip(RANDOM.lognormal(3.4, 0.8, size).astype(np.int64), 3, 256) for size in (1, 2, 7, 64, 500)]
+
+
+class SumEngine:
+    """Adds the ids that the mask lets through: right only if padding is masked and order restored."""
+
+    name, device, precision, dimension, max_length = "sum", "cpu", "fp32", 1, 512
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, int]] = []
+
+    def run(self, input_ids, attention_mask):
+        self.shapes.append(input_ids.shape)
+        return (input_ids * attention_mask).sum(axis=1, keepdims=True).astype(np.float32)
+
+    def close(self) -> None:
+        self.shapes.clear()
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=len)
+@pytest.mark.parametrize("budget", [64, 512, 4096])
+@pytest.mark.parametrize("sort", [True, False])
+def test_every_text_stands_in_one_batch_within_the_budget(lengths, budget, sort):
+    batches = plan_batches(lengths, max_batch_tokens=budget, max_batch_size=32, sort=sort)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= 32
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+def test_no_texts_give_no_batches():
+    assert plan_batches(np.array([], dtype=np.int64), max_batch_tokens=512) == []
+
+
+def test_a_text_longer_than_the_budget_still_runs_alone():
+    batches = plan_batches(np.array([5, 900, 5]), max_batch_tokens=64)
+    assert [list(batch) for batch in batches] == [[0, 2], [1]]
+
+
+def test_sorting_by_length_saves_padding():
+    lengths = LENGTHS[-1]
+    as_they_come = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048, sort=False))
+    by_length = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048))
+    assert by_length < 0.1 < as_they_come
+
+
+def test_padding_is_counted_exactly():
+    lengths = np.array([2, 4, 6])
+    assert padding_share(lengths, [np.array([0, 1, 2])]) == pytest.approx(1 - 12 / 18)
+    assert padding_share(lengths, [np.array([i]) for i in range(3)]) == 0
+
+
+@pytest.mark.parametrize("sort", [True, False])
+def test_results_come_back_in_the_order_of_the_texts(sort):
+    rows = [RANDOM.integers(1, 1000, length) for length in LENGTHS[-2]]
+    engine = SumEngine()
+    answers = run_batches(engine, rows, pad_id=7, max_batch_tokens=256, sort=sort)
+    assert answers[:, 0].tolist() == [row.sum() for row in rows]
+    assert len(engine.shapes) > 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask"),
+    [
+        (np.ones((2, 3), np.int64), np.ones((2, 4), np.int64)),
+        (np.ones((2, 3), np.int32), np.ones((2, 3), np.int64)),
+        (np.ones(3, np.int64), np.ones(3, np.int64)),
+        (np.ones((1, 0), np.int64), np.ones((1, 0), np.int64)),
+        (np.ones((1, 9), np.int64), np.ones((1, 9), np.int64)),
+    ],
+    ids=["shapes differ", "wrong type", "one dimension", "no token", "too long"],
+)
+def test_a_batch_that_does_not_fit_is_refused_with_what_was_seen(ids, mask):
+    with pytest.raises(EngineError, match="at most|1 to 8 tokens") as refusal:
+        check_batch(ids, mask, max_length=8)
+    assert str(ids.shape) in refusal.value.seen

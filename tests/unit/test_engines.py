@@ -1,0 +1,69 @@
+"""Engines behind one protocol: the same numbers, the device that was asked for, and refusals that say what to do."""
+
+import numpy as np
+import pytest
+
+from accel_lib import open_engine, to_torch
+from accel_lib.artifact import Artifact
+from accel_lib.engines.batching import run_batches
+from accel_lib.errors import ArtifactError, EngineError
+
+
+@pytest.fixture(scope="module")
+def torch_artifact(tiny_model, tmp_path_factory):
+    return to_torch(tiny_model, output=tmp_path_factory.mktemp("engines") / "torch")
+
+
+def rows_of(model):
+    return model.tokenizer(["short", "a somewhat longer text than the first", "and one of a middle length"])
+
+
+def test_onnx_runtime_and_pytorch_agree_on_the_real_model(model, onnx_fp32):
+    rows = rows_of(model)
+    with_torch, with_onnx = (run_batches(open_engine(candidate), rows) for candidate in (model, onnx_fp32))
+    assert np.abs(with_torch - with_onnx).max() < 1e-5
+
+
+def test_an_exported_program_gives_the_numbers_of_its_model(tiny_model, torch_artifact):
+    rows = rows_of(tiny_model)
+    saved, live = (run_batches(open_engine(candidate), rows) for candidate in (torch_artifact, tiny_model))
+    assert np.abs(saved - live).max() < 1e-6
+
+
+def test_an_engine_says_what_it_is(onnx_fp32):
+    engine = open_engine(onnx_fp32, device="cpu", threads=1)
+    assert (engine.name, engine.device, engine.precision) == ("onnx fp32", "cpu", "fp32")
+    assert (engine.dimension, engine.max_length) == (384, 256)
+
+
+def test_a_text_over_the_limit_is_refused_before_it_runs(onnx_fp32):
+    ids = np.ones((1, 257), np.int64)
+    with pytest.raises(EngineError, match="1 to 256 tokens"):
+        open_engine(onnx_fp32).run(ids, ids)
+
+
+def test_an_unknown_device_is_refused(tiny_model):
+    with pytest.raises(EngineError, match="'tpu'"):
+        open_engine(tiny_model, device="tpu")
+
+
+def test_a_gpu_that_is_not_there_is_an_error_not_a_slower_answer(tiny_model, onnx_fp32):
+    for candidate in (tiny_model, onnx_fp32):
+        with pytest.raises(EngineError) as refusal:
+            open_engine(candidate, device="cuda:7")
+        assert 'device="cpu"' in refusal.value.fix or "device='cpu'" in refusal.value.fix
+
+
+def test_half_precision_on_a_cpu_is_refused_not_ignored(tiny_model):
+    with pytest.raises(EngineError, match="precision 'fp16' on cpu"):
+        open_engine(tiny_model, device="cpu", precision="fp16")
+
+
+@pytest.mark.parametrize("kind", ["onnx_fp32", "torch_artifact"])
+def test_a_file_that_is_no_model_is_refused_with_the_command_that_makes_one(kind, request, tmp_path):
+    artifact: Artifact = request.getfixturevalue(kind)
+    broken = artifact.copy_to(tmp_path / "broken")
+    broken.path.write_bytes(b"not a model")
+    with pytest.raises(ArtifactError) as refusal:
+        open_engine(broken)
+    assert "accel.to_" in refusal.value.fix

@@ -1,0 +1,135 @@
+"""TensorRT on a machine without a GPU: engines are really built, looked into, and refused where they do not fit."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+
+from accel_lib import open_engine, to_onnx, to_tensorrt
+from accel_lib.artifact import Artifact, Profile, seal, writing
+from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
+from accel_lib.engines.tensorrt import _profile_for
+from accel_lib.engines.trt import installed
+from accel_lib.errors import ArtifactError, ConversionError, EngineError
+from accel_lib.machine import inspect_machine
+
+pytestmark = pytest.mark.skipif("tensorrt_rtx" not in installed(), reason="TensorRT-RTX is not installed")
+without_gpu = pytest.mark.skipif(bool(inspect_machine().gpus), reason="this machine has a GPU")
+
+
+@pytest.fixture(scope="module")
+def fp16(tiny_model, tmp_path_factory):
+    return to_onnx(tiny_model, precision="fp16", output=tmp_path_factory.mktemp("trt") / "fp16", progress=False)
+
+
+@pytest.fixture(scope="module")
+def t4(fp16, tmp_path_factory):
+    lengths = np.arange(3, 64)
+    return to_tensorrt(fp16, target="t4", lengths=lengths, output=tmp_path_factory.mktemp("trt") / "t4", progress=False)
+
+
+def changed(artifact: Artifact, **fields) -> Artifact:
+    return dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, **fields))
+
+
+def test_a_t4_engine_is_built_and_carries_all_it_needs(t4: Artifact):
+    loaded = Artifact.load(t4.folder)
+    assert set(loaded.manifest.files) == {"model.plan", "model.onnx", "tokenizer.json"}
+    assert loaded.manifest.target == "sm75"
+    assert loaded.manifest.versions["tensorrt_rtx"]
+    assert loaded.size_bytes > 10_000
+
+
+def test_an_engine_can_be_built_again_from_what_it_carries(t4: Artifact, tmp_path):
+    again = to_tensorrt(t4, target="l4", output=tmp_path / "l4", progress=False)
+    assert again.manifest.target == "sm89"
+
+
+def test_matrix_products_are_half_and_norms_are_full_precision(t4: Artifact):
+    report = inspect_engine(t4)
+    types = {layer: set(rows["type"]) for layer, rows in report.layers.groupby("layer")}
+    assert types["MATRIX_MULTIPLY"] == {"HALF"}
+    assert types["NORMALIZATION"] == {"FLOAT"}
+    assert types["SOFTMAX"] == {"FLOAT"}
+    assert len(report.profiles) == len(t4.manifest.profiles)
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.8, 1.5])
+@pytest.mark.parametrize("most", [128, 256, 512])
+def test_profiles_cover_every_length_and_every_batch(spread, most):
+    lengths = np.clip(np.random.default_rng(1).lognormal(3.4, spread, 1000).astype(np.int64), 1, most)
+    profiles = choose_profiles(lengths, max_batch_size=16, max_length=most)
+    for length in range(1, most + 1):
+        for batch in (1, 16):
+            assert 0 <= _profile_for(profiles, (batch, length)) < len(profiles)
+    assert np.mean(lengths <= profiles[0].max[1]) >= 0.99
+    for profile in profiles:
+        assert profile.min <= profile.opt
+        assert all(low <= best <= high for low, best, high in zip(profile.min, profile.opt, profile.max, strict=True))
+
+
+def test_without_lengths_one_profile_covers_the_model():
+    assert choose_profiles(None, max_batch_size=8, max_length=128) == (Profile(min=(1, 1), opt=(8, 32), max=(8, 128)),)
+
+
+def test_a_batch_outside_every_profile_is_refused_with_the_limit():
+    with pytest.raises(EngineError, match="ends at 8 × 128"):
+        _profile_for(choose_profiles(None, max_batch_size=8, max_length=128), (9, 16))
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "said"),
+    [
+        ({"precision": "fp32"}, "t4", 'precision="fp16"'),
+        ({"precision": "int8"}, "t4", 'precision="fp16"'),
+        ({}, "voodoo2", "one of: auto, t4"),
+        pytest.param({}, "auto", 'target="t4"', marks=without_gpu),
+        pytest.param({}, "h200", 'target="auto"', marks=without_gpu),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_building(fp16, fields, target, said, tmp_path):
+    with pytest.raises(ConversionError) as refusal:
+        to_tensorrt(changed(fp16, **fields), target=target, output=tmp_path / "plan")
+    assert said in refusal.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_the_parser_refuses_is_reported_by_node_and_leaves_nothing(fp16, tmp_path):
+    graph = onnx.load(fp16.path)
+    graph.graph.node[3].op_type = "NoSuchOperator"
+    with writing(tmp_path / "broken") as draft:
+        onnx.save(graph, draft / "model.onnx")
+        shutil.copy(fp16.folder / "tokenizer.json", draft)
+        manifest = seal(draft, fp16.manifest)
+    with pytest.raises(ConversionError, match="NoSuchOperator"):
+        to_tensorrt(Artifact(tmp_path / "broken", manifest), target="t4", output=tmp_path / "plan", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_fp32_matrix_products_for_a_t4_are_refused_by_the_builder_in_its_own_words(tiny_model, tmp_path):
+    fp32 = to_onnx(tiny_model, output=tmp_path / "fp32", progress=False)
+    with pytest.raises(ConversionError, match="FP32 GEMM is not supported"):
+        to_tensorrt(changed(fp32, precision="fp16"), target="t4", output=tmp_path / "plan", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
+
+
+def test_an_engine_of_another_version_is_refused_before_it_is_loaded(t4):
+    versions = t4.manifest.versions | {"tensorrt_rtx": "0.0.1"}
+    with pytest.raises(ArtifactError, match=r"0\.0\.1 then") as refusal:
+        open_engine(changed(t4, versions=versions))
+    assert "accel.to_tensorrt" in refusal.value.fix
+
+
+def test_a_truncated_engine_is_refused(t4, tmp_path):
+    copy = t4.copy_to(tmp_path / "copy")
+    copy.path.write_bytes(copy.path.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="1000 bytes where the manifest says"):
+        Artifact.load(copy.folder)
+
+
+@without_gpu
+def test_without_a_gpu_an_engine_says_so(t4):
+    with pytest.raises(EngineError, match="no GPU here"):
+        open_engine(t4)
