@@ -50,7 +50,7 @@ def test_sorting_by_length_saves_padding():
     lengths = LENGTHS[-1]
     as_they_come = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048, sort=False))
     by_length = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048))
-    assert by_length < 0.1 < as_they_come
+    assert 3 * by_length < as_they_come
 
 
 def test_padding_is_counted_exactly():
@@ -80,6 +80,6 @@ def test_results_come_back_in_the_order_of_the_texts(sort):
     ids=["shapes differ", "wrong type", "one dimension", "no token", "too long"],
 )
 def test_a_batch_that_does_not_fit_is_refused_with_what_was_seen(ids, mask):
-    with pytest.raises(EngineError, match="at most|1 to 8 tokens") as refusal:
+    with pytest.raises(EngineError, match="1 to 8 tokens") as refusal:
         check_batch(ids, mask, max_length=8)
     assert str(ids.shape) in refusal.value.seen
