@@ -5,7 +5,7 @@ Every function takes a table and returns one sentence; intervals decide between 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,24 @@ def profiles(lengths: NDArray[np.int64], chosen: Sequence[Profile]) -> str:
     if len(limits) == 1:
         return f"One profile takes {percent(within[0])} of the texts, up to {limits[0]} tokens{over}"
     return f"{len(limits)} profiles share the texts: {listed(parts)}{over}"
+
+
+def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "") -> str:
+    """Throughput and latency of a run, what the time inside Triton went into, and what went wrong."""
+    run = summary.iloc[0]
+    many = f"{run['concurrency']:.0f} request{'s' if run['concurrency'] > 1 else ''} under way"
+    said = f"{number(run['sentences_per_s'])} sentences/s with {many}: half are answered within {number(run['p50_ms'])} ms, 95% within {number(run['p95_ms'])} ms"
+    if "queue_ms" in run:
+        spent = {words: float(run[column]) for column, words in _SPENT.items()}
+        most = max(spent, key=lambda words: spent[words])
+        said += f"; {percent(spent[most] / sum(spent.values()))} of the time goes into {most}"
+    if errors:
+        kinds = listed([f"{count} × {cause.rstrip('.').lower()}" for cause, count in errors.items()])
+        said += f". Failed: {kinds}"
+    return f"{said}. It ended early: {stopped}" if stopped else said
+
+
+_SPENT = {"queue_ms": "waiting in the queue", "compute_infer_ms": "the model", "client_ms": "client and transport"}
 
 
 def batch_sizes(executions: pd.Series[Any]) -> str:

@@ -5,6 +5,7 @@ A table that knows the machine it was measured on (``frame.attrs["machine"]``) g
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from accel_lib.artifact import Profile
 from accel_lib.errors import require
 from accel_lib.lab import findings
+from accel_lib.lab.measure import machine_line
 from accel_lib.lab.words import number, percent, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from accel_lib.triton.statistics import Timeline
 
 # Okabe and Ito's palette: told apart by colour-blind readers too (jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW, PURPLE = (
@@ -27,6 +31,14 @@ BLUE, ORANGE, GREEN, VERMILLION, SKY, YELLOW, PURPLE = (
 )  # fmt: skip
 GREY, LIGHT = "#595959", "#D9D9D9"
 _WASTED: dict[str, Any] = {"color": "white", "edgecolor": VERMILLION, "hatch": "////", "linewidth": 0.8}
+_SPANS = {
+    "tokenize_ms": "tokenize",
+    "transport_ms": "transport",
+    "queue_ms": "queue",
+    "compute_input_ms": "gather inputs",
+    "compute_infer_ms": "compute",
+    "compute_output_ms": "take answer",
+}
 _WIDTH_INCHES, _TITLE_LETTERS, _CAPTION_LETTERS = 8.0, 74, 110
 
 
@@ -175,14 +187,17 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
     return _finish(ax, pd.DataFrame())
 
 
-def timeline(frame: pd.DataFrame) -> Axes:
+def timeline(request: Timeline) -> Axes:
     """One request from text to vector, cut into the spans it passes through.
 
     Parameters
     ----------
-    frame
-        One row a span, in order: ``span`` (``"compute"`` is the model) and ``ms``.
+    request
+        What ``server.model(name).timeline(text)`` returns.
     """
+    spent = dataclasses.asdict(request)
+    frame = pd.DataFrame({"span": [_SPANS[name] for name in spent], "ms": spent.values()})
+    frame.attrs["machine"] = machine_line()
     ax = _canvas(findings.timeline(frame), rows=len(frame))
     y = _rows(ax, frame["span"])
     start = np.concatenate([[0.0], np.cumsum(frame["ms"].to_numpy())[:-1]])

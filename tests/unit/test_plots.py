@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 from accel_lib.artifact import Profile
 from accel_lib.show import plots
+from accel_lib.triton.statistics import Timeline
 
 BASELINE = "sentence-transformers"
 
@@ -163,8 +164,9 @@ def test_texts_longer_than_any_profile_are_not_hidden():
 
 
 def test_the_timeline_tells_what_serving_costs():
-    spans = ["tokenize", "transport", "queue", "input", "compute", "output"]
-    ax = plots.timeline(pd.DataFrame({"span": spans, "ms": [0.2, 0.5, 0.1, 0.1, 9.0, 0.1]}))
+    parts = {"tokenize_ms": 0.2, "transport_ms": 0.5, "queue_ms": 0.1}
+    computing = {"compute_input_ms": 0.1, "compute_infer_ms": 9.0, "compute_output_ms": 0.1}
+    ax = plots.timeline(Timeline(**parts, **computing))
     assert title(ax) == (
         "One request takes 10 ms: 9.0 ms in the model, 0.20 ms tokenizing, and 0.80 ms (8%) for being served, "
         "most of it transport"

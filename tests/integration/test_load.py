@@ -1,0 +1,181 @@
+"""Load on a real Triton that serves a model of one embedding table through ONNX Runtime."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import accel_lib
+from accel_lib.errors import AccelError, RequestError
+from accel_lib.lab.tune import tune
+from tests.tiny import TABLE, tiny_artifact, tiny_texts
+
+pytestmark = pytest.mark.triton
+TEXTS = tiny_texts(40)
+SMALL = {"instance_count": (1,), "max_batch_tokens": (64, 2_048), "max_queue_delay_us": (0,)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("load") / "model_repository"
+    repository.mkdir()
+    with accel_lib.serve(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    return tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE)
+
+
+@pytest.fixture(scope="module")
+def tiny(server, artifact):
+    return server.add("tiny", artifact)
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return accel_lib.load(tiny, TEXTS, concurrency=8, seconds=1, warmup_s=0.2)
+
+
+def later(seconds, act, *arguments):
+    timer = threading.Timer(seconds, act, arguments)
+    timer.start()
+    return timer
+
+
+def test_every_answer_is_counted_and_none_is_wrong(run):
+    assert run.errors == {}
+    assert run.throughput == pytest.approx(len(run.frame) / run.seconds)
+    assert set(run.frame["tokens"]) <= set(range(3, 40))
+
+
+def test_percentiles_are_in_order_and_inside_their_intervals(run):
+    row = run.summary.iloc[0]
+    assert 0 < run.p50_ms <= run.p95_ms <= run.p99_ms
+    assert row["p50_ms_low"] <= run.p50_ms <= row["p50_ms_high"]
+    assert row["sentences_per_s_low"] <= row["sentences_per_s_high"]
+
+
+def test_a_closed_loop_obeys_littles_law(run):
+    assert run.throughput * run.frame["ms"].mean() / 1e3 == pytest.approx(8, rel=0.15)
+
+
+def test_batch_sizes_come_from_triton_and_add_up_to_the_answers(run):
+    rows = int((run.batch_sizes.index * run.batch_sizes).sum())
+    assert rows == run.statistics.inferences
+    assert rows == pytest.approx(len(run.frame), abs=32 + 0.05 * len(run.frame))
+    assert run.batch_sizes.index.max() <= 8
+
+
+def test_the_time_splits_into_client_queue_and_model(run):
+    row = run.summary.iloc[0]
+    parts = ["client_ms", "queue_ms", "compute_input_ms", "compute_infer_ms", "compute_output_ms"]
+    assert row[parts].sum() == pytest.approx(run.frame["ms"].mean(), rel=1e-6)
+
+
+def test_a_run_shows_units_its_finding_and_the_machine(run):
+    page = run._repr_html_()
+    for words in ("p95, ms", "sentences/s", "queue, ms", run.finding, run.machine):
+        assert words in page
+    assert "8 requests under way" in run.finding
+
+
+def test_one_request_at_a_time_is_never_batched(tiny):
+    alone = accel_lib.load(tiny, TEXTS, concurrency=1, seconds=0.5, warmup_s=0.1)
+    assert list(alone.batch_sizes.index) == [1]
+
+
+def test_it_works_inside_a_running_event_loop(tiny):
+    async def cell():
+        return accel_lib.load(tiny, TEXTS, concurrency=2, seconds=0.2, warmup_s=0)
+
+    assert asyncio.run(cell()).throughput > 0
+
+
+def test_refused_requests_are_counted_by_cause_and_the_run_goes_on(tiny):
+    tiny.configure(max_queue_size=1)
+    try:
+        full = accel_lib.load(tiny, TEXTS, concurrency=16, seconds=1, warmup_s=0.1)
+    finally:
+        tiny.configure(max_queue_size=0)
+    assert list(full.errors) == ["The model's queue is full."]
+    assert full.throughput > 0
+    assert full.stopped == ""
+    assert "Failed: " in full.finding
+
+
+def test_a_model_unloaded_meanwhile_leaves_the_answers_so_far(server, tiny):
+    timer = later(0.8, server.unload, "tiny")
+    run = accel_lib.load(tiny, TEXTS, concurrency=4, seconds=20, warmup_s=0.2)
+    timer.join()
+    server.load("tiny")
+    assert run.seconds < 15
+    assert run.throughput > 0
+    assert run.stopped == "Triton does not serve that model or version."
+    assert "It ended early" in run.finding
+
+
+@pytest.mark.parametrize("asked", [{"texts": []}, {"concurrency": 0}, {"seconds": 0}])
+def test_a_load_of_nothing_is_refused(tiny, asked):
+    with pytest.raises(AccelError, match=r"accel_lib\.load\("):
+        accel_lib.load(tiny, **{"texts": TEXTS} | asked)
+
+
+def test_an_interrupt_ends_the_run_and_leaves_no_thread(tiny):
+    timer = later(0.5, _thread.interrupt_main)
+    with pytest.raises(KeyboardInterrupt):
+        accel_lib.load(tiny, TEXTS, concurrency=4, seconds=20)
+    timer.join()
+    assert not [thread for thread in threading.enumerate() if thread.name == "accel-load"]
+    assert tiny.encode(TEXTS[:2]).shape == (2, TABLE.shape[1])
+
+
+def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
+    before = tiny.config
+    tuning = tune(tiny, TEXTS, p95_ms=1_000, concurrency=4, seconds=0.4, grid=SMALL)
+    assert tiny.config == before
+    assert tuning.frame["max_batch_tokens"].tolist() == [64, 2_048]
+    assert tuning.frame["runs"].tolist() == [2, 2]
+    assert "sentences/s at a p95 of" in tuning.finding
+    assert f'string_value: "{tuning.best["max_batch_tokens"]}"' in tuning.config
+    assert tuning.apply().max_batch_tokens == tuning.best["max_batch_tokens"]
+    assert tiny.config.max_batch_tokens == tuning.best["max_batch_tokens"]
+
+
+def test_a_target_that_nothing_meets_names_the_closest_setting(tiny):
+    tuning = tune(tiny, TEXTS, p95_ms=1e-3, concurrency=4, seconds=0.3, grid=SMALL | {"max_batch_tokens": (64,)})
+    assert tuning.finding.startswith("No setting meets a p95 of 0.0010 ms: the closest, 1 instance")
+
+
+def test_a_grid_without_a_setting_is_refused_with_a_whole_one(tiny):
+    with pytest.raises(AccelError, match="instance_count"):
+        tune(tiny, TEXTS, p95_ms=50, grid={"max_batch_size": (8,)})
+
+
+def test_an_error_while_tuning_puts_the_own_setting_back(tiny):
+    before = tiny.config
+    with pytest.raises(AccelError):
+        tune(tiny, TEXTS, p95_ms=50, seconds=0.2, grid=SMALL | {"max_queue_delay_us": (0, -1)})
+    assert tiny.config == before
+    assert np.isfinite(tiny.encode(TEXTS[:1])).all()
+
+
+def test_a_server_that_dies_leaves_the_answers_so_far_and_then_an_error(artifact, tmp_path):
+    (tmp_path / "model_repository").mkdir()
+    with accel_lib.serve(tmp_path / "model_repository") as server:
+        doomed = server.add("doomed", artifact)
+        timer = later(1.0, os.kill, server.pid, signal.SIGKILL)
+        run = accel_lib.load(doomed, TEXTS, concurrency=4, seconds=20, warmup_s=0.2)
+        timer.join()
+        assert run.seconds < 15
+        assert run.throughput > 0
+        assert run.stopped == "Triton cannot be reached."
+        with pytest.raises(RequestError, match="cannot be reached"):
+            accel_lib.load(doomed, TEXTS, seconds=0.5)

@@ -1,0 +1,96 @@
+"""A model of one embedding table, in PyTorch and in a real ONNX file: small enough to be measured in a blink."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import tokenizers
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from accel_lib.artifact import Artifact, Manifest, Profile, seal, writing
+from accel_lib.models import Model
+from accel_lib.models.tokenizer import Tokenizer
+
+WORDS, WIDTH, LONGEST = 200, 16, 64
+TABLE = np.random.default_rng(0).normal(size=(WORDS, WIDTH)).astype(np.float32)
+NOISE = np.random.default_rng(1).normal(size=(WORDS, WIDTH)).astype(np.float32)
+
+
+class Mean(torch.nn.Module):
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.from_numpy(table))
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask.unsqueeze(-1).float()
+        return torch.nn.functional.normalize((self.table[input_ids] * mask).sum(1), dim=-1)
+
+
+class Reference:
+    """Somebody else's forward pass: NumPy, a text at a time."""
+
+    loaded = None
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts, *, batch_size=32):  # noqa: ARG002
+        sums = np.stack([TABLE[row].sum(axis=0) for row in self.tokenizer(texts)])
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+
+
+def tokenizer():
+    vocabulary = {f"w{i}": i for i in range(WORDS)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return Tokenizer(backend, max_length=LONGEST, pad_id=0)
+
+
+def tiny_model():
+    own = tokenizer()
+    facts = {"name": "tiny", "source": "made here", "task": "embedding", "output_name": "sentence_embedding"}
+    return Model(
+        **facts, module=Mean(TABLE).eval(), tokenizer=own, dimension=WIDTH, max_length=LONGEST, reference=Reference(own)
+    )
+
+
+def tiny_texts(count):
+    random = np.random.default_rng(2)
+    lengths = random.integers(3, 40, count)
+    return [" ".join(f"w{word}" for word in random.integers(1, WORDS, length)) for length in lengths]
+
+
+def tiny_artifact(folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding"):
+    """A real ONNX file of the same network, with the manifest that a converter would write."""
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
+        helper.make_node("Mul", ["words", "weights"], ["kept"]),
+        helper.make_node("ReduceSum", ["kept", "sequence"], ["sum"], keepdims=0),
+        helper.make_node("LpNormalization", ["sum"], ["sentence_embedding"], axis=-1, p=2),
+    ]
+    inputs = [
+        helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "seq"]) for n in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", table.shape[1]])
+    constants = {"table": table, "last": np.array([-1]), "sequence": np.array([1])}
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, [output], [numpy_helper.from_array(v, name=k) for k, v in constants.items()]
+    )
+    facts = {"model": "tiny", "source": "made here", "task": task, "output_name": "sentence_embedding"}
+    manifest = Manifest(
+        **facts, format=form, precision=precision, dimension=table.shape[1], max_length=LONGEST, target=target,
+        profiles=(Profile(min=(1, 2), opt=(8, 16), max=(8, LONGEST)),) if form == "tensorrt" else (),
+    )  # fmt: skip
+    with writing(folder) as draft:
+        onnx.save(
+            helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), draft / "model.onnx"
+        )
+        if form == "tensorrt":
+            (draft / "model.plan").write_bytes(b"not for this machine")
+        tokenizer().save(draft / "tokenizer.json")
+        seal(draft, manifest)
+    made = Artifact.load(folder)
+    return made.record_validation({"passed": True}) if validated else made
