@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,7 @@ class TensorRTEngine:
         self.max_batch_size = max(profile.max[0] for profile in manifest.profiles)
         self._output_name = manifest.output_name
         self._profiles = manifest.profiles
-        self._cuda_graphs = cuda_graphs
-        self._graphs: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._graph = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
         with torch.cuda.device(index):
             self._stream = torch.cuda.Stream()
             self._runtime = self._library.module.Runtime(self._library.logger)
@@ -70,10 +70,10 @@ class TensorRTEngine:
             for name, array in zip(_INPUTS, (input_ids, attention_mask), strict=True):
                 self._pinned[name][:tokens].copy_(torch.from_numpy(np.ascontiguousarray(array)).view(-1))
                 self._buffers[name][:tokens].copy_(self._pinned[name][:tokens], non_blocking=True)
-            if self._cuda_graphs:
-                self._replay(number, shape)
-            else:
+            if self._graph is None:
                 self._enqueue(self._contexts[number], shape)
+            else:
+                self._graph(number, shape)[0].replay()
             pinned = self._pinned[self._output_name][:answers]
             pinned.copy_(self._buffers[self._output_name][:answers], non_blocking=True)
             self._stream.synchronize()
@@ -82,7 +82,7 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free contexts, engine and buffers, in the order TensorRT wants."""
-        self._graphs.clear()
+        del self._graph
         self._contexts.clear()
         del self._engine, self._runtime, self._buffers, self._pinned
 
@@ -106,21 +106,17 @@ class TensorRTEngine:
                 "TensorRT refused the batch.", seen=f"shape {shape}: {self._library.complaint()}", fix=_REBUILD
             )
 
-    def _replay(self, profile: int, shape: tuple[int, int]) -> None:
+    def _capture(self, profile: int, shape: tuple[int, int]) -> tuple[Any, Any]:
+        """A graph for one shape, and the execution context it needs for as long as it lives."""
         import torch
 
-        if shape not in self._graphs:
-            if len(self._graphs) == _GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            context = self._context(profile)
-            self._enqueue(context, shape)  # once outside the graph: TensorRT allocates on a shape's first run
-            self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
-                self._enqueue(context, shape)
-            self._graphs[shape] = (graph, context)
-        self._graphs[shape] = self._graphs.pop(shape)
-        self._graphs[shape][0].replay()
+        context = self._context(profile)
+        self._enqueue(context, shape)  # once outside the graph: TensorRT allocates on a shape's first run
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._enqueue(context, shape)
+        return graph, context
 
 
 def _check(artifact: Artifact, device: str) -> Library:
