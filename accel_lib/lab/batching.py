@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines import Engine
+from accel_lib.engines.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
 from accel_lib.lab import findings
 from accel_lib.lab.contenders import AS_THEY_COME, ONE_BY_ONE, SORTED, Strategy, budget, contender
 from accel_lib.lab.measure import Result, columns, take_turns, tidy
@@ -40,7 +41,7 @@ def compare_batching(
     candidate: Model | Artifact,
     texts: Sequence[str],
     *,
-    strategies: Sequence[Strategy] = (ONE_BY_ONE, AS_THEY_COME, SORTED, budget(512)),
+    strategies: Sequence[Strategy] | None = None,
     device: str = "auto",
     seconds: float = 15,
 ) -> Batching:
@@ -53,11 +54,12 @@ def compare_batching(
     texts
         What to encode; their order counts for batches "as they come".
     strategies
-        At least two; speed-ups are over the first.
+        At least two, speed-ups are over the first; if left out: one by one, 32 as they come, 32 sorted by length, and
+        sorted within the engine's usual budget of tokens.
     device
         As for ``open_engine``.
     seconds
-        About how long to measure; each strategy gets at least one turn, and six if they fit.
+        About how long to measure; each strategy gets six turns at least, and eleven if they fit.
 
     Returns
     -------
@@ -70,6 +72,8 @@ def compare_batching(
     >>> compare_batching(model, load_texts("short", limit=64))  # doctest: +SKIP
     """
     one = contender(candidate, device=device)
+    tokens = CPU_BATCH_TOKENS if one.device == "cpu" else GPU_BATCH_TOKENS
+    strategies = strategies or (ONE_BY_ONE, AS_THEY_COME, SORTED, budget(tokens))
     lengths, texts = one.lengths(texts), list(texts)
     try:
         one.encode(texts[:4], strategies[-1])
@@ -81,8 +85,8 @@ def compare_batching(
     rows: list[dict[str, Any]] = []
     for strategy in strategies:
         spent, padding = taken[strategy.name], strategy.padding(lengths)
-        tokens = float(np.median(lengths.sum() / spent))
-        row = {"tokens_per_s": tokens, "padded_tokens_per_s": tokens / (1 - padding), "padding": padding}
+        rate = float(np.median(lengths.sum() / spent))
+        row = {"tokens_per_s": rate, "padded_tokens_per_s": rate / (1 - padding), "padding": padding}
         speed = columns("sentences_per_s", len(texts) / spent) | row | columns("speedup", first / spent)
         rows.append({"strategy": strategy.name, "device": one.device, **speed})
     return Batching(frame=tidy(rows))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.engines import Engine, open_engine
-from accel_lib.engines.batching import padding_share, plan_batches, run_batches
+from accel_lib.engines import open_engine
+from accel_lib.engines.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, padding_share, plan_batches, run_batches
 from accel_lib.lab.findings import BASELINE
 from accel_lib.models.model import Model
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
@@ -77,13 +77,13 @@ def contender(candidate: Model | Artifact, *, device: str = "auto") -> Contender
         return np.array([len(row) for row in tokenizer(texts, prompt=prompt)], dtype=np.int64)
 
     return Contender(
-        name=candidate.name if isinstance(candidate, Artifact) else f"torch {engine.precision}",
+        name=engine.name,
         precision=engine.precision,
         device=engine.device,
         size_bytes=candidate.size_bytes,
         encode=encode,
         lengths=lengths,
-        strategies=_strategies(engine),
+        strategies=(ONE_BY_ONE, SORTED, *map(budget, _budgets(engine.device))),
         close=engine.close,
     )
 
@@ -118,13 +118,12 @@ def _text_side(candidate: Model | Artifact) -> tuple[Tokenizer, str]:
     return tokenizer, prompt_text(manifest.prompts, manifest.default_prompt)
 
 
-def _strategies(engine: Engine) -> tuple[Strategy, ...]:
-    budgets = (512, 2_048) if engine.device == "cpu" else (4_096, 32_768)
-    return (ONE_BY_ONE, SORTED, *map(budget, budgets))
+def _budgets(device: str) -> tuple[int, int]:
+    return (CPU_BATCH_TOKENS, 4 * CPU_BATCH_TOKENS) if device == "cpu" else (GPU_BATCH_TOKENS // 4, GPU_BATCH_TOKENS)
 
 
 def _sizes(device: str) -> tuple[int, ...]:
-    return (1, 8, 32) if device == "cpu" else (32, 128, 512)
+    return (1, 8, 32) if device == "cpu" else (32, 128, 256)
 
 
 def _reference_forward(model: Model, *, device: str, half: bool) -> Callable[[list[str], int], NDArray[np.float32]]:

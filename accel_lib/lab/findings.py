@@ -99,8 +99,9 @@ def profiles(lengths: NDArray[np.int64], chosen: Sequence[Profile]) -> str:
 def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "") -> str:
     """Throughput and latency of a run, what the time inside Triton went into, and what went wrong."""
     run = summary.iloc[0]
-    many = f"{run['concurrency']:.0f} request{'s' if run['concurrency'] > 1 else ''} under way"
-    said = f"{number(run['sentences_per_s'])} sentences/s with {many}: half are answered within {number(run['p50_ms'])} ms, 95% within {number(run['p95_ms'])} ms"
+    many = "1 request" if run["concurrency"] == 1 else f"{run['concurrency']:.0f} requests"
+    fast = f"half are answered within {number(run['p50_ms'])} ms, 95% within {number(run['p95_ms'])} ms"
+    said = f"{number(run['sentences_per_s'])} sentences/s with {many} under way: {fast}"
     if "queue_ms" in run:
         spent = {words: float(run[column]) for column, words in _SPENT.items()}
         most = max(spent, key=lambda words: spent[words])
@@ -141,7 +142,7 @@ def tuning(frame: pd.DataFrame, p95_ms: float) -> str:
     best = best_setting(frame, p95_ms)
     if best["p95_ms"] > p95_ms:
         closest = f"the closest, {setting(best)}, has {number(best['p95_ms'])} ms"
-        return f"No setting meets a p95 of {number(p95_ms)} ms: {closest}"
+        return f"No setting meets a p95 of {p95_ms:g} ms: {closest}"
     said = f"{setting(best)}: {number(best['sentences_per_s'])} sentences/s at a p95 of {number(best['p95_ms'])} ms"
     alike = len(_alike(frame, p95_ms))
     if alike == len(frame) > 1:

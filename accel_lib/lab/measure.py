@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,18 +46,19 @@ class Result(abc.ABC):
         return f"{self._readable().to_string(index=False)}\n{self.finding}\n{self.machine}"
 
     def _repr_html_(self) -> str:
-        table = self._readable(bold=True).to_html(index=False, escape=False, border=0)
-        return f"{table}<p><b>{self.finding}</b><br><small>{self.machine}</small></p>"
+        table = self._readable(as_html=True).to_html(index=False, escape=False, border=0)
+        return f"{table}<p><b>{html.escape(self.finding)}</b><br><small>{html.escape(self.machine)}</small></p>"
 
-    def _readable(self, *, bold: bool = False) -> pd.DataFrame:
-        """The columns that have a heading, as words; the best of each in bold."""
+    def _readable(self, *, as_html: bool = False) -> pd.DataFrame:
+        """The columns that have a heading, as words; as HTML the best of each is bold."""
         shown: dict[str, list[str]] = {}
         for name in self._table:
             if name in _HEADINGS:
                 heading, write, best = _HEADINGS[str(name)]
                 values = self._table[name].tolist()
-                winner = best(values) if best and bold and len(set(values)) > 1 else None
-                shown[heading] = [f"<b>{write(v)}</b>" if v == winner else write(v) for v in values]
+                winner = best(values) if best and as_html and len(set(values)) > 1 else None
+                cells = [html.escape(write(value)) if as_html else write(value) for value in values]
+                shown[heading] = [f"<b>{c}</b>" if v == winner else c for v, c in zip(values, cells, strict=True)]
         return pd.DataFrame(shown)
 
 

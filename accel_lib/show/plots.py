@@ -234,7 +234,7 @@ def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
     ax.margins(x=0.14)
     ax.axvline(p95_ms, color=VERMILLION, linestyle="--", linewidth=1.4)
     ax.annotate(
-        f"target {number(p95_ms)} ms", (p95_ms, 0.02), (5, 0), xycoords=("data", "axes fraction"),
+        f"target {p95_ms:g} ms", (p95_ms, 0.02), (5, 0), xycoords=("data", "axes fraction"),
         textcoords="offset points", color=VERMILLION,
     )  # fmt: skip
     ax.set_xlabel("p95 latency, ms")

@@ -151,7 +151,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
 
 def test_a_target_that_nothing_meets_names_the_closest_setting(tiny):
     tuning = tune(tiny, TEXTS, p95_ms=1e-3, concurrency=4, seconds=0.3, grid=SMALL | {"max_batch_tokens": (64,)})
-    assert tuning.finding.startswith("No setting meets a p95 of 0.0010 ms: the closest, 1 instance")
+    assert tuning.finding.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
 
 
 def test_a_grid_without_a_setting_is_refused_with_a_whole_one(tiny):

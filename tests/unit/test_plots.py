@@ -187,7 +187,7 @@ def test_a_fast_setting_over_the_target_is_not_taken():
 
 def test_an_unmet_target_is_said():
     ax = plots.tuning(settings([60, 80], [100, 200]), 5)
-    assert title(ax).startswith("No setting meets a p95 of 5.0 ms: the closest, 1 instance")
+    assert title(ax).startswith("No setting meets a p95 of 5 ms: the closest, 1 instance")
     assert "closest" in words(ax)
 
 
