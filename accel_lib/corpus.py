@@ -19,12 +19,12 @@ SHIPPED = ("mixed", "short", "sentiment-train", "sentiment-test")
 MIXED_COUNT = 512
 
 _DATA = importlib.resources.files("accel_lib") / "data"
-# Lengths in tokens: log-normal with a mean of 40. The limits are those of the estimate below; counted by a WordPiece
-# tokenizer, documents have 3 to 256 tokens.
+# Lengths in tokens: log-normal. These are of the estimate below, which leaves some room empty; counted by MiniLM's
+# WordPiece tokenizer, documents have 3 to 256 tokens and 40 on average.
 _MEAN_TOKENS, _SIGMA = 42.0, 0.9
 _LIMITS = (3.0, 240.0)
-_TRIES = 20
-_SLACK = 0.1
+_SLACK = 0.1  # room that may stay empty, as a share of the target
+_MOST_MISSES = 1_000  # documents drawn in a row that are there already
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TOKENS_PER_WORD, _SPECIAL_TOKENS = 1.05, 2
 _MARKS = ",;:."
@@ -59,20 +59,21 @@ def mixed(count: int, *, seed: int) -> list[str]:
     subjects = [block.split("\n") for block in "\n".join(lines("passages")).split("\n\n")]
     random = np.random.default_rng(seed)
     found: dict[str, None] = {}
-    target = _length(random)
-    for _ in range(_TRIES * count):
+    target, misses = _length(random), 0
+    while len(found) < count and misses < _MOST_MISSES:
         sentences = subjects[random.integers(len(subjects))]
         document = _document([sentences[i] for i in random.permutation(len(sentences))], target)
         if document in found:
+            misses += 1
             continue
         found[document] = None
-        if len(found) == count:
-            return list(found)
-        target = _length(random)
+        target, misses = _length(random), 0
+    if len(found) == count:
+        return list(found)
     raise TextError(
         "The passages do not make so many different documents.",
         seen=f"{len(found):,} of {count:,}",
-        fix=f'load_texts("mixed", limit={MIXED_COUNT})',
+        fix=f'load_texts("mixed", limit={len(found)})',
     )
 
 

@@ -50,14 +50,14 @@ class Verdict:
         better
             Whether higher or lower samples are the better ones.
         """
-        seen = f"{self.a:.3g} against {self.b:.3g} {unit}, {self.ratio:.2f}×"
+        seen = f"{a_name} {_number(self.a)}, {b_name} {_number(self.b)} {unit}, a ratio of {self.ratio:.2f}"
         if math.isnan(self.low):
             return f"Too few samples to tell {a_name} from {b_name}: {seen}"
-        seen += f" ({self.confidence:.0%} interval {self.low:.2f} to {self.high:.2f}×)"
+        seen += f" ({self.confidence:.0%} interval {self.low:.2f} to {self.high:.2f})"
         if not self.significant:
             return f"No significant difference between {a_name} and {b_name}: {seen}"
         first, second = (a_name, b_name) if (self.ratio > 1) == (better == "higher") else (b_name, a_name)
-        return f"{first} is better than {second}: {a_name} has {seen.replace('against', f'against {b_name} with')}"
+        return f"{first} is better than {second}: {seen}"
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     if n < 1 or not 0 <= successes <= n:
         fix = "pass n >= 1 trials and 0 <= successes <= n"
         raise AccelError("A share needs trials.", seen=f"{successes} successes of {n}", fix=fix)
-    z2 = _z(confidence) ** 2
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     centre = (successes + z2 / 2) / (n + z2)
     half = math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -103,10 +103,17 @@ def percentile_interval(samples: Samples, q: float, confidence: float = 0.95) ->
     -------
     tuple of float
         Low and high, in the unit of the samples.
+
+    Raises
+    ------
+    AccelError
+        There are no samples, one is not finite, or `q` is not between 0 and 100.
     """
     ordered = _sorted(samples)
-    n, share, outside = len(ordered), q / 100, (1 - confidence) / 2
-    below = np.cumsum(_binomial(n, share))  # below[k]: probability that at most k samples are below the percentile
+    if not 0 < q < 100:
+        raise AccelError("Only percentiles between 0 and 100 have an interval.", seen=f"q={q}", fix="pass 0 < q < 100")
+    n, outside = len(ordered), (1 - confidence) / 2
+    below = np.cumsum(_binomial(n, q / 100))  # below[k]: probability that at most k samples are below the percentile
     low = int(np.searchsorted(below, outside, side="right"))  # rank, from 1; 0 where there is none
     high = int(np.searchsorted(below, 1 - outside, side="left")) + 1  # rank, from 1; n + 1 where there is none
     return (float(ordered[low - 1]) if low > 0 else math.nan, float(ordered[high - 1]) if high <= n else math.nan)
@@ -156,16 +163,15 @@ def _resampled_medians(ordered: NDArray[np.float64], random: np.random.Generator
 
 def _binomial(n: int, share: float) -> NDArray[np.float64]:
     """Probabilities of 0 to n successes in n trials."""
-    if share in (0.0, 1.0):
-        return np.eye(n + 1)[round(share * n)]
     k = np.arange(n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log_choose = log_factorial[n] - log_factorial - log_factorial[::-1]
-    return np.asarray(np.exp(log_choose + k * math.log(share) + (n - k) * math.log1p(-share)))
+    logs: NDArray[np.float64] = log_choose + k * math.log(share) + (n - k) * math.log1p(-share)
+    return np.exp(logs)
 
 
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _sorted(samples: Samples) -> NDArray[np.float64]:

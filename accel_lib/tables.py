@@ -105,7 +105,7 @@ def read(path: Path, *, shipped: Sequence[str]) -> Table:
         A ``.parquet`` file, and no pyarrow to read it with.
     """
     suffix = path.suffix.lower()
-    if not path.is_file():
+    if not _is_file(path):
         raise _missing(path, shipped)
     if suffix not in SUFFIXES:
         fix = f"save it as one of {', '.join(SUFFIXES)}"
@@ -116,10 +116,17 @@ def read(path: Path, *, shipped: Sequence[str]) -> Table:
     return table
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long to be one
+        return False
+
+
 def _missing(path: Path, shipped: Sequence[str]) -> TextError:
     there = sorted(file.name for suffix in SUFFIXES for file in path.parent.glob(f"*{suffix}"))
     return TextError(
-        f"There is no corpus and no file named {path.name!r}.",
+        f"There is no corpus and no file named {short(path.name)!r}.",
         seen=f"beside it: {', '.join(there[:5])}" if there else None,
         fix=f"name a corpus ({', '.join(shipped)}) or the path of a file ({', '.join(SUFFIXES)})",
     )
@@ -140,6 +147,8 @@ def _parsed(path: Path, suffix: str) -> Table:
 def _decoded(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise TextError(f"{path.name} cannot be read.", seen=error.strerror, fix=f"ls -l {path.name}") from error
     except UnicodeDecodeError as error:
         raise TextError(
             f"{path.name} is not UTF-8.",

@@ -138,6 +138,9 @@ def load_texts(
     """
     if limit is not None and limit < 1:
         raise TextError("There is no such number of texts.", seen=f"limit={limit}", fix="pass limit=1 or more")
+    if not isinstance(source, str | Path):
+        fix = "a list needs no loading: accel_lib.texts.Texts(your_list)"
+        raise TextError("A corpus or a path is loaded.", seen=type(source).__name__, fix=fix)
     name = str(source)
     if name not in corpus.SHIPPED:
         return _draw(_from_file(Path(source).expanduser(), column, label_column), limit, seed)
