@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Manifest, Profile, seal, writing
-from accel_lib.engines.trt import Library, compute_target, installed, load_library
+from accel_lib.engines.trt import LIBRARIES, Library, built_with, compute_target, installed, load_library
 from accel_lib.errors import ArtifactError, ConversionError, MissingDependencyError
 from accel_lib.machine import cache_dir, inspect_machine
 
@@ -96,7 +96,8 @@ def to_tensorrt(
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
         for name in (MODEL_FILES["onnx"], TOKENIZER_FILE):
             shutil.copy2(artifact.folder / name, draft / name)
-        versions = artifact.manifest.versions | {library.name: library.version}
+        others = {name: v for name, v in artifact.manifest.versions.items() if name not in LIBRARIES}
+        versions = others | {library.name: library.version}
         seconds = time.monotonic() - started
         manifest = dataclasses.replace(
             *(artifact.manifest,), format="tensorrt", target=target, profiles=chosen, versions=versions, seconds=seconds
@@ -167,8 +168,7 @@ def inspect_engine(artifact: Artifact) -> EngineReport:
     """Look into a TensorRT artifact: layers and types, profiles, size and, with a driver, whether it is valid here."""
     import pandas as pd
 
-    name = next(name for name in ("tensorrt", "tensorrt_rtx") if name in artifact.manifest.versions)
-    library = load_library(name)
+    library = load_library(built_with(artifact.manifest))
     with _parsed(library, artifact.folder / MODEL_FILES["onnx"]) as (_, network):
         found = [_describe(library, network.get_layer(number)) for number in range(network.num_layers)]
     layers = pd.DataFrame(found, columns=["layer", "type"]).value_counts().rename("count").reset_index()

@@ -1,0 +1,230 @@
+"""PyTorch to one ONNX file: dynamic batch and sequence, pooling or head inside, the precision in the graph."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
+from accel_lib.convert import precision as precisions
+from accel_lib.errors import ArtifactError, ConversionError, require
+from accel_lib.machine import cache_dir
+
+if TYPE_CHECKING:
+    from accel_lib.models import Model
+
+_PACKAGES = ("accel_lib", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+_LARGEST_BATCH = 65_535
+_LARGEST_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends at 2 GiB
+
+
+def to_onnx(
+    model: Model,
+    *,
+    precision: str = "fp32",
+    keep: Sequence[str] = (),
+    texts: Sequence[str] | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+) -> Artifact:
+    """Convert a model to ONNX.
+
+    Parameters
+    ----------
+    model
+        What `accel_lib.load_model` or `accel_lib.train_classifier` returned.
+    precision
+        ``"fp32"``; ``"fp16"`` (for GPUs; LayerNorm, softmax and pooling stay FP32); ``"int8"`` (dynamic, for ONNX
+        Runtime on a CPU); ``"int8-qdq"`` (static Q/DQ, for TensorRT).
+    keep
+        For INT8: parts of node names, such as ``"layer.5."``, whose matrix products stay FP32.
+    texts
+        For ``"int8-qdq"``: texts that show how large the activations become; None takes some that ship.
+    output
+        Folder to write; None takes one in the cache, and reuses what is there if nothing it depends on has changed.
+    progress
+        Print a line a step.
+
+    Returns
+    -------
+    Artifact
+        One ``model.onnx`` with inputs ``input_ids`` and ``attention_mask`` (int64 ``[batch, sequence]``), tokenizer and
+        manifest. It is not validated yet.
+
+    Raises
+    ------
+    ConversionError
+        The precision is unknown, or the export failed; nothing is left behind.
+    """
+    if precision not in precisions.PRECISIONS:
+        known = ", ".join(precisions.PRECISIONS)
+        raise ConversionError("There is no such precision.", seen=repr(precision), fix=f"one of: {known}")
+    if keep and not precision.startswith("int8"):
+        raise ConversionError("Only INT8 keeps nodes.", seen=f"keep={list(keep)}", fix='precision="int8"')
+
+    def write(path: Path) -> tuple[str, ...]:
+        if precision == "fp32":
+            _export(model, path)
+            return ()
+        fp32 = to_onnx(model, progress=progress)
+        with _failing_as("quantization" if precision.startswith("int8") else "conversion to half precision"):
+            return precisions.convert(fp32, path, precision, keep=keep, texts=texts)
+
+    label = "-".join(["onnx", precision, *([_short_hash("\n".join(keep).encode())] if keep else [])])
+    return _make(model, "onnx", precision, label, write, output, progress)
+
+
+def to_torch(model: Model, *, output: str | Path | None = None, progress: bool = True) -> Artifact:
+    """Save a model as a ``torch.export`` program, which a server runs without the Python code of the model.
+
+    Parameters
+    ----------
+    model, output, progress
+        As for `to_onnx`.
+
+    Returns
+    -------
+    Artifact
+        One ``model.pt2`` in FP32, tokenizer and manifest.
+    """
+
+    def write(path: Path) -> tuple[str, ...]:
+        import torch
+
+        with _failing_as("export"):
+            torch.export.save(_program(model), path)
+        return ()
+
+    return _make(model, "torch", "fp32", "torch-fp32", write, output, progress)
+
+
+def _make(
+    model: Model,
+    form: Format,
+    precision: str,
+    label: str,
+    write: Callable[[Path], tuple[str, ...]],
+    output: str | Path | None,
+    progress: bool,
+) -> Artifact:
+    """Reuse an artifact that nothing has changed for, or write it aside and rename it."""
+    source = f"{model.source}, weights {_weights(model)}"
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    folder = Path(output) if output else cache_dir("artifacts", model.name.replace("/", "--"), label)
+    if output is None:
+        with contextlib.suppress(ArtifactError):
+            found = Artifact.load(folder)
+            if found.manifest.source == source and found.manifest.versions == versions:
+                if progress:
+                    print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
+                return found
+    started = time.monotonic()
+    with writing(folder) as draft:
+        notes = write(draft / MODEL_FILES[form])
+        model.tokenizer.save(draft / TOKENIZER_FILE)
+        manifest = Manifest(
+            **{field: getattr(model, field) for field in ("task", "output_name", "dimension", "max_length", "labels")},
+            **{field: getattr(model, field) for field in ("prompts", "default_prompt")},
+            model=model.name,
+            source=source,
+            format=form,
+            precision=precision,
+            versions=versions,
+            seconds=time.monotonic() - started,
+            notes=(*model.notes, *notes),
+        )
+        manifest = seal(draft, manifest)
+    artifact = Artifact(folder, manifest)
+    if progress:
+        print(f"{artifact.name}: {artifact.size_bytes / 1e6:.1f} MB in {manifest.seconds:.1f} s", flush=True)
+    return artifact
+
+
+def _program(model: Model) -> Any:
+    import torch
+
+    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=model.max_length)}
+    example = torch.ones(2, 8, dtype=torch.int64)
+    return torch.export.export(model.module, (example, example.clone()), dynamic_shapes=(shape, shape), strict=False)
+
+
+def _export(model: Model, path: Path) -> None:
+    torch = require("torch", extra="models")
+    require("onnxscript", extra="convert")
+    if model.size_bytes > _LARGEST_BYTES:
+        raise ConversionError(
+            "An ONNX file ends at 2 GiB.",
+            seen=f"{model.size_bytes / 2**30:.1f} GiB of weights",
+            fix="a smaller encoder",
+        )
+    with _failing_as("export"), _quiet():
+        program = torch.onnx.export(
+            _program(model),
+            dynamo=True,
+            input_names=["input_ids", "attention_mask"],
+            output_names=[model.output_name],
+            verbose=False,
+        )
+        _name_nodes(program.model)
+        program.save(path, external_data=False)
+
+
+def _name_nodes(graph: Any) -> None:
+    """Name each node by the module it came from, such as ``encoder.layer.0.output.dense/MatMul``, for `keep`."""
+    seen: collections.Counter[str] = collections.Counter()
+    for node in graph.graph:
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        name = f"{ast.literal_eval(scopes)[-2] if scopes else ''}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+        node.metadata_props.clear()
+
+
+@contextlib.contextmanager
+def _failing_as(step: str) -> Iterator[None]:
+    """Whatever PyTorch or ONNX Runtime raises, as a ConversionError that names the step."""
+    try:
+        yield
+    except (ConversionError, ArtifactError):
+        raise
+    except Exception as error:  # exporters raise errors of many kinds, from many libraries
+        raise ConversionError(
+            f"The {step} failed.",
+            seen=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            fix="accel doctor shows the versions; the model may use an operation that ONNX does not have",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on optional packages and its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _weights(model: Model) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for name, weight in sorted(model.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=4).hexdigest()

@@ -1,0 +1,171 @@
+"""Precision is part of the graph: FP16 by casts in it, INT8 by quantized nodes in it, and a reader that tells which."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.errors import ArtifactError, ConversionError, require
+from accel_lib.machine import inspect_machine
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8-qdq")
+
+# Sums over many numbers and exponentials leave FP16's range or digits: LayerNorm, softmax, pooling and unit length.
+_STAY_FP32 = ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMax", "ReduceL2", "Clip", "Div", "CumSum", "Sqrt")
+_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
+_CALIBRATION_TEXTS = 64
+
+
+def convert(
+    fp32: Artifact, path: Path, precision: str, *, keep: Sequence[str], texts: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Write an FP32 artifact's graph in another precision to `path`; returns notes for the manifest."""
+    if precision == "fp16":
+        _to_fp16(fp32.path, path)
+        return ()
+    kept = _nodes_to_keep(fp32.path, keep)
+    if precision == "int8":
+        return _to_int8(fp32.path, path, kept)
+    return _to_int8_qdq(fp32, path, kept, texts)
+
+
+def graph_precision(path: Path) -> str:
+    """The precision a graph really holds, read from the element types of its matrix products.
+
+    Returns
+    -------
+    str
+        One of `PRECISIONS`, or a description such as ``"24 MatMul of float16, 12 of float32"`` where they are mixed.
+
+    Raises
+    ------
+    ArtifactError
+        The file is no valid ONNX graph.
+    """
+    onnx = require("onnx", extra="convert")
+    try:
+        model = onnx.load(path)
+        del model.graph.value_info[:]  # recorded before a conversion, wrong after it
+        model = onnx.shape_inference.infer_shapes(model)
+    except Exception as error:  # protobuf and ONNX raise errors of their own for a broken file
+        raise ArtifactError(
+            f"{path.name} cannot be read as ONNX.", seen=error, fix="convert the model again: accel.to_onnx(model)"
+        ) from error
+    kinds = collections.Counter(node.op_type for node in model.graph.node)
+    if kinds["MatMulInteger"] or kinds["DynamicQuantizeMatMul"]:
+        return "int8"
+    if kinds["DequantizeLinear"]:
+        return "int8-qdq"
+    types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.input]}
+    types |= {weight.name: weight.data_type for weight in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    found = collections.Counter(onnx.TensorProto.DataType.Name(types.get(node.input[1], 0)) for node in products)
+    names = {"FLOAT": "fp32", "FLOAT16": "fp16"}
+    if len(found) == 1 and next(iter(found)) in names:
+        return names[next(iter(found))]
+    return ", ".join(f"{count} matrix products of {kind.lower()}" for kind, count in found.most_common()) or "none"
+
+
+def _to_fp16(source: Path, path: Path) -> None:
+    onnx = require("onnx", extra="convert")
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = onnx.load(source)
+    del model.graph.value_info[:]
+    graph = convert_float_to_float16(model, keep_io_types=True, op_block_list=list(_STAY_FP32))
+    onnx.save(graph, path)
+
+
+def _to_int8(source: Path, path: Path, kept: list[str]) -> tuple[str, ...]:
+    require("onnxruntime", extra="convert")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    isa = set(inspect_machine().isa)
+    reduce_range = not isa & _VNNI  # without VNNI, products of 8-bit numbers saturate their 16-bit sums
+    with _without_advice():
+        quantize_dynamic(
+            source,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept,
+            extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
+        )
+    scheme = "7-bit weights, this CPU has no VNNI" if reduce_range else "8-bit weights"
+    return (f"INT8 by channel, {scheme}; {len(kept)} matrix products kept in FP32",)
+
+
+def _to_int8_qdq(fp32: Artifact, path: Path, kept: list[str], texts: Sequence[str] | None) -> tuple[str, ...]:
+    require("onnxruntime", extra="convert")
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    with _without_advice():
+        quantize_static(
+            fp32.path,
+            path,
+            _Calibration(fp32, texts),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "MatMulConstBOnly": True,
+                "DefaultTensorType": 1,
+            },
+        )
+    return (f"INT8 with Q/DQ nodes; {len(kept)} matrix products kept in FP32",)
+
+
+class _Calibration:
+    """Batches of texts for ONNX Runtime's calibration."""
+
+    def __init__(self, fp32: Artifact, texts: Sequence[str] | None) -> None:
+        from accel_lib.engines.batching import plan_batches
+        from accel_lib.models.tokenizer import Tokenizer, pad
+        from accel_lib.texts import load_texts
+
+        tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
+        rows = tokenizer(texts or load_texts("mixed", limit=_CALIBRATION_TEXTS))
+        batches = plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024)
+        padded = (pad([rows[i] for i in batch], tokenizer.pad_id) for batch in batches)
+        self._feeds = iter([{"input_ids": ids, "attention_mask": mask} for ids, mask in padded])
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch, or None at the end."""
+        return next(self._feeds, None)
+
+
+def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
+    onnx = require("onnx", extra="convert")
+    names = [node.name for node in onnx.load(path).graph.node if node.op_type == "MatMul"]
+    for part in keep:
+        if not any(part in name for name in names):
+            raise ConversionError(
+                "No matrix product has such a name.", seen=f"keep: {part!r}", fix=f"part of a name such as {names[0]!r}"
+            )
+    return [name for name in names if any(part in name for part in keep)]
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without ONNX Runtime's advice to pre-process a graph that needs none, logged to the root logger."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
