@@ -42,7 +42,7 @@ def graph_precision(path: Path) -> str:
     Returns
     -------
     str
-        One of `PRECISIONS`, or a description such as ``"24 MatMul of float16, 12 of float32"`` where they are mixed.
+        One of `PRECISIONS`, or a description such as ``"48 operands of float16, 4 of float"`` where they are mixed.
 
     Raises
     ------
@@ -65,12 +65,26 @@ def graph_precision(path: Path) -> str:
         return "int8-qdq"
     types = {value.name: value.type.tensor_type.elem_type for value in [*model.graph.value_info, *model.graph.input]}
     types |= {weight.name: weight.data_type for weight in model.graph.initializer}
+    made_by = {output: node for node in model.graph.node for output in node.output}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    found = collections.Counter(onnx.TensorProto.DataType.Name(types.get(node.input[1], 0)) for node in products)
+    found = collections.Counter(
+        onnx.TensorProto.DataType.Name(_element_type(operand, types, made_by))
+        for node in products
+        for operand in node.input[:2]
+    )
     names = {"FLOAT": "fp32", "FLOAT16": "fp16"}
     if len(found) == 1 and next(iter(found)) in names:
         return names[next(iter(found))]
-    return ", ".join(f"{count} matrix products of {kind.lower()}" for kind, count in found.most_common()) or "none"
+    return (
+        ", ".join(f"{count} operands of {kind.lower()}" for kind, count in found.most_common()) or "no matrix product"
+    )
+
+
+def _element_type(tensor: str, types: dict[str, int], made_by: dict[str, Any]) -> int:
+    """Element type of a tensor; where inference gave up, that of what it was computed from."""
+    while not types.get(tensor) and tensor in made_by:
+        tensor = made_by[tensor].input[0]
+    return types.get(tensor, 0)
 
 
 def _to_fp16(source: Path, path: Path) -> None:

@@ -86,6 +86,7 @@ def to_tensorrt(
     _check_precision(artifact.manifest, target, library)
     limit = artifact.manifest.max_length
     chosen = tuple(profiles) if profiles else choose_profiles(lengths, max_batch_size=max_batch_size, max_length=limit)
+    _check_profiles(chosen, limit)
     slug = artifact.manifest.model.replace("/", "--")
     folder = (
         Path(output) if output else cache_dir("artifacts", slug, f"tensorrt-{artifact.manifest.precision}-{target}")
@@ -232,6 +233,18 @@ def _check_precision(manifest: Manifest, target: str, library: Library) -> None:
         )
 
 
+def _check_profiles(profiles: Sequence[Profile], max_length: int) -> None:
+    for profile in profiles:
+        sizes = zip((1, 1), profile.min, profile.opt, profile.max, strict=True)
+        rising = all(list(size) == sorted(size) for size in sizes)
+        if not rising or profile.max[1] > max_length:
+            raise ConversionError(
+                "No engine can have such an optimization profile.",
+                seen=str(profile),
+                fix=f"(batch, tokens) with 1 ≤ min ≤ opt ≤ max, and at most {max_length} tokens",
+            )
+
+
 @contextlib.contextmanager
 def _parsed(library: Library, onnx_file: Path) -> Any:
     """A builder and a strongly typed network parsed from a file, alive together."""
@@ -244,10 +257,15 @@ def _parsed(library: Library, onnx_file: Path) -> Any:
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         raise ConversionError(
             f"{library.name} cannot read the ONNX file.",
-            seen="; ".join(f"{error.code()} at node {error.node()}: {error.desc()}" for error in errors),
+            seen="; ".join(_parser_words(error) for error in errors),
             fix="convert the model again: accel.to_onnx(model, precision='fp16')",
         )
     yield builder, network
+
+
+def _parser_words(error: Any) -> str:
+    operator, name = error.node_operator(), error.node_name()
+    return f"{str(error.code()).rpartition('.')[2]} at node {error.node()}, {operator} {name!r}: {error.desc()}"
 
 
 def _build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, progress: bool) -> bytes:
