@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -44,6 +45,8 @@ def open_engine(
         and never replaced.
     threads
         CPU threads for one batch; None leaves the choice to the engine.
+    options
+        What one engine alone knows: see `TorchEngine`, `OnnxRuntimeEngine` and `TensorRTEngine`.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def open_engine(
     ArtifactError
         The file cannot be read.
     """
-    if device not in ("auto", "cpu", "cuda") and not device.removeprefix("cuda:").isdigit():
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise EngineError("There is no such device.", seen=repr(device), fix='device="auto", "cpu", "cuda" or "cuda:0"')
     if isinstance(candidate, Artifact) and candidate.manifest.format == "onnx":
         from accel_lib.engines.onnxruntime import OnnxRuntimeEngine

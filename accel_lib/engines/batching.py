@@ -88,6 +88,17 @@ def run_batches(
 ) -> NDArray[np.float32]:
     """Run ragged rows of token ids through an engine.
 
+    Parameters
+    ----------
+    engine
+        One that has a `max_batch_size` of its own (TensorRT, from its profiles) is never given more rows.
+    rows
+        One int64 array of token ids a text.
+    pad_id
+        Token that fills the shorter rows; it is masked.
+    max_batch_tokens, max_batch_size, sort
+        As `plan_batches` takes them; None takes 512 padded tokens on a CPU, 16,384 on a GPU.
+
     Returns
     -------
     float32 array ``[n, dimension]``
@@ -95,7 +106,8 @@ def run_batches(
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     budget = max_batch_tokens or (CPU_BATCH_TOKENS if engine.device == "cpu" else GPU_BATCH_TOKENS)
+    limits = [limit for limit in (max_batch_size, getattr(engine, "max_batch_size", None)) if limit]
     output = np.empty((len(rows), engine.dimension), dtype=np.float32)
-    for batch in plan_batches(lengths, max_batch_tokens=budget, max_batch_size=max_batch_size, sort=sort):
+    for batch in plan_batches(lengths, max_batch_tokens=budget, max_batch_size=min(limits, default=None), sort=sort):
         output[batch] = engine.run(*pad([rows[i] for i in batch], pad_id))
     return output

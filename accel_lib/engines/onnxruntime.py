@@ -11,6 +11,8 @@ from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
 from accel_lib.errors import ArtifactError, EngineError, require
 
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
 
 class OnnxRuntimeEngine:
     """Run an ONNX artifact on CPU or CUDA.
@@ -20,33 +22,36 @@ class OnnxRuntimeEngine:
     artifact
         An artifact of format ``onnx``.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; `device` of the engine says what it became.
     threads
         Threads for one operator (``intra_op_num_threads``).
+    allow_spinning
+        Let idle threads wait in a loop, which answers sooner; False where several engines share the cores.
+        Source: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
     """
 
-    def __init__(self, artifact: Artifact, *, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, *, device: str = "auto", threads: int | None = None, allow_spinning: bool = True
+    ) -> None:
         ort = require("onnxruntime", extra="convert")
+        index = int(device.partition(":")[2] or 0)
         provider = _provider(device, ort.get_available_providers())
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(artifact.path, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class below this one
-            raise ArtifactError(
-                f"ONNX Runtime cannot load {artifact.path.name} of {artifact.folder.name}.",
-                seen=str(error).splitlines()[0],
-                fix="convert the model again: accel.to_onnx(model)",
-            ) from error
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+        self._session = _session(ort, artifact, options, provider, index)
         got = self._session.get_providers()[0]
-        wanted = provider[0] if isinstance(provider, tuple) else provider
-        if got != wanted:
-            raise EngineError(f"ONNX Runtime gave {got}, not {wanted}.", seen=got, fix='device="cpu"')
+        if got != provider and device != "auto":
+            raise EngineError(
+                "ONNX Runtime could not start CUDA.",
+                seen=f"{got}, not {provider}",
+                fix='device="cpu"; accel doctor shows the driver and the versions',
+            )
         manifest = artifact.manifest
         self.name = artifact.name
-        self.device = "cpu" if wanted == "CPUExecutionProvider" else device.replace("auto", "cuda")
+        self.device = f"cuda:{index}" if got == _CUDA else "cpu"
         self.precision = manifest.precision
         self.dimension = manifest.dimension
         self.max_length = manifest.max_length
@@ -54,24 +59,42 @@ class OnnxRuntimeEngine:
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``."""
         check_batch(input_ids, attention_mask, self.max_length)
-        (output,) = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        try:
+            (output,) = self._session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class below this one
+            raise EngineError(
+                "ONNX Runtime refused the batch.",
+                seen=str(error).splitlines()[0],
+                fix="take the ids from the tokenizer.json of this artifact; smaller batches where memory ran out",
+            ) from error
         result: NDArray[np.float32] = output
         return result
 
     def close(self) -> None:
         """Drop the session and its arenas."""
-        del self._session
+        self._session = None
 
 
-def _provider(device: str, available: list[str]) -> Any:
-    has_cuda = "CUDAExecutionProvider" in available
-    if device == "cpu" or (device == "auto" and not has_cuda):
-        return "CPUExecutionProvider"
-    if not has_cuda:
+def _provider(device: str, available: list[str]) -> str:
+    if device == "cpu" or (device == "auto" and _CUDA not in available):
+        return _CPU
+    if _CUDA not in available:
         raise EngineError(
             "This ONNX Runtime has no CUDA.",
             seen=", ".join(available),
-            fix="python -m pip install onnxruntime-gpu (and remove onnxruntime), or device='cpu'",
+            fix='python -m pip install onnxruntime-gpu (and remove onnxruntime), or device="cpu"',
         )
-    index = int(device.partition(":")[2] or 0)
-    return ("CUDAExecutionProvider", {"device_id": index})
+    return _CUDA
+
+
+def _session(ort: Any, artifact: Artifact, options: Any, provider: str, index: int) -> Any:
+    choice = (_CUDA, {"device_id": index}) if provider == _CUDA else _CPU
+    try:
+        return ort.InferenceSession(artifact.path, options, providers=[choice])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class below this one
+        seen = str(error).splitlines()[0]
+        what = f"ONNX Runtime cannot load {artifact.path.name} of {artifact.folder.name}"
+        if provider == _CUDA:
+            fix = 'device="cpu": if that loads, the GPU is at fault and not the file'
+            raise EngineError(f"{what} on cuda:{index}.", seen=seen, fix=fix) from error
+        raise ArtifactError(f"{what}.", seen=seen, fix="convert the model again: accel.to_onnx(model)") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ class TorchEngine:
     threads
         CPU threads; this is a setting of the whole process, as PyTorch has it.
     precision
-        ``"fp32"``, or ``"fp16"`` for a `Model` on a GPU: the transformer in half precision, pooling in FP32.
+        ``"fp32"``, or ``"fp16"`` for a `Model` on a GPU: the transformer in half precision, pooling in FP32. PyTorch's
+        own CUDA kernels for softmax and LayerNorm accumulate in FP32.
     cuda_graphs
         On a GPU, capture the kernels of each (batch, sequence) shape once and replay them: fewer launches, for small
         batches. The 16 shapes used last are kept.
@@ -65,51 +66,58 @@ class TorchEngine:
         self.precision = precision
         self.dimension = described.dimension
         self.max_length = described.max_length
-        module = _read(candidate) if isinstance(candidate, Artifact) else candidate.module
-        if self.device != "cpu":
-            module = copy.deepcopy(module).to(self.device)
+        self._module = _module(candidate, self.device)
         if precision == "fp16":
-            for part in module.modules():
-                if hasattr(part, "transformer"):
-                    part.transformer.half()
-        self._module = module
-        self._graph = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
+            _halve(self._module)
+        self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""
         import torch
 
         check_batch(input_ids, attention_mask, self.max_length)
-        with torch.inference_mode():
-            ids, mask = (torch.from_numpy(array) for array in (input_ids, attention_mask))
-            if self._graph is None:
-                result = self._module(ids.to(self.device), mask.to(self.device))
-            else:
-                graph, inputs, result = self._graph(input_ids.shape)
-                for buffer, array in zip(inputs, (ids, mask), strict=True):
-                    buffer.copy_(array)
-                graph.replay()
-            output: NDArray[np.float32] = result.float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                result = self._forward(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+                output: NDArray[np.float32] = result.float().cpu().numpy()
+        except (IndexError, RuntimeError) as error:
+            raise EngineError(
+                "PyTorch refused the batch.",
+                seen=str(error).splitlines()[0],
+                fix="take the ids from this model's own tokenizer; smaller batches where memory ran out",
+            ) from error
         return output
 
     def close(self) -> None:
         """Let go of the network and of what was captured."""
-        del self._module, self._graph
+        self._module = self._graph = None
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self._graph is None:
+            output: torch.Tensor = self._module(ids.to(self.device), mask.to(self.device))
+            return output
+        graph, inputs, result = self._graph(ids.shape)
+        for buffer, tensor in zip(inputs, (ids, mask), strict=True):
+            buffer.copy_(tensor)
+        graph.replay()
+        captured: torch.Tensor = result
+        return captured
 
     def _capture(self, shape: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         """A graph for one shape, the buffers it reads and the one it writes."""
         import torch
 
-        inputs = [torch.ones(shape, dtype=torch.int64, device=self.device) for _ in range(2)]
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(3):  # libraries pick kernels and allocate on their first calls, which a graph must not hold
-                self._module(*inputs)
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self._module(*inputs)
+        with torch.cuda.device(self.device):
+            inputs = [torch.ones(shape, dtype=torch.int64, device=self.device) for _ in range(2)]
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries pick kernels and allocate on first calls, which a graph must not hold
+                    self._module(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = self._module(*inputs)
         return graph, inputs, result
 
 
@@ -128,15 +136,38 @@ def _device(device: str) -> str:
     return f"cuda:{index}"
 
 
-def _read(artifact: Artifact) -> torch.nn.Module:
+def _module(candidate: Model | Artifact, device: str) -> Any:
+    """The network on its device: the model's own on a CPU, a copy on a GPU."""
+    if isinstance(candidate, Artifact):
+        return _read(candidate, device)
+    return candidate.module if device == "cpu" else copy.deepcopy(candidate.module).to(device)
+
+
+def _halve(module: torch.nn.Module) -> None:
+    """Cast the transformer inside to half precision; what stands around it casts by itself."""
+    transformers = [part.transformer for part in module.modules() if hasattr(part, "transformer")]
+    if not transformers:
+        raise EngineError(
+            "This network has no transformer to run in half precision.",
+            seen=type(module).__name__,
+            fix='open_engine(model, device="cuda")',
+        )
+    for transformer in transformers:
+        transformer.half()
+
+
+def _read(artifact: Artifact, device: str) -> torch.nn.Module:
     import torch
+    from torch.export.passes import move_to_device_pass
 
     try:
-        module: torch.nn.Module = torch.export.load(artifact.path).module()
+        program = torch.export.load(artifact.path)
     except Exception as error:  # a damaged archive raises whatever its reader meets
         raise ArtifactError(
             f"PyTorch cannot load {artifact.path.name} of {artifact.folder.name}.",
             seen=str(error).splitlines()[0],
             fix="convert the model again: accel.to_torch(model)",
         ) from error
-    return module
+    if device != "cpu":  # an exported graph holds the device it was traced on, which Module.to does not reach
+        program = move_to_device_pass(program, device)
+    return program.module()

@@ -1,5 +1,8 @@
 """Engines behind one protocol: the same numbers, the device that was asked for, and refusals that say what to do."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -42,9 +45,10 @@ def test_a_text_over_the_limit_is_refused_before_it_runs(onnx_fp32):
         open_engine(onnx_fp32).run(ids, ids)
 
 
-def test_an_unknown_device_is_refused(tiny_model):
-    with pytest.raises(EngineError, match="'tpu'"):
-        open_engine(tiny_model, device="tpu")
+@pytest.mark.parametrize("device", ["tpu", "7", "cuda:", "cuda:-1", ""])
+def test_an_unknown_device_is_refused(tiny_model, device):
+    with pytest.raises(EngineError, match=f"seen: '{device}'"):
+        open_engine(tiny_model, device=device)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_not_a_slower_answer(tiny_model, onnx_fp32):
@@ -52,6 +56,37 @@ def test_a_gpu_that_is_not_there_is_an_error_not_a_slower_answer(tiny_model, onn
         with pytest.raises(EngineError) as refusal:
             open_engine(candidate, device="cuda:7")
         assert 'device="cpu"' in refusal.value.fix or "device='cpu'" in refusal.value.fix
+
+
+@pytest.mark.parametrize("kind", ["tiny_model", "onnx_fp32", "torch_artifact"])
+def test_ids_outside_the_vocabulary_are_refused_and_the_engine_lives_on(kind, request):
+    engine = open_engine(request.getfixturevalue(kind), device="cpu")
+    mask = np.ones((1, 4), np.int64)
+    with pytest.raises(EngineError, match="refused the batch"):
+        engine.run(np.full((1, 4), 10**6), mask)
+    assert np.isfinite(engine.run(np.full((1, 4), 101), mask)).all()
+
+
+@pytest.mark.parametrize("kind", ["tiny_model", "onnx_fp32", "torch_artifact"])
+def test_one_text_of_one_token_runs_and_an_engine_closes_twice(kind, request):
+    engine = open_engine(request.getfixturevalue(kind), device="cpu")
+    one = np.ones((1, 1), np.int64)
+    assert engine.run(one, one).shape == (1, engine.dimension)
+    engine.close()
+    engine.close()
+
+
+def test_engines_that_share_cores_may_stop_spinning_and_answer_the_same(onnx_fp32):
+    ids = np.full((2, 8), 101)
+    mask = np.ones_like(ids)
+    patient, restless = (open_engine(onnx_fp32, threads=2, allow_spinning=spin) for spin in (False, True))
+    assert np.array_equal(patient.run(ids, mask), restless.run(ids, mask))
+
+
+def test_importing_the_engines_imports_no_engine():
+    code = "import sys, accel_lib.engines.batching; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "onnx", "onnxruntime", "transformers", "pandas", "tensorrt_rtx"}
 
 
 def test_half_precision_on_a_cpu_is_refused_not_ignored(tiny_model):

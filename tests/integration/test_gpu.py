@@ -1,0 +1,98 @@
+"""On a GPU: every engine gives the numbers of PyTorch on the CPU, or says why it does not run there."""
+
+import numpy as np
+import pytest
+
+from accel_lib import open_engine, to_onnx, to_tensorrt, to_torch
+from accel_lib.convert.tensorrt import inspect_engine
+from accel_lib.engines.batching import run_batches
+from accel_lib.engines.trt import compute_target, installed
+from accel_lib.errors import EngineError
+from accel_lib.machine import inspect_machine
+
+GPUS = inspect_machine().gpus
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="no NVIDIA GPU answers nvidia-smi here")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} cannot use {GPUS[0].name}")
+
+
+@pytest.fixture(scope="module")
+def rows(model, texts):
+    return model.tokenizer(texts)
+
+
+@pytest.fixture(scope="module")
+def expected(model, rows):
+    return run_batches(open_engine(model, device="cpu"), rows)
+
+
+@pytest.fixture(scope="module")
+def plan(model, tmp_path_factory):
+    """A real engine for this GPU, by whichever library can build one here."""
+    rtx_targets = {"sm75", "sm80", "sm86", "sm89", "sm120"}
+    if "tensorrt" not in installed() and not ("tensorrt_rtx" in installed() and compute_target(GPUS[0]) in rtx_targets):
+        pytest.skip(f"no installed TensorRT runs on {GPUS[0].name}; installed: {', '.join(installed()) or 'none'}")
+    half = to_onnx(model, precision="fp16", progress=False)
+    return to_tensorrt(half, max_batch_size=8, output=tmp_path_factory.mktemp("gpu") / "plan", progress=False)
+
+
+def smallest_cosine(output, expected):
+    assert np.isfinite(output).all()
+    norms = np.linalg.norm(output, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((output * expected).sum(axis=1) / norms).min())
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.9999), ("fp16", 0.999)])
+def test_pytorch_on_the_gpu_agrees_with_the_cpu(model, rows, expected, precision, least, cuda_graphs):
+    engine = open_engine(model, device="cuda", precision=precision, cuda_graphs=cuda_graphs)
+    assert (engine.device, engine.precision) == ("cuda:0", precision)
+    for _ in range(2):  # with CUDA graphs the second round replays what the first one captured
+        assert smallest_cosine(run_batches(engine, rows, max_batch_tokens=1024), expected) >= least
+    engine.close()
+
+
+def test_auto_takes_the_gpu_and_leaves_the_model_on_the_cpu(model):
+    assert open_engine(model).device == "cuda:0"
+    assert {parameter.device.type for parameter in model.module.parameters()} == {"cpu"}
+
+
+def test_an_exported_program_moves_to_the_gpu_whole(model, rows, expected, tmp_path):
+    engine = open_engine(to_torch(model, output=tmp_path / "torch", progress=False), device="cuda")
+    assert smallest_cosine(run_batches(engine, rows), expected) >= 0.9999
+
+
+def test_a_gpu_beyond_the_last_is_refused(model):
+    with pytest.raises(EngineError, match="sees no such GPU"):
+        open_engine(model, device="cuda:99")
+
+
+def test_onnx_runtime_runs_on_the_provider_it_has_or_refuses(onnx_fp32, rows, expected):
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        assert open_engine(onnx_fp32).device == "cpu"
+        with pytest.raises(EngineError, match="has no CUDA"):
+            open_engine(onnx_fp32, device="cuda")
+        return
+    engine = open_engine(onnx_fp32, device="cuda")
+    assert engine.device == "cuda:0"
+    assert smallest_cosine(run_batches(engine, rows), expected) >= 0.9999
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_tensorrt_agrees_with_the_cpu_in_batches_it_holds(plan, rows, expected, cuda_graphs):
+    engine = open_engine(plan, cuda_graphs=cuda_graphs)
+    for _ in range(2):
+        assert smallest_cosine(run_batches(engine, rows), expected) >= 0.999
+    engine.close()
+
+
+def test_a_tensorrt_engine_can_be_looked_into_where_it_runs(plan):
+    report = inspect_engine(plan)
+    assert len(report.layers)
+    assert report.size_bytes == plan.size_bytes
