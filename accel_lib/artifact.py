@@ -181,6 +181,9 @@ class Artifact:
                 shutil.copy2(self.folder / name, draft / name)
         return Artifact(Path(folder), self.manifest)
 
+    def __repr__(self) -> str:
+        return "\n".join(f"{key}: {value}" for key, value in self.summary().items())
+
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"

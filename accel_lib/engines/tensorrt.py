@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact, Profile
 from accel_lib.engines.batching import check_batch
-from accel_lib.engines.trt import Library, compute_target, load_library
+from accel_lib.engines.trt import Library, built_with, compute_target, load_library
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import inspect_machine
 
@@ -64,7 +65,7 @@ class TensorRTEngine:
 
         check_batch(input_ids, attention_mask, self.max_length)
         shape = (input_ids.shape[0], input_ids.shape[1])
-        number = _profile_for(self._profiles, shape)
+        number = profile_for(self._profiles, shape)
         tokens, answers = input_ids.size, shape[0] * self.dimension
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             for name, array in zip(_INPUTS, (input_ids, attention_mask), strict=True):
@@ -122,12 +123,12 @@ class TensorRTEngine:
 def _check(artifact: Artifact, device: str) -> Library:
     """Compare the manifest with this machine before anything is loaded."""
     manifest = artifact.manifest
-    built_with = next((name for name in ("tensorrt", "tensorrt_rtx") if name in manifest.versions), "tensorrt")
-    library = load_library(built_with)
-    if manifest.versions.get(built_with) != library.version:
+    library = load_library(built_with(manifest))
+    version = manifest.versions.get(library.name)
+    if version != library.version:
         raise ArtifactError(
             "The engine was built by another version of TensorRT.",
-            seen=f"{built_with} {manifest.versions.get(built_with)} then, {library.version} here",
+            seen=f"{library.name} {version} then, {library.version} here",
             fix=_REBUILD,
         )
     gpus = inspect_machine().gpus
@@ -157,7 +158,14 @@ def _deserialize(library: Library, runtime: Any, artifact: Artifact) -> Any:
     return engine
 
 
-def _profile_for(profiles: tuple[Profile, ...], shape: tuple[int, int]) -> int:
+def profile_for(profiles: Sequence[Profile], shape: tuple[int, int]) -> int:
+    """Number of the first profile that holds a batch of ``(batch, sequence)``.
+
+    Raises
+    ------
+    EngineError
+        None does: an engine runs only the shapes it was built for.
+    """
     for number, profile in enumerate(profiles):
         if all(low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)):
             return number

@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import subprocess
+import sys
 from types import ModuleType
 from typing import Any
 
+from accel_lib.artifact import Manifest
 from accel_lib.errors import MissingDependencyError
 from accel_lib.machine import Gpu
 
-_EXTRA = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # import name -> extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,38 @@ class Library:
 
 def installed() -> list[str]:
     """Import names of the TensorRT libraries that are installed, full TensorRT first."""
-    return [name for name in _EXTRA if importlib.util.find_spec(name)]
+    return [name for name in LIBRARIES if importlib.util.find_spec(name)]
+
+
+def ensure_installed(requirement: str = "accel_lib[rtx]") -> None:
+    """Install TensorRT-RTX with pip where no TensorRT is installed, and print which one is there.
+
+    The build for CUDA 12 is taken: newer drivers run it too, and without a driver it builds engines all the same.
+
+    Raises
+    ------
+    MissingDependencyError
+        pip could not install it, or there is none for this system (it needs Linux on x86-64).
+    """
+    if not installed():
+        print("installing TensorRT-RTX, once", flush=True)
+        pip = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", requirement],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        importlib.invalidate_caches()
+        if not installed():
+            raise MissingDependencyError(
+                "TensorRT-RTX could not be installed.",
+                seen=pip.stderr.strip() or f"pip has none for {sys.platform} and this Python",
+                fix="on Linux x86-64: python -m pip install 'accel_lib[rtx]'",
+            )
+    print("installed:", ", ".join(f"{name} {load_library(name).version}" for name in installed()))
+
+
+def built_with(manifest: Manifest) -> str:
+    """Import name of the library that built an engine."""
+    return next((name for name in LIBRARIES if name in manifest.versions), "tensorrt")
 
 
 def load_library(name: str) -> Library:
@@ -55,7 +89,7 @@ def load_library(name: str) -> Library:
         raise MissingDependencyError(
             f"{name} is needed here and could not be imported.",
             seen=error,
-            fix=f"python -m pip install 'accel_lib[{_EXTRA[name]}]'",
+            fix=f"python -m pip install 'accel_lib[{LIBRARIES[name]}]'",
         ) from error
     complaints: list[str] = []
 

@@ -16,6 +16,7 @@ from accel_lib.artifact import Profile
 from accel_lib.lab.words import listed, number, percent, times
 
 _CLOSE_COSINE = 0.95
+_FLAT = 1.25  # times the least: still the same time
 BASELINE = "sentence-transformers"
 SETTINGS = ("instance_count", "max_queue_delay_us", "max_batch_tokens")
 
@@ -82,6 +83,21 @@ def speedup(frame: pd.DataFrame) -> str:
     if not slower:
         return f"{names}: {ends}"
     return f"{names}: {ends}; faster at {faster} and slower at {slower} of {len(frame)} sizes"
+
+
+def floor(frame: pd.DataFrame) -> str:
+    """Up to which size a batch takes the baseline the same time, and what the smallest takes both."""
+    work = frame["batch_size"] * frame["tokens"]
+    slow = frame["baseline_ms"] > _FLAT * frame["baseline_ms"].min()
+    level = frame[work < work[slow].min()] if slow.any() else frame
+    smallest = frame.iloc[int(work.argmin())]
+    names = f"{smallest['baseline']}", f"{smallest['candidate']}"
+    least = f"{number(smallest['baseline_ms'])} ms"
+    if (work[level.index].max() if len(level) else 0) < 4 * work.min():
+        return f"{names[0]} has no floor here: from {least} on, more tokens take longer"
+    limit, typical = work[level.index].max(), number(float(level["baseline_ms"].median()))
+    start = f"{names[0]} takes about {typical} ms for any batch of up to {limit:,} tokens"
+    return f"{start}; {names[1]} takes {number(smallest['candidate_ms'])} ms for the smallest"
 
 
 def profiles(lengths: NDArray[np.int64], chosen: Sequence[Profile]) -> str:

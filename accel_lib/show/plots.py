@@ -152,6 +152,33 @@ def speedup_map(frame: pd.DataFrame) -> Axes:
     return _finish(ax, frame)
 
 
+def floor(frame: pd.DataFrame) -> Axes:
+    """Time of one batch by the tokens in it: flat where launching is the work, rising where computing is.
+
+    Parameters
+    ----------
+    frame
+        As for `speedup_map`, with ``baseline_ms`` and ``candidate_ms``.
+    """
+    ax = _canvas(findings.floor(frame), rows=5)
+    work = frame["batch_size"] * frame["tokens"]
+    for role, color, up in (("baseline", VERMILLION, 9), ("candidate", BLUE, -16)):
+        times_ms = frame[f"{role}_ms"]
+        ax.scatter(work, times_ms, color=color, s=28, alpha=0.6, linewidth=0)
+        middle = times_ms.groupby(work).median()
+        ax.plot(middle.index, middle, color=color, linewidth=1.6)
+        name = str(frame[role].iloc[0])
+        ax.annotate(name, (middle.index[0], middle.iloc[0]), (0, up), textcoords="offset points", color=color)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("tokens in one batch (texts × tokens of each)")
+    ax.set_ylabel("time of one batch, ms")
+    ax.margins(y=0.12)
+    return _finish(ax, frame)
+
+
 def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> Axes:
     """Histogram of text lengths, with the range that each optimization profile takes.
 
@@ -178,7 +205,8 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
         ax.annotate("", (limit, height), (left, height), arrowprops={"arrowstyle": "<->", "color": color})
         words = f" best at {profile.opt[0]} × {profile.opt[1]}, up to {profile.max[0]} × {limit} "
         at, side = ((limit, height), "right") if last else ((left, height), "left")
-        ax.annotate(words, at, (0, 4), textcoords="offset points", ha=side, color=color)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line where another profile ends
+        ax.annotate(words, at, (0, 4), textcoords="offset points", ha=side, color=color, bbox=box)
         left = limit
     ax.set_xlim(0, right * 1.01)
     ax.set_ylim(0, top * (1.1 + 0.15 * len(spans)))

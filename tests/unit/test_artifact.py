@@ -45,6 +45,11 @@ def test_a_written_artifact_loads_with_every_field(artifact: Artifact):
     assert loaded.size_bytes == 700
 
 
+def test_an_artifact_shows_what_it_is_and_not_where(artifact: Artifact):
+    assert "fp16" in repr(artifact)
+    assert str(artifact.folder.parent) not in repr(artifact) + artifact._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

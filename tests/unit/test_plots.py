@@ -138,6 +138,29 @@ def test_a_flat_map_says_no_significant_difference():
     assert title(plots.speedup_map(sizes([1, 1.01, 0.99, 1]))).endswith("no significant difference at any size")
 
 
+def times_of(baseline, candidate):
+    work = 16 * 4 ** np.arange(len(baseline))
+    frame = pd.DataFrame({"batch_size": 1, "tokens": work, "baseline_ms": baseline, "candidate_ms": candidate})
+    return frame.assign(candidate="tensorrt fp16", baseline="torch fp16")
+
+
+def test_the_floor_is_what_launching_takes_until_computing_takes_longer():
+    ax = plots.floor(times_of([4.2, 4.1, 4.3, 4.4, 13], [0.6, 0.7, 0.9, 4.0, 12]))
+    said, rest = title(ax).split("; ")
+    assert said == "torch fp16 takes about 4.2 ms for any batch of up to 1,024 tokens"
+    assert rest == "tensorrt fp16 takes 0.60 ms for the smallest"
+    assert words(ax) == ["torch fp16", "tensorrt fp16"]
+
+
+def test_times_that_rise_from_the_start_have_no_floor():
+    ax = plots.floor(times_of([1, 4, 16, 64], [0.5, 2, 8, 32]))
+    assert title(ax) == "torch fp16 has no floor here: from 1.0 ms on, more tokens take longer"
+
+
+def test_times_that_never_rise_are_all_floor():
+    assert "any batch of up to 1,024 tokens" in title(plots.floor(times_of([4, 4, 4, 4], [1, 1, 1, 1])))
+
+
 def test_recorded_data_is_labelled_as_recorded():
     frame = sizes([7, 5, 3, 2])
     frame.attrs["recorded"] = "NVIDIA H200, 2026-11-24"

@@ -1,6 +1,7 @@
 """TensorRT on a machine without a GPU: engines are really built, looked into, and refused where they do not fit."""
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from accel_lib import open_engine, to_onnx, to_tensorrt
 from accel_lib.artifact import Artifact, Profile, seal, writing
 from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
-from accel_lib.engines.tensorrt import _profile_for
+from accel_lib.engines import trt
+from accel_lib.engines.tensorrt import profile_for
 from accel_lib.engines.trt import installed
-from accel_lib.errors import ArtifactError, ConversionError, EngineError
+from accel_lib.errors import ArtifactError, ConversionError, EngineError, MissingDependencyError
 from accel_lib.machine import inspect_machine
 
 pytestmark = pytest.mark.skipif("tensorrt_rtx" not in installed(), reason="TensorRT-RTX is not installed")
@@ -47,6 +49,46 @@ def test_an_engine_can_be_built_again_from_what_it_carries(t4: Artifact, tmp_pat
     assert again.manifest.target == "sm89"
 
 
+def test_an_engine_belongs_to_the_library_that_built_it_last(t4: Artifact, tmp_path):
+    by_another = changed(t4, versions=t4.manifest.versions | {"tensorrt": "10.0"})
+    again = to_tensorrt(by_another, target="l4", output=tmp_path / "l4", progress=False)
+    assert trt.built_with(again.manifest) == "tensorrt_rtx"
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        Profile(min=(1, 1), opt=(8, 40), max=(8, 24)),
+        Profile(min=(8, 1), opt=(4, 8), max=(8, 24)),
+        Profile(min=(0, 1), opt=(4, 8), max=(8, 24)),
+        Profile(min=(1, 1), opt=(8, 24), max=(8, 100_000)),
+    ],
+)
+def test_a_profile_that_no_engine_can_have_is_refused_before_building(fp16, profile, tmp_path):
+    with pytest.raises(ConversionError, match=re.escape(str(profile.max))):
+        to_tensorrt(fp16, target="t4", profiles=[profile], output=tmp_path / "plan", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_tensorrt_is_named_and_left_alone(monkeypatch, capsys):
+    monkeypatch.setattr(trt.subprocess, "run", None)
+    trt.ensure_installed()
+    assert re.search(r"tensorrt_rtx \d+\.\d+", capsys.readouterr().out)
+
+
+def test_a_missing_tensorrt_is_installed_by_pip(monkeypatch, capsys):
+    answers = iter([[], ["tensorrt_rtx"], ["tensorrt_rtx"]])
+    monkeypatch.setattr(trt, "installed", lambda: next(answers))
+    trt.ensure_installed()
+    assert "installing TensorRT-RTX" in capsys.readouterr().out
+
+
+def test_when_pip_fails_its_own_words_are_passed_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(trt, "installed", list)
+    with pytest.raises(MissingDependencyError, match="no-such-wheel"):
+        trt.ensure_installed(str(tmp_path / "no-such-wheel.whl"))
+
+
 def test_matrix_products_are_half_and_norms_are_full_precision(t4: Artifact):
     report = inspect_engine(t4)
     types = {layer: set(rows["type"]) for layer, rows in report.layers.groupby("layer")}
@@ -63,7 +105,7 @@ def test_profiles_cover_every_length_and_every_batch(spread, most):
     profiles = choose_profiles(lengths, max_batch_size=16, max_length=most)
     for length in range(1, most + 1):
         for batch in (1, 16):
-            assert 0 <= _profile_for(profiles, (batch, length)) < len(profiles)
+            assert 0 <= profile_for(profiles, (batch, length)) < len(profiles)
     assert np.mean(lengths <= profiles[0].max[1]) >= 0.99
     for profile in profiles:
         assert profile.min <= profile.opt
@@ -76,7 +118,7 @@ def test_without_lengths_one_profile_covers_the_model():
 
 def test_a_batch_outside_every_profile_is_refused_with_the_limit():
     with pytest.raises(EngineError, match="ends at 8 × 128"):
-        _profile_for(choose_profiles(None, max_batch_size=8, max_length=128), (9, 16))
+        profile_for(choose_profiles(None, max_batch_size=8, max_length=128), (9, 16))
 
 
 @pytest.mark.parametrize(
