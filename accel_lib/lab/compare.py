@@ -15,12 +15,13 @@ from accel_lib.lab import findings
 from accel_lib.lab.agreement import agreement
 from accel_lib.lab.contenders import Contender, baseline, contender
 from accel_lib.lab.measure import Result, columns, tidy
-from accel_lib.lab.race import Pace, alone_ms, race
+from accel_lib.lab.race import Pace, affordable, race, sample
 from accel_lib.lab.words import listed, number, times
 from accel_lib.models import Model, load_model
 from accel_lib.triton.progress import Progress
 
-_FEWEST_TEXTS = 16
+_FEWEST_TEXTS, _FEWEST_COMPARED = 16, 48
+_RACING = 0.7  # share of the seconds that goes into speed
 _PRECISIONS = ("fp32", "fp16", "int8-qdq", "int8")
 
 
@@ -52,20 +53,21 @@ def compare(
     candidates
         The model itself (PyTorch) or artifacts, in the order of the steps that made them.
     texts
-        At least 16; with 12 or more neighbours to choose from, the ten nearest are compared.
+        At least 16.
     reference
         The model that all should agree with; the first model among the candidates if left out, else loaded by name.
     device
         As for ``open_engine``.
     seconds
-        About how long to measure; fewer texts are timed a turn when they would take longer.
+        About how long to measure: in what would take longer, fewer texts stand for all, but at least 8 (for agreement
+        48).
 
     Returns
     -------
     Comparison
         Columns for speed (``sentences_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
         with how it was batched), size (``size_mb``) and agreement (``cosine_mean``, ``cosine_min``,
-        ``top10_overlap``; ``same_label`` for classifiers).
+        ``top10_overlap`` among so many texts as ``texts_compared`` says; ``same_label`` for classifiers).
 
     Raises
     ------
@@ -90,19 +92,24 @@ def compare(
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(contextlib.closing(contender(c, device=device))) for c in candidates]
         field = [*_baselines(model, opened), *opened]
-        progress.tick("agreement")
-        kept = _agreements(model, field, texts)
         progress.tick("speed")
-        alone = alone_ms(field, texts)
-        paces = race(field, texts, seconds=until - time.perf_counter())
+        paces = race(field, texts, seconds=_RACING * seconds)
+        progress.tick("agreement")
+        each_s = sum(1 / float(np.median(pace.rates)) for pace in paces)
+        count = affordable(until - time.perf_counter(), each_s, most=len(texts), fewest=_FEWEST_COMPARED)
+        kept = _agreements(model, field, paces, sample(field[0], texts, count))
         rows = [
             _speed(field, paces, index)
-            | {"ms_at_batch_1": alone[index], "size_mb": one.size_bytes / 1e6}
+            | {"ms_at_batch_1": paces[index].alone_ms, "size_mb": one.size_bytes / 1e6}
             | kept[index]
-            | {"batching": paces[index].strategy.name, "padding": paces[index].strategy.padding(one.lengths(texts))}
+            | {
+                "texts_compared": count,
+                "batching": paces[index].strategy.name,
+                "padding": paces[index].strategy.padding(one.lengths(texts)),
+            }
             for index, one in enumerate(field)
         ]
-    progress.done(f"{len(texts)} texts")
+    progress.done(f"{len(texts)} texts, agreement on {count}")
     return Comparison(frame=tidy(rows))
 
 
@@ -183,12 +190,14 @@ def _baselines(model: Model, opened: Sequence[Contender]) -> list[Contender]:
     return [baseline(model, device=device), *([baseline(model, device=device, half=True)] if half else [])]
 
 
-def _agreements(model: Model, field: Sequence[Contender], texts: Sequence[str]) -> list[dict[str, float]]:
+def _agreements(
+    model: Model, field: Sequence[Contender], paces: Sequence[Pace], texts: list[str]
+) -> list[dict[str, float]]:
     """What each contender keeps of the reference; the first one is the reference."""
-    truth = model.reference(list(texts))
+    truth = model.reference(texts)
     kept = [agreement(truth, truth, task=model.task)]
-    for one in field[1:]:
-        seen = one.encode(texts, one.strategies[-1])
+    for one, pace in zip(field[1:], paces[1:], strict=True):
+        seen = one.encode(texts, pace.strategy)
         if seen.shape != truth.shape:
             raise ModelError(
                 f"{one.name} does not answer what {model.name} answers.",

@@ -150,5 +150,7 @@ def machine_line() -> str:
 def spread(lengths: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Indices of `count` texts that stand for all: evenly spaced over the lengths, in their own order."""
     by_length = np.argsort(lengths, kind="stable")
-    chosen = np.unique(np.linspace(0, len(lengths) - 1, min(count, len(lengths))).round().astype(np.int64))
+    count = min(count, len(lengths))
+    places = np.linspace(0, len(lengths) - 1, count) if count > 1 else [len(lengths) // 2]
+    chosen = np.unique(np.round(places).astype(np.int64))
     return np.sort(by_length[chosen])

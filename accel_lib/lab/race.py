@@ -12,47 +12,63 @@ from numpy.typing import NDArray
 from accel_lib.lab.contenders import ONE_BY_ONE, Contender, Strategy
 from accel_lib.lab.measure import spread, take_turns
 
-_TURNS = 11
-_TRIAL_TEXTS, _FEWEST_TEXTS = 24, 16
+_TURNS, _TRIALS = 11, 2
+_TRIAL_TEXTS, _FEWEST_TEXTS = 24, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast one contender was: its best strategy, and sentences a second, one number a turn."""
+    """How fast one contender was.
 
+    Parameters
+    ----------
+    alone_ms
+        Milliseconds for a text of median length alone.
+    strategy
+        Its fastest one.
+    rates
+        Sentences a second with it, one number a turn.
+    """
+
+    alone_ms: float
     strategy: Strategy
     rates: NDArray[np.float64]
 
 
 def race(field: Sequence[Contender], texts: Sequence[str], *, seconds: float) -> list[Pace]:
-    """Try every strategy on a few texts of all lengths, then race with as many texts as the seconds allow."""
-    started = time.perf_counter()
-    lengths = field[0].lengths(texts)
-    few = spread(lengths, _TRIAL_TEXTS)
-    trials = [_trial(one, [texts[i] for i in few]) for one in field]
-    left = max(seconds - (time.perf_counter() - started), 0.0)
-    affordable = int(left / _TURNS / sum(taken for _, taken in trials) * len(few))
-    timed = [texts[i] for i in spread(lengths, max(affordable, _FEWEST_TEXTS))]
-    runs = {str(index): _run(one, timed, trials[index][0]) for index, one in enumerate(field)}
-    spent = take_turns(runs, repeats=_TURNS)
-    return [Pace(strategy=how, rates=len(timed) / spent[str(index)]) for index, (how, _) in enumerate(trials)]
+    """Time one text alone, try every strategy on a few, then take turns with as many as the seconds allow."""
+    until = time.perf_counter() + seconds
+    alone = _times(field, sample(field[0], texts, 1), [ONE_BY_ONE] * len(field), turns=_TRIALS + 3)[:, 1:]
+    alone_s = np.median(alone, axis=1)
+    each_s = _TRIALS * sum(spent * len(one.strategies) for one, spent in zip(field, alone_s, strict=True))
+    few = sample(field[0], texts, affordable(seconds / 3, each_s, most=_TRIAL_TEXTS))
+    trials = [_times([one] * len(one.strategies), few, one.strategies, turns=_TRIALS).min(axis=1) for one in field]
+    best = [one.strategies[int(np.argmin(spent))] for one, spent in zip(field, trials, strict=True)]
+    turn_s = sum(spent.min() for spent in trials) / len(few)
+    timed = sample(field[0], texts, affordable(until - time.perf_counter(), _TURNS * turn_s, most=len(texts)))
+    rates = len(timed) / _times(field, timed, best, turns=_TURNS)
+    return [
+        Pace(alone_ms=1e3 * float(spent), strategy=strategy, rates=rate)
+        for spent, strategy, rate in zip(alone_s, best, rates, strict=True)
+    ]
 
 
-def alone_ms(field: Sequence[Contender], texts: Sequence[str]) -> list[float]:
-    """Milliseconds that a text of median length takes alone, by contender."""
-    median = texts[int(np.argsort(field[0].lengths(texts))[len(texts) // 2])]
-    runs = {str(index): _run(one, [median], ONE_BY_ONE) for index, one in enumerate(field)}
-    take_turns(runs, repeats=1)
-    return [float(np.median(spent)) * 1e3 for spent in take_turns(runs, repeats=_TURNS).values()]
+def sample(one: Contender, texts: Sequence[str], count: int) -> list[str]:
+    """So many texts that stand for all lengths; one is of median length."""
+    return [texts[index] for index in spread(one.lengths(texts), count)]
 
 
-def _trial(one: Contender, texts: Sequence[str]) -> tuple[Strategy, float]:
-    """The fastest strategy, and the seconds it took."""
-    one.encode(texts[:4], one.strategies[-1])
-    runs = {str(index): _run(one, texts, how) for index, how in enumerate(one.strategies)}
-    spent = [float(taken[0]) for taken in take_turns(runs, repeats=1).values()]
-    best = int(np.argmin(spent))
-    return one.strategies[best], spent[best]
+def affordable(seconds: float, each_s: float, *, most: int, fewest: int = _FEWEST_TEXTS) -> int:
+    """How many texts fit into a time."""
+    return int(min(max(seconds / each_s, fewest), most))
+
+
+def _times(
+    field: Sequence[Contender], texts: Sequence[str], strategies: Sequence[Strategy], *, turns: int
+) -> NDArray[np.float64]:
+    """Seconds by contender and turn, each with its strategy."""
+    runs = {str(index): _run(one, texts, how) for index, (one, how) in enumerate(zip(field, strategies, strict=True))}
+    return np.stack(list(take_turns(runs, repeats=turns).values()))
 
 
 def _run(one: Contender, texts: Sequence[str], strategy: Strategy) -> Callable[[], object]:

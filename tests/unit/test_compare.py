@@ -141,7 +141,7 @@ def field(*rates):
     facts = {"device": "cpu", "size_bytes": 1, "encode": None, "lengths": None, "strategies": (), "close": None}
     precisions = ["int8", *["fp32"] * (len(rates) - 1)]
     made = [Contender(name=f"number {i}", precision=p, **facts) for i, p in enumerate(precisions)]
-    return made, [Pace(strategy=SORTED, rates=np.array(r, dtype=float)) for r in rates]
+    return made, [Pace(alone_ms=1, strategy=SORTED, rates=np.array(r, dtype=float)) for r in rates]
 
 
 def test_the_fastest_is_taken_when_the_interval_tells_it_from_the_next():
