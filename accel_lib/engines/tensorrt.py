@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact, Profile
 from accel_lib.engines.batching import check_batch
-from accel_lib.engines.trt import Library, built_with, compute_target, load_library
+from accel_lib.engines.trt import Library, built_with, load_library
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import inspect_machine
 
@@ -83,9 +83,11 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Free contexts, engine and buffers, in the order TensorRT wants."""
-        del self._graph
+        self._graph = None
         self._contexts.clear()
-        del self._engine, self._runtime, self._buffers, self._pinned
+        self._buffers, self._pinned = {}, {}
+        self._engine = None
+        self._runtime = None
 
     def _context(self, profile: int) -> Any:
         context = self._engine.create_execution_context()
@@ -131,18 +133,25 @@ def _check(artifact: Artifact, device: str) -> Library:
             seen=f"{library.name} {version} then, {library.version} here",
             fix=_REBUILD,
         )
-    gpus = inspect_machine().gpus
-    if device == "cpu" or not gpus:
+    if device == "cpu" or not inspect_machine().gpus:
         raise EngineError(
             "A TensorRT engine needs an NVIDIA GPU and its driver.",
             seen='device="cpu"' if device == "cpu" else "no GPU here",
             fix="use the ONNX file here: accel.to_onnx(model); the engine runs on " + manifest.target,
         )
-    gpu = gpus[min(int(device.partition(":")[2] or 0), len(gpus) - 1)]
-    if compute_target(gpu) != manifest.target:
+    cuda = require("torch", extra="models").cuda
+    index = int(device.partition(":")[2] or 0)
+    if index >= cuda.device_count():
+        raise EngineError(
+            "PyTorch, which holds the engine's buffers, sees no such GPU.",
+            seen=f"{device}; {cuda.device_count()} GPUs",
+            fix='device="cuda"; or a PyTorch built for CUDA: https://pytorch.org/get-started/locally',
+        )
+    here = "sm{}{}".format(*cuda.get_device_capability(index))
+    if here != manifest.target:
         raise ArtifactError(
             "The engine was built for another GPU.",
-            seen=f"built for {manifest.target}; {gpu.name} is {compute_target(gpu)}",
+            seen=f"built for {manifest.target}; {cuda.get_device_name(index)} is {here}",
             fix=_REBUILD,
         )
     return library

@@ -6,6 +6,7 @@ Only calls that TensorRT 10, TensorRT 11 and TensorRT-RTX share are used anywher
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import subprocess
@@ -76,13 +77,20 @@ def built_with(manifest: Manifest) -> str:
 
 
 def load_library(name: str) -> Library:
-    """Import one of the two libraries, with a logger that keeps warnings and errors to itself.
+    """Import one of the two libraries, with a logger that prints nothing and keeps the errors.
 
     Raises
     ------
     MissingDependencyError
         It is not installed, or does not load here.
     """
+    library = _import(name)
+    library.complaints.clear()
+    return library
+
+
+@functools.cache  # TensorRT keeps the first logger it is given for as long as the process lives
+def _import(name: str) -> Library:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a missing libnvinfer or driver library surfaces as whatever the loader raises

@@ -104,7 +104,7 @@ def baseline(model: Model, *, device: str, half: bool = False) -> Contender:
         size_bytes=model.size_bytes // (2 if half else 1),
         encode=encode,
         lengths=model.lengths,
-        strategies=tuple(Strategy(name=f"{size} sorted", max_batch_size=size) for size in _sizes(device)),
+        strategies=tuple(_sorted(size) for size in ((1, 8, 32) if device == "cpu" else (32, 128, 256))),
         close=lambda: None,
     )
 
@@ -118,12 +118,14 @@ def _text_side(candidate: Model | Artifact) -> tuple[Tokenizer, str]:
     return tokenizer, prompt_text(manifest.prompts, manifest.default_prompt)
 
 
+def _sorted(size: int) -> Strategy:
+    return (
+        ONE_BY_ONE if size == 1 else dataclasses.replace(SORTED, name=f"{size} sorted by length", max_batch_size=size)
+    )
+
+
 def _budgets(device: str) -> tuple[int, int]:
     return (CPU_BATCH_TOKENS, 4 * CPU_BATCH_TOKENS) if device == "cpu" else (GPU_BATCH_TOKENS // 4, GPU_BATCH_TOKENS)
-
-
-def _sizes(device: str) -> tuple[int, ...]:
-    return (1, 8, 32) if device == "cpu" else (32, 128, 256)
 
 
 def _reference_forward(model: Model, *, device: str, half: bool) -> Callable[[list[str], int], NDArray[np.float32]]:

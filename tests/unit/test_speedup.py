@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from accel_lib.lab import speedup
 from accel_lib.lab.speedup import BATCH_SIZES, TOKENS, recorded_speedup, speedup_over_eager
 from accel_lib.machine import inspect_machine
-from tests.tiny import tiny_model
 
 HAS_GPU = bool(inspect_machine().gpus)
 
@@ -42,17 +40,15 @@ def test_the_recording_is_told_apart_from_a_measurement_by_its_figure(recorded):
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")
-def test_without_a_gpu_the_recording_is_shown_and_said_to_be_one(capsys):
-    shown = speedup_over_eager(tiny_model())
+def test_without_a_gpu_the_recording_is_shown_and_said_to_be_one(tiny_model, capsys):
+    shown = speedup_over_eager(tiny_model)
     assert shown.frame.attrs["recorded"] in capsys.readouterr().out
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no GPU here")
-def test_a_gpu_is_measured_up_to_the_longest_sequence_of_the_model(monkeypatch, tmp_path):
-    monkeypatch.setenv("ACCEL_HOME", str(tmp_path))
-    model = tiny_model()
-    frame = speedup.speedup_over_eager(model, batch_sizes=(1, 4), tokens=(8, 16, 1024), seconds=1).frame
+def test_a_gpu_is_measured_up_to_the_longest_sequence_of_the_model(tiny_model):
+    frame = speedup_over_eager(tiny_model, batch_sizes=(1, 4), tokens=(8, 16, 1024), seconds=1).frame
     assert frame[["batch_size", "tokens"]].to_numpy().tolist() == [[1, 8], [1, 16], [4, 8], [4, 16]]
     assert set(frame["baseline"]) == {"torch fp16"}
     assert "recorded" not in frame.attrs

@@ -1,8 +1,10 @@
 """TensorRT on a machine without a GPU: engines are really built, looked into, and refused where they do not fit."""
 
 import dataclasses
+import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import onnx
@@ -96,6 +98,42 @@ def test_matrix_products_are_half_and_norms_are_full_precision(t4: Artifact):
     assert types["NORMALIZATION"] == {"FLOAT"}
     assert types["SOFTMAX"] == {"FLOAT"}
     assert len(report.profiles) == len(t4.manifest.profiles)
+    assert "MATRIX_MULTIPLY" in report._repr_html_()
+
+
+@without_gpu
+def test_without_a_driver_nothing_is_said_about_validity(t4: Artifact):
+    report = inspect_engine(t4)
+    assert (report.validity, report.kernels) == ("cannot be told without an NVIDIA driver", ())
+
+
+def test_ctrl_c_ends_a_build_even_inside_a_callback_and_leaves_nothing(fp16, tmp_path, monkeypatch):
+    library = trt.load_library("tensorrt_rtx")
+    before = signal.getsignal(signal.SIGINT)
+    sent = []
+
+    class Interrupting(library.module.ILogger):
+        """Presses Ctrl-C in the first message of the build, where an exception would be swallowed."""
+
+        def log(self, severity, message):
+            if not sent and signal.getsignal(signal.SIGINT) is not before:
+                sent.append((severity, message))
+                os.kill(os.getpid(), signal.SIGINT)
+
+    wired = dataclasses.replace(library, logger=Interrupting())
+    monkeypatch.setattr("accel_lib.convert.tensorrt.choose_library", lambda target: wired)  # noqa: ARG005
+    with pytest.raises(KeyboardInterrupt):
+        to_tensorrt(fp16, target="t4", output=tmp_path / "plan", progress=False)
+    assert sent
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nobody_watches_progress_is_two_lines(fp16, tmp_path, capsys):
+    to_tensorrt(fp16, target="t4", output=tmp_path / "plan")
+    said = capsys.readouterr().out
+    assert "\r" not in said
+    assert [line.split()[0] for line in said.splitlines()] == ["tensorrt_rtx", "built"]
 
 
 @pytest.mark.parametrize("spread", [0.2, 0.8, 1.5])
@@ -152,8 +190,9 @@ def test_a_graph_the_parser_refuses_is_reported_by_node_and_leaves_nothing(fp16,
 
 def test_fp32_matrix_products_for_a_t4_are_refused_by_the_builder_in_its_own_words(tiny_model, tmp_path):
     fp32 = to_onnx(tiny_model, output=tmp_path / "fp32", progress=False)
-    with pytest.raises(ConversionError, match="FP32 GEMM is not supported"):
-        to_tensorrt(changed(fp32, precision="fp16"), target="t4", output=tmp_path / "plan", progress=False)
+    for _ in range(2):  # a second library object must hear the complaints as the first one did
+        with pytest.raises(ConversionError, match="FP32 GEMM is not supported"):
+            to_tensorrt(changed(fp32, precision="fp16"), target="t4", output=tmp_path / "plan", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
 
 

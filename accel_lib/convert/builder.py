@@ -1,0 +1,131 @@
+"""TensorRT's parser and builder, with their own words in the errors, progress in one line, and Ctrl-C that works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accel_lib.artifact import Profile
+from accel_lib.engines.trt import Library
+from accel_lib.errors import ConversionError
+
+_UPDATE_S = 0.25
+
+
+@contextlib.contextmanager
+def parsed(library: Library, onnx_file: Path) -> Iterator[tuple[Any, Any]]:
+    """A builder and a strongly typed network parsed from a file, alive together.
+
+    Raises
+    ------
+    ConversionError
+        The parser refused the file: its code, node and words for each fault.
+    """
+    trt = library.module
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only kind TensorRT 11 knows
+    builder = trt.Builder(library.logger)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, library.logger)
+    if not parser.parse_from_file(str(onnx_file)):
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        raise ConversionError(
+            f"{library.name} cannot read the ONNX file.",
+            seen="; ".join(_parser_words(error) for error in errors),
+            fix="convert the model again: accel.to_onnx(model, precision='fp16')",
+        )
+    yield builder, network
+
+
+def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, progress: bool) -> bytes:
+    """Build an engine for a compute capability and return it serialized.
+
+    Raises
+    ------
+    ConversionError
+        The graph or a profile cannot be built for that target.
+    KeyboardInterrupt
+        Ctrl-C ended the build.
+    """
+    trt = library.module
+    with parsed(library, onnx_file) as (builder, network):
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names alone
+        if library.name == "tensorrt_rtx":
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+        for profile in profiles:
+            shape = builder.create_optimization_profile()
+            for number in range(network.num_inputs):
+                shape.set_shape(network.get_input(number).name, profile.min, profile.opt, profile.max)
+            config.add_optimization_profile(shape)
+        in_notebook = "ipykernel" in sys.modules
+        monitor = _monitor(
+            library, show=progress and not os.environ.get("ACCEL_HEADLESS") and (in_notebook or sys.stdout.isatty())
+        )
+        config.progress_monitor = monitor
+        with _interrupting(monitor):
+            plan = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise ConversionError(
+            f"{library.name} cannot build this graph for {target}.",
+            seen=library.complaint(),
+            fix='accel.to_onnx(model, precision="fp16"), or another target',
+        )
+    return bytes(plan)
+
+
+def _parser_words(error: Any) -> str:
+    operator, name = error.node_operator(), error.node_name()
+    return f"{str(error.code()).rpartition('.')[2]} at node {error.node()}, {operator} {name!r}: {error.desc()}"
+
+
+@contextlib.contextmanager
+def _interrupting(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C end the build through the monitor: as an exception it would be lost in TensorRT's callbacks."""
+    if threading.current_thread() is not threading.main_thread():  # only there does Python take signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, monitor.interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _monitor(library: Library, *, show: bool) -> Any:
+    class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """Shows the phase the builder is in, in one line that is rewritten, and ends the build when interrupted."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.interrupted = False
+            self._steps: dict[str, int] = {}
+            self._shown_at_s = 0.0
+
+        def interrupt(self, *_: object) -> None:
+            self.interrupted = True
+
+        def phase_start(self, phase: str, _parent: str | None, steps: int) -> None:
+            self._steps[phase] = steps
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if show and time.monotonic() - self._shown_at_s > _UPDATE_S:
+                self._shown_at_s = time.monotonic()
+                print(f"\r  {phase}: {step + 1} of {self._steps[phase]}".ljust(78), end="", flush=True)
+            return not self.interrupted
+
+        def phase_finish(self, phase: str) -> None:
+            del self._steps[phase]
+            if show and not self._steps:
+                print("\r".ljust(79), end="\r", flush=True)
+
+    return Monitor()

@@ -1,0 +1,180 @@
+"""The one Python model that Triton runs: our engines behind Triton's batcher.
+
+Each ``model.py`` of the repository imports ``TritonPythonModel`` from here. Triton hands over the requests of one
+batch, of any length each; their rows go through the engine together, shortest with shortest, and every request gets its
+own answer, or its own error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.errors import AccelError, ArtifactError, RequestError
+
+Rows = list[NDArray[np.int64]]
+
+_set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
+_set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
+
+
+def read_tensor(request: Any, name: str) -> NDArray[Any]:
+    """An input of a request, in Triton's own memory, which is gone after the answer."""
+    return np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name))
+
+
+def write_tensor(name: str, array: NDArray[Any]) -> Any:
+    """An output, handed over by DLPack: with NumPy 2, ``pb_utils.Tensor(name, array)`` arrives empty and says nothing.
+
+    Triton takes the capsule's memory and renames the capsule to a word that NumPy's destructor does not know, which
+    would log an error a call. The memory is Triton's to free by then, so the destructor is taken off beforehand.
+    """
+    capsule = np.ascontiguousarray(array).__dlpack__()
+    _set_destructor(capsule, None)
+    return pb_utils.Tensor.from_dlpack(name, capsule)
+
+
+class TritonPythonModel:
+    """A validated artifact behind Triton's Python backend interface."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the version's artifact and run it once.
+
+        Raises
+        ------
+        ArtifactError
+            There is no artifact, it is damaged or not validated, or the configuration declares other tensors.
+        EngineError
+            No engine runs it on this instance's device.
+        """
+        from accel_lib.engines import open_engine
+
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        folder = Path(args["model_repository"]) / args["model_version"] / "artifact"
+        artifact = Artifact.load(folder)
+        if not artifact.validated:
+            raise ArtifactError(
+                "An artifact that was not validated is not served.",
+                seen=f"{artifact.name} in version {args['model_version']} of {args['model_name']}",
+                fix="accel_lib.validate(Artifact.load(folder), reference=model, texts=texts)",
+            )
+        _check_tensors(artifact, config)
+        self._max_length = artifact.manifest.max_length
+        self._output = artifact.manifest.output_name
+        self._pad_id = _pad_id(folder)
+        self._limits = _limits(artifact, config, parameters)
+        self._engine = open_engine(artifact, device=_device(args, parameters), threads=_threads(config, parameters))
+        self._vectors([np.full(8, self._pad_id, dtype=np.int64)])
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer every request of a batch; a bad one gets its error and spoils no other."""
+        answers: dict[int, Any] = {}
+        rows: dict[int, Rows] = {}
+        for index, request in enumerate(requests):
+            try:
+                rows[index] = self._rows(request)
+            except AccelError as error:
+                answers[index] = _refusal(error)
+        answers |= self._answers(rows)
+        return [answers[index] for index in range(len(requests))]
+
+    def finalize(self) -> None:
+        """Release what the engine holds."""
+        self._engine.close()
+
+    def _rows(self, request: Any) -> Rows:
+        """The rows of one request without their padding, wherever it was; checked."""
+        ids, mask = read_tensor(request, "input_ids"), read_tensor(request, "attention_mask")
+        if ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+            raise RequestError(
+                "attention_mask is 1 on tokens and 0 on padding, in the shape of input_ids.",
+                seen=f"input_ids {list(ids.shape)}, attention_mask {list(mask.shape)} up to {mask.max(initial=0)}",
+                fix="send both with shape [rows, tokens], or leave the mask to the client: .infer(input_ids)",
+            )
+        rows = [row[used] for row, used in zip(ids, mask.astype(bool), strict=True)]
+        for row in rows:
+            if not 0 < len(row) <= self._max_length or row.min() < 0:
+                raise RequestError(
+                    f"A row holds 1 to {self._max_length} token ids, none below 0.",
+                    seen=f"{len(row)} tokens, the smallest {row.min(initial=0)}",
+                    fix="tokenize with the model's own tokenizer, which cuts: .encode(texts)",
+                )
+        return rows
+
+    def _answers(self, rows: dict[int, Rows]) -> dict[int, Any]:
+        """Responses by request; when the engine refuses the batch, each request is tried alone."""
+        if not rows:
+            return {}
+        try:
+            vectors = self._vectors([row for part in rows.values() for row in part])
+        except AccelError as error:
+            if len(rows) == 1:
+                return dict.fromkeys(rows, _refusal(error))
+            return {i: answer for index in rows for i, answer in self._answers({index: rows[index]}).items()}
+        ends = np.cumsum([len(part) for part in rows.values()])
+        parts = zip(rows, np.split(vectors, ends[:-1]), strict=True)
+        return {index: pb_utils.InferenceResponse([write_tensor(self._output, part)]) for index, part in parts}
+
+    def _vectors(self, rows: Rows) -> NDArray[np.float32]:
+        from accel_lib.engines.batching import run_batches
+
+        return run_batches(self._engine, rows, self._pad_id, **self._limits)
+
+
+def _check_tensors(artifact: Artifact, config: dict[str, Any]) -> None:
+    """Refuse a configuration whose tensors are not the artifact's; Triton would notice at the first request only."""
+    ids = {"data_type": "TYPE_INT64", "dims": [-1]}
+    vectors = {"data_type": "TYPE_FP32", "dims": [artifact.manifest.dimension]}
+    wanted = {"input_ids": ids, "attention_mask": ids, artifact.manifest.output_name: vectors}
+    declared = {t["name"]: {"data_type": t["data_type"], "dims": t["dims"]} for t in config["input"] + config["output"]}
+    if declared != wanted or config["max_batch_size"] < 1:
+        raise ArtifactError(
+            "config.pbtxt declares other tensors than the artifact has, or no batching.",
+            seen=f"{_show(declared)}, max_batch_size {config['max_batch_size']}",
+            fix=f"declare {_show(wanted)}, and a max_batch_size of 1 or more",
+        )
+
+
+def _show(tensors: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(f"{name} {t['data_type'].removeprefix('TYPE_')} {t['dims']}" for name, t in tensors.items())
+
+
+def _refusal(error: AccelError) -> Any:
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
+
+
+def _pad_id(folder: Path) -> int:
+    tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    return int(tokenizer["padding"]["pad_id"])
+
+
+def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
+    """The asked device, else the one Triton put this instance on."""
+    own = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
+    return parameters.get("device", own)
+
+
+def _threads(config: dict[str, Any], parameters: dict[str, str]) -> int:
+    """The asked threads, else this instance's share of the cores."""
+    if "threads" in parameters:
+        return int(parameters["threads"])
+    instances = sum(group["count"] for group in config["instance_group"] if group["kind"] == "KIND_CPU")
+    return max(1, len(os.sched_getaffinity(0)) // max(1, int(instances)))
+
+
+def _limits(artifact: Artifact, config: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:
+    """What one engine call may hold: rows that an engine's profiles allow, and the asked padded tokens."""
+    widest = [profile.max[0] for profile in artifact.manifest.profiles]
+    rows = {"max_batch_size": min([config["max_batch_size"], *widest])}
+    tokens = {"max_batch_tokens": int(parameters["max_batch_tokens"])} if "max_batch_tokens" in parameters else {}
+    return rows | tokens

@@ -1,0 +1,263 @@
+"""A client of a served model: texts or token ids in, vectors out, over gRPC or HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Manifest
+from accel_lib.errors import AccelError, RequestError, require
+from accel_lib.triton.config import ModelConfig
+from accel_lib.triton.refusals import request_error
+from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
+from accel_lib.triton.statistics import Statistics, Timeline
+
+if TYPE_CHECKING:
+    from accel_lib.models.tokenizer import Tokenizer
+    from accel_lib.triton.server import Server
+
+_MESSAGE_BYTES = 2**31 - 1
+_CHANNEL = (
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),  # the server is on this machine, whatever proxy the environment names
+)
+_HTTP_TIMEOUT_S = 60.0
+
+
+class Connection:
+    """The clients of one server: gRPC shared by all threads, HTTP one a thread (tritonclient's is not thread-safe)."""
+
+    def __init__(self, *, grpc: str, http: str) -> None:
+        self._grpc_address = grpc
+        self._http_address = http
+        self._local = threading.local()
+        self._closed = False
+
+    @property
+    def grpc(self) -> Any:
+        """tritonclient's gRPC client; raises `RequestError` once the server was stopped."""
+        if self._closed:
+            raise request_error("", "UNAVAILABLE: the server was stopped")
+        return self._grpc_client
+
+    @functools.cached_property
+    def _grpc_client(self) -> Any:
+        module = require("tritonclient.grpc", extra="triton")
+        return module.InferenceServerClient(self._grpc_address, channel_args=list(_CHANNEL))
+
+    def http(self, timeout_s: float) -> Any:
+        """tritonclient's HTTP client of this thread and timeout."""
+        clients = self._local.__dict__.setdefault("clients", {})
+        if timeout_s not in clients:
+            module = require("tritonclient.http", extra="triton")
+            clients[timeout_s] = module.InferenceServerClient(self._http_address, network_timeout=timeout_s)
+        return clients[timeout_s]
+
+    def index(self) -> list[Any]:
+        """Triton's repository index: messages with name, version, state and reason."""
+        with _translated("the server"):
+            return list(self.grpc.get_model_repository_index().models)
+
+    def statistics(self, name: str, version: str = "") -> list[Any]:
+        """Triton's statistics messages of one model, one a version."""
+        with _translated(name):
+            return list(self.grpc.get_inference_statistics(name, version).model_stats)
+
+    def answered(self, name: str) -> int:
+        """Requests a model has answered since it was loaded; 0 when it is not."""
+        with contextlib.suppress(RequestError):
+            return sum(m.inference_stats.success.count for m in self.statistics(name))
+        return 0
+
+    def load(self, name: str, override: str | None, explain: Callable[[str], AccelError]) -> None:
+        """Load a model and wait for it; `explain` makes the error from what Triton says."""
+        exceptions = require("tritonclient.utils", extra="triton")
+        try:
+            self.grpc.load_model(name, config=override)
+        except exceptions.InferenceServerException as error:
+            raise explain(str(error.message())) from error
+
+    def unload(self, name: str) -> None:
+        """Ask Triton to unload a model."""
+        with _translated(name):
+            self.grpc.unload_model(name)
+
+    def close(self) -> None:
+        """Close the gRPC channel; later requests are refused."""
+        self._closed = True
+        if "_grpc_client" in self.__dict__:
+            self._grpc_client.close()
+
+
+class ServedModel:
+    """A handle on one model of a running server; made by ``server.model`` or ``server.add``."""
+
+    def __init__(self, server: Server, name: str, version: str = "") -> None:
+        self._server = server
+        self._connection = server.connection
+        self.name = name
+        self.version = version
+        self._text_side: tuple[str, Any, Any] = ("", None, None)
+
+    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.float32]:
+        """Tokenize texts here and have their vectors or logits computed there.
+
+        Parameters
+        ----------
+        texts
+            Texts; longer ones than the model's limit are cut.
+        prompt
+            Name of one of the model's prompts; None takes the default one, an empty string none.
+
+        Returns
+        -------
+        float32 array ``[n, dimension]``
+            In the order of the texts.
+
+        Raises
+        ------
+        TextError
+            A text that cannot be tokenized.
+        RequestError
+            Triton refused or lost a request.
+        """
+        from accel_lib.models.tokenizer import pad
+
+        tokenizer, rows = self._tokenize(texts, prompt)
+        size = max(1, self.config.max_batch_size)
+        parts = [self.infer(*pad(rows[i : i + size], tokenizer.pad_id)) for i in range(0, len(rows), size)]
+        return np.concatenate([np.empty((0, self.config.outputs[0].dims[-1]), dtype=np.float32), *parts])
+
+    def infer(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        *,
+        timeout_s: float | None = None,
+        priority: int = 0,
+        protocol: Literal["grpc", "http"] = "grpc",
+    ) -> NDArray[np.float32]:
+        """Send one request of token ids.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            int64 ``[rows, tokens]``; without a mask every id is a token.
+        timeout_s
+            How long to wait for the answer; None waits as long as it takes.
+        priority
+            1 is served first where the model has priority levels; 0 is the model's default.
+
+        Returns
+        -------
+        float32 array ``[rows, dimension]``
+
+        Raises
+        ------
+        RequestError
+            Triton refused, lost or did not answer the request: with the cause and the fix.
+        """
+        ids = np.ascontiguousarray(input_ids, dtype=np.int64)
+        mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, dtype=np.int64)
+        module = require(f"tritonclient.{protocol}", extra="triton")
+        tensors = {"input_ids": ids, "attention_mask": mask}
+        inputs = [module.InferInput(name, array.shape, "INT64") for name, array in tensors.items()]
+        for tensor, array in zip(inputs, tensors.values(), strict=True):
+            tensor.set_data_from_numpy(array)
+        with _translated(self.name):
+            if protocol == "http":
+                client, limit = self._connection.http(timeout_s or _HTTP_TIMEOUT_S), {}
+            else:
+                client, limit = self._connection.grpc, {"client_timeout": timeout_s}
+            answer = client.infer(self.name, inputs, self.version, priority=priority, **limit)
+        output: NDArray[np.float32] = answer.as_numpy(self.config.outputs[0].name)
+        return output
+
+    def configure(self, **settings: Any) -> ModelConfig:
+        """Change settings of the running model: `ModelConfig` names them; files stay as they are.
+
+        The model is loaded anew beside the old one, which answers until then and stays if this fails. Statistics start
+        from zero.
+
+        Raises
+        ------
+        ServerError
+            There is no such setting, or Triton refused the configuration.
+
+        Examples
+        --------
+        >>> mine.configure(max_queue_delay_us=2_000, instance_count=2)  # doctest: +SKIP
+        """
+        config = self.config.replace(**settings)
+        if config != self.config:
+            self._server.load(self.name, config)
+        return config
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration the model was last loaded with."""
+        return self._server.config(self.name)
+
+    def statistics(self) -> Statistics:
+        """What Triton has counted since the model was loaded."""
+        counted = self._connection.statistics(self.name, self.version)
+        return Statistics.from_protobuf(counted, self._server.resets(self.name))
+
+    def timeline(self, text: str, *, repeats: int = 20) -> Timeline:
+        """Where the time of one request goes: the mean of `repeats`, one after the other, on an idle model."""
+        self.encode([text])
+        before, started = self.statistics(), time.perf_counter()
+        rows = [self._tokenize([text], None)[1] for _ in range(repeats)]
+        tokenized = time.perf_counter()
+        for row in rows:
+            self.infer(row)
+        ended, counted = time.perf_counter(), self.statistics() - before
+        each = 1e-6 / repeats
+        served = counted.queue_ns + counted.compute_input_ns + counted.compute_infer_ns + counted.compute_output_ns
+        return Timeline(
+            tokenize_ms=(tokenized - started) * 1e9 * each,
+            transport_ms=((ended - tokenized) * 1e9 - served) * each,
+            queue_ms=counted.queue_ns * each,
+            compute_input_ms=counted.compute_input_ns * each,
+            compute_infer_ms=counted.compute_infer_ns * each,
+            compute_output_ms=counted.compute_output_ns * each,
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self._server}"
+
+    def _tokenize(self, texts: Sequence[str], prompt: str | None) -> tuple[Tokenizer, list[NDArray[np.int64]]]:
+        from accel_lib.models.tokenizer import Tokenizer, prompt_text
+
+        model = self._server.repository / self.name
+        folder = model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
+        if not (folder / MANIFEST_FILE).is_file():
+            raise RequestError(
+                f"{self.name} has no tokenizer in the repository.",
+                seen=f"no {ARTIFACT_FOLDER}/{MANIFEST_FILE}",
+                fix="send token ids: .infer(input_ids)",
+            )
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        if text != self._text_side[0]:  # first use, or the version was replaced
+            manifest = Manifest.from_json(text)
+            self._text_side = (text, Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length), manifest)
+        _, tokenizer, manifest = self._text_side
+        return tokenizer, tokenizer(texts, prompt=prompt_text(manifest.prompts, manifest.default_prompt, prompt))
+
+
+@contextlib.contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn what tritonclient and its transports raise into `RequestError`."""
+    exceptions = require("tritonclient.utils", extra="triton")
+    try:
+        yield
+    except (exceptions.InferenceServerException, OSError) as error:
+        raise request_error(name, str(error) or repr(error)) from error

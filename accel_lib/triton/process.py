@@ -1,0 +1,229 @@
+"""One ``tritonserver`` process: its ports, its lock, its log, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+
+from accel_lib.errors import ServerError
+from accel_lib.triton import supervisor
+from accel_lib.triton.install import ensure_tritonserver
+from accel_lib.triton.progress import Progress
+from accel_lib.triton.refusals import last_words
+
+HOST = "127.0.0.1"
+LOCK_FILE = ".accel.lock"
+_ATTEMPTS = 3
+_EXIT_S = 5  # what Triton waits at its end for requests, and for stubs that do not answer any more
+_GRACE_S = 8.0
+_READY = "Started Metrics Service"  # the last of the three services to come up
+_CACHE_BYTES = 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The three ports of one server on the loopback interface; 0 asks for a free one."""
+
+    http: int = 0
+    grpc: int = 0
+    metrics: int = 0
+
+
+class TritonProcess:
+    """A running ``tritonserver`` with no model loaded yet; made by `start`."""
+
+    def __init__(self, command: subprocess.Popen[bytes], ports: Ports, folder: Path, prefix: str) -> None:
+        self._command = command
+        self._folder = folder
+        self._owner = os.getpid()
+        self._log = ""
+        self.ports = ports
+        self.prefix = prefix
+
+    @classmethod
+    def start(
+        cls, repository: Path, ports: Ports, *, timeout_s: float, env: Mapping[str, str], progress: Progress
+    ) -> TritonProcess:
+        """Start Triton on a repository and wait until all three services answer.
+
+        Raises
+        ------
+        ServerError
+            Another process serves this repository, a port is taken, or Triton ended instead of starting.
+        """
+        supervisor.sweep_orphans()
+        with _repository_lock(repository) as lock:
+            for attempt in range(_ATTEMPTS):
+                process = cls._launch(repository, _free(ports), lock, env)
+                try:
+                    if process._wait_until_ready(time.monotonic() + timeout_s, progress):
+                        return process
+                except BaseException:
+                    process.stop()
+                    raise
+                process.stop()
+                lost_a_race = "already in use" in process.log and 0 in dataclasses.astuple(ports)
+                if not lost_a_race or attempt + 1 == _ATTEMPTS:
+                    break
+        raise ServerError(
+            "Triton ended instead of starting.",
+            seen=last_words(process.log),
+            fix="mend what its log says, then serve again",
+        )
+
+    @classmethod
+    def _launch(cls, repository: Path, ports: Ports, lock: int, env: Mapping[str, str]) -> TritonProcess:
+        install = ensure_tritonserver()
+        prefix, held = supervisor.claim_prefix()
+        folder = Path(tempfile.mkdtemp(prefix="accel-triton-"))
+        options = {
+            "model-repository": repository,
+            "model-control-mode": "explicit",
+            "backend-directory": install.backends,
+            "backend-config": f"python,shm-region-prefix-name={prefix}",
+            "cache-directory": install.caches,
+            "cache-config": f"local,size={_CACHE_BYTES}",
+            "exit-timeout-secs": _EXIT_S,
+            **{f"{service}-address": HOST for service in ("http", "grpc", "metrics")},
+            **{f"{service}-port": port for service, port in dataclasses.asdict(ports).items()},
+        }
+        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
+        guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), prefix, str(folder), str(_GRACE_S)]
+        with (folder / "log").open("wb") as log:
+            command = subprocess.Popen(
+                [*guard, f"{lock},{held}", str(install.binary), *flags],
+                env=install.environment() | dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(lock, held),
+            )
+        os.close(held)
+        return cls(command, ports, folder, prefix)
+
+    @property
+    def running(self) -> bool:
+        """Whether Triton still runs."""
+        return self._command.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Process id of ``tritonserver``, 0 when it has ended."""
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(self._command.pid).children()
+            return next((child.pid for child in children if child.name() == "tritonserver"), 0)
+        return 0
+
+    @property
+    def log(self) -> str:
+        """All that Triton and the models' Python processes wrote."""
+        with contextlib.suppress(OSError):
+            self._log = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
+        return self._log
+
+    def stop(self) -> None:
+        """End Triton, gracefully if it can, and remove its log, shared memory and processes."""
+        if os.getpid() != self._owner:  # a fork of the owner: not its server
+            return
+        try:
+            if self.running:
+                self._command.send_signal(signal.SIGTERM)
+                self._command.wait(_GRACE_S + _EXIT_S)
+        except subprocess.TimeoutExpired:
+            self._command.kill()
+            self._command.wait()
+        finally:
+            self._log = self.log
+            supervisor.sweep(self.prefix)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _wait_until_ready(self, until: float, progress: Progress) -> bool:
+        while self.running:
+            if _READY in self.log:
+                return True
+            if time.monotonic() > until:
+                raise ServerError(
+                    "Triton was not ready in time.", seen=last_words(self.log), fix="serve(..., timeout_s=300)"
+                )
+            progress.tick("starting")
+            time.sleep(0.05)
+        return False
+
+
+@contextlib.contextmanager
+def _repository_lock(repository: Path) -> Iterator[int]:
+    """Hold the repository for one server: Triton inherits the lock, so it ends with the last of its processes."""
+    import fcntl
+
+    path = repository / LOCK_FILE
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        fix = f"copy the repository to a folder you can write to: cp -r {repository.name} ~/{repository.name}"
+        raise ServerError(f"{repository.name} cannot be locked.", seen=error.strerror, fix=fix) from error
+    try:
+        until = time.monotonic() + _GRACE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                _check_holder(repository, path.read_text(encoding="utf-8").strip(), time.monotonic() > until)
+                time.sleep(0.1)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _check_holder(repository: Path, holder: str, late: bool) -> None:
+    """Refuse at once while the lock's owner lives; one that just died leaves its server a moment to follow."""
+    if not late and not (holder.isdecimal() and psutil.pid_exists(int(holder))):
+        return
+    mine = holder == str(os.getpid())
+    raise ServerError(
+        f"{repository.name} is served by {'this' if mine else 'another'} process already.",
+        seen=f"process {holder or 'unknown'}",
+        fix="server.stop()" if mine else f"server.stop() in that notebook, or end that process: kill {holder}",
+    )
+
+
+def _free(ports: Ports) -> Ports:
+    """The asked ports if they are free, with free ones in place of 0."""
+    numbers = {}
+    with contextlib.ExitStack() as stack:
+        for service, port in dataclasses.asdict(ports).items():
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+            except OSError as error:
+                fix = f"end that process, or let a free one be found: serve({service}_port=0)"
+                raise ServerError(f"Port {port} is taken.", seen=_listener(port) or error.strerror, fix=fix) from error
+            except OverflowError as error:
+                raise ServerError("That is no port.", seen=port, fix=f"serve({service}_port=0)") from error
+            numbers[service] = listener.getsockname()[1]
+    return Ports(**numbers)
+
+
+def _listener(port: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                owner = psutil.Process(connection.pid).name() if connection.pid else "a process of another user"
+                return f"{owner}, process {connection.pid}" if connection.pid else owner
+    return ""

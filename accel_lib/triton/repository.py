@@ -1,0 +1,168 @@
+"""A Triton model repository on disk: read, and written whole or not at all.
+
+::
+
+    model_repository/<model>/config.pbtxt           how it is batched and served
+    model_repository/<model>/<version>/model.py     one import: accel_lib's Python backend
+    model_repository/<model>/<version>/artifact/    the converted model, built on each machine, never committed
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from accel_lib.artifact import Artifact, writing
+from accel_lib.errors import ArtifactError, ServerError
+from accel_lib.triton.config import CONFIG_FILE, ModelConfig, TensorSpec
+
+ARTIFACT_FOLDER = "artifact"
+MODEL_FILE = "model.py"
+_NEEDS_ARTIFACT = "from accel_lib.triton.backend import TritonPythonModel"
+_MODEL_CODE = f"{_NEEDS_ARTIFACT} as TritonPythonModel\n"
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """Read a model's ``config.pbtxt``.
+
+    Parameters
+    ----------
+    path
+        The file, or the model's folder.
+
+    Raises
+    ------
+    ServerError
+        The file is missing, holds something else, or names another model than its folder.
+    """
+    path = Path(path)
+    path = path if path.name == CONFIG_FILE else path / CONFIG_FILE
+    short = f"{path.parent.name}/{CONFIG_FILE}"
+    if not path.is_file():
+        raise ServerError(
+            f"The repository has no model {path.parent.name!r}.",
+            seen=f"no {short}",
+            fix=f"choose from {', '.join(model_names(path.parents[1])) or 'none yet'}, or server.add(name, artifact)",
+        )
+    config = ModelConfig.from_text(path.read_text(encoding="utf-8", errors="replace"), file=short)
+    if config.name != path.parent.name:
+        raise ServerError(
+            f"{short} names another model than its folder.",
+            seen=f"name: {config.name!r}",
+            fix="give both the same name",
+        )
+    return config
+
+
+def write_config(path: str | Path, config: ModelConfig) -> None:
+    """Write a model's ``config.pbtxt``, whole or not at all; `path` is the file or the model's folder."""
+    path = Path(path)
+    path = path if path.name == CONFIG_FILE else path / CONFIG_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{CONFIG_FILE}.draft")
+    draft.write_text(config.to_text(), encoding="utf-8")
+    draft.replace(path)
+
+
+def default_config(name: str, artifact: Artifact) -> ModelConfig:
+    """The configuration this project serves an artifact with: dynamic, ragged batches, all versions, no timeout."""
+    manifest = artifact.manifest
+    inputs = (
+        TensorSpec(name=tensor, data_type="INT64", dims=(-1,), ragged=True)
+        for tensor in ("input_ids", "attention_mask")
+    )
+    output = TensorSpec(name=manifest.output_name, data_type="FP32", dims=(manifest.dimension,))
+    return ModelConfig(name=name, inputs=tuple(inputs), outputs=(output,))
+
+
+def write_model(
+    repository: str | Path, name: str, artifact: Artifact, *, version: int = 1, config: ModelConfig | None = None
+) -> Path:
+    """Put one version of a model into a repository, whole or not at all.
+
+    Parameters
+    ----------
+    repository
+        Folder that holds one folder a model.
+    name, version
+        Model name and version number; an existing version is replaced.
+    artifact
+        A validated artifact; its folder is read anew (a validation may have been recorded since) and copied.
+    config
+        Written when given; else an existing ``config.pbtxt`` stays, and a new model gets `default_config`.
+
+    Returns
+    -------
+    Path
+        The version's folder.
+
+    Raises
+    ------
+    ArtifactError
+        The artifact was not validated, or is damaged.
+    ServerError
+        The name or version cannot be used, or the model's other versions have another output.
+    """
+    _check_name(name, version)
+    artifact = Artifact.load(artifact.folder)
+    if not artifact.validated:
+        raise ArtifactError(
+            "An artifact that was not validated is not served.",
+            seen=f"{artifact.name} of {artifact.manifest.model}",
+            fix="accel_lib.validate(artifact, reference=model, texts=texts)",
+        )
+    model = Path(repository) / name
+    plain = default_config(name, artifact)
+    written = config or _existing(model, plain, version)
+    if written.outputs != plain.outputs:
+        raise ServerError(
+            f"{name} answers with another output than this artifact.",
+            seen=f"{_show(written)} in {CONFIG_FILE}, {_show(plain)} in the artifact",
+            fix="add it under another name",
+        )
+    with writing(model / str(version)) as draft:
+        (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
+        artifact.copy_to(draft / ARTIFACT_FOLDER)
+    write_config(model, written)
+    return model / str(version)
+
+
+def model_names(repository: str | Path) -> list[str]:
+    """Models of a repository: its folders with a ``config.pbtxt``."""
+    return sorted(file.parent.name for file in Path(repository).glob(f"[!.]*/{CONFIG_FILE}"))
+
+
+def unbuilt(model: Path) -> list[int]:
+    """Versions that need an artifact and have none yet."""
+    return [
+        version
+        for version in versions(model)
+        if not (model / str(version) / ARTIFACT_FOLDER / "manifest.json").is_file()
+        and _NEEDS_ARTIFACT in (model / str(version) / MODEL_FILE).read_text(encoding="utf-8")
+    ]
+
+
+def versions(model: Path) -> list[int]:
+    """Version numbers that have a ``model.py``, in order."""
+    return sorted(int(file.parent.name) for file in model.glob(f"*/{MODEL_FILE}") if file.parent.name.isdecimal())
+
+
+def _existing(model: Path, plain: ModelConfig, version: int) -> ModelConfig:
+    """The file's configuration, unless the only version is being replaced by one with another output."""
+    if not (model / CONFIG_FILE).is_file():
+        return plain
+    config = read_config(model)
+    return config if config.outputs == plain.outputs or set(versions(model)) - {version} else plain
+
+
+def _show(config: ModelConfig) -> str:
+    return ", ".join(f"{spec.name} {list(spec.dims)}" for spec in config.outputs)
+
+
+def _check_name(name: str, version: int) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ServerError(
+            "That is no name for a model.", seen=repr(name), fix="use letters, digits, '_', '-' and '.', a letter first"
+        )
+    if type(version) is not int or version < 1:
+        raise ServerError("A version is a whole number from 1.", seen=repr(version), fix="pass version=1")

@@ -1,0 +1,307 @@
+"""A real Triton that a notebook owns: started in one cell, there in the next ones, gone with the kernel."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from accel_lib.artifact import Artifact
+from accel_lib.errors import ServerError
+from accel_lib.triton.client import Connection, ServedModel
+from accel_lib.triton.config import ModelConfig
+from accel_lib.triton.install import TRITON_VERSION
+from accel_lib.triton.process import HOST, Ports, TritonProcess
+from accel_lib.triton.progress import Progress
+from accel_lib.triton.refusals import load_error
+from accel_lib.triton.repository import model_names, read_config, unbuilt, write_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COURSE_MODELS = ("embedding", "sentiment")
+_SERVERS: dict[Path, Server] = {}
+
+
+def serve(
+    repository: str | Path = "model_repository",
+    *,
+    models: Literal["all"] | Sequence[str] = "all",
+    http_port: int = 0,
+    grpc_port: int = 0,
+    metrics_port: int = 0,
+    timeout_s: float = 120,
+    env: Mapping[str, str] | None = None,
+) -> Server:
+    """Start a real Triton on a model repository and wait until its models answer.
+
+    The server lives across cells and ends with its owner, however that ends. Serving the same repository again replaces
+    it. It listens on the loopback interface only.
+
+    Parameters
+    ----------
+    repository
+        Folder with one folder a model.
+    models
+        ``"all"`` loads every model whose artifacts are built and names the others; a sequence of names must load.
+    http_port, grpc_port, metrics_port
+        0 takes a free port.
+    timeout_s
+        How long start and loading may take.
+    env
+        Environment variables for Triton and the models' Python processes.
+
+    Returns
+    -------
+    Server
+        Also a context manager: ``with serve() as server: ...``.
+
+    Raises
+    ------
+    MachineError
+        Triton's wheel has no build for this machine.
+    ServerError
+        A port is taken, another process serves the repository, or a model did not load: with the cause and the fix.
+
+    Examples
+    --------
+    >>> server = accel.serve("model_repository")  # doctest: +SKIP
+    >>> server.model("embedding").encode(["a cat on a mat"]).shape  # doctest: +SKIP
+    (1, 384)
+    """
+    folder = Path(repository).resolve()
+    if not folder.is_dir():
+        raise ServerError(
+            "There is no such model repository.",
+            seen=folder.name,
+            fix='serve(accel_lib.ensure("embedding")) builds one',
+        )
+    names, left_out = _choose(folder, models)
+    if folder in _SERVERS:
+        _SERVERS.pop(folder).stop()
+    progress = Progress(f"Triton {TRITON_VERSION}")
+    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+    try:
+        process = TritonProcess.start(folder, ports, timeout_s=timeout_s, env=env or {}, progress=progress)
+        server = Server(process, folder)
+        try:
+            server._load_all(names, timeout_s, progress)
+        except BaseException:
+            server.stop()
+            raise
+    except BaseException:
+        progress.clear()
+        raise
+    _SERVERS[folder] = server
+    progress.done(f"ready, {server}")
+    for name in left_out:
+        print(f"{name} is left out: {_not_built(folder, name).cause} {_not_built(folder, name).fix}")
+    return server
+
+
+class Server:
+    """A running Triton; made by `serve`."""
+
+    def __init__(self, process: TritonProcess, repository: Path) -> None:
+        self._process = process
+        self._supplied: dict[str, ModelConfig] = {}
+        self._resets: dict[str, int] = {}
+        self.repository = repository
+        self.connection = Connection(grpc=f"{HOST}:{process.ports.grpc}", http=f"{HOST}:{process.ports.http}")
+
+    @property
+    def http_url(self) -> str:
+        """Address of the HTTP service."""
+        return f"http://{HOST}:{self._process.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Address of the gRPC service."""
+        return f"{HOST}:{self._process.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus metrics."""
+        return f"http://{HOST}:{self._process.ports.metrics}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Process id of ``tritonserver``, 0 when it has ended."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether Triton still runs."""
+        return self._process.running
+
+    @property
+    def log(self) -> str:
+        """All that Triton and the models' Python processes wrote; also readable after the end."""
+        return self._process.log
+
+    def model(self, name: str, version: int | str = "") -> ServedModel:
+        """A handle on a loaded model; without a version, requests go to the newest.
+
+        Raises
+        ------
+        ServerError
+            The model or version is not loaded.
+        """
+        ready = [(m.name, m.version) for m in self.connection.index() if m.state == "READY"]
+        if not any(name == found and str(version) in ("", number) for found, number in ready):
+            loaded = ", ".join(f"{found} {number}" for found, number in ready) or "none"
+            raise ServerError(
+                "That model or version is not loaded.",
+                seen=f"{name} {version}".strip(),
+                fix=f"choose from {loaded}; or load it: server.load({name!r})",
+            )
+        return ServedModel(self, name, str(version))
+
+    def models(self) -> pd.DataFrame:
+        """Every version Triton knows: name, version, state, and the reason of a state that is not READY."""
+        import pandas as pd
+
+        rows = [(m.name, m.version, m.state or "not loaded", m.reason) for m in self.connection.index()]
+        return pd.DataFrame(rows, columns=["name", "version", "state", "reason"])
+
+    def add(self, name: str, artifact: Artifact, *, version: int = 1, config: ModelConfig | None = None) -> ServedModel:
+        """Put a validated artifact into the repository and load it, while other versions keep answering.
+
+        Parameters
+        ----------
+        name, version
+            Where it goes; an existing version is replaced.
+        artifact
+            A validated artifact, which is copied.
+        config
+            Written into the repository when given; else an existing model keeps its own, with what `configure` changed.
+
+        Raises
+        ------
+        ArtifactError
+            The artifact was not validated.
+        ServerError
+            The name or version cannot be used, or Triton could not load it.
+        """
+        write_model(self.repository, name, artifact, version=version, config=config)
+        changed = config or self._supplied.get(name)
+        self.load(name, changed if changed != read_config(self.repository / name) else None)
+        return self.model(name, version)
+
+    def load(self, name: str, config: ModelConfig | None = None) -> None:
+        """Load a model, or load it again: from its files, or with another configuration in their place.
+
+        A model that is loaded already keeps answering meanwhile, and stays as it was if this fails.
+
+        Raises
+        ------
+        ServerError
+            With Triton's reason.
+        """
+        supplied = config or read_config(self.repository / name)
+        if unbuilt(self.repository / name):
+            raise _not_built(self.repository, name)
+        before = self.connection.answered(name)
+        self.connection.load(name, config.to_json() if config else None, lambda text: load_error(name, text, self.log))
+        if self.connection.answered(name) < before:
+            self._resets[name] = self._resets.get(name, 0) + 1
+        self._supplied[name] = supplied
+
+    def unload(self, name: str) -> None:
+        """Unload all versions of a model and wait until they are gone.
+
+        Raises
+        ------
+        ServerError
+            The model is not loaded.
+        """
+        self.model(name)
+        self.connection.unload(name)
+        while any(m.name == name and m.state in ("READY", "UNLOADING") for m in self.connection.index()):
+            time.sleep(0.05)
+        self._supplied.pop(name, None)
+
+    def config(self, name: str) -> ModelConfig:
+        """The configuration a model was loaded with."""
+        return self._supplied[name] if name in self._supplied else read_config(self.repository / name)
+
+    def resets(self, name: str) -> int:
+        """How often loading anew has set this model's statistics back to zero."""
+        return self._resets.get(name, 0)
+
+    def stop(self) -> None:
+        """End Triton; nothing is left of it."""
+        if _SERVERS.get(self.repository) is self:
+            del _SERVERS[self.repository]
+        self.connection.close()
+        self._process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        if not self.running:
+            return "Triton, stopped"
+        loaded: dict[str, list[str]] = {}
+        for model in self.connection.index():
+            if model.state == "READY":
+                loaded.setdefault(model.name, []).append(model.version)
+        return (
+            "; ".join(f"{name} version {', '.join(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
+        )
+
+    def _load_all(self, names: Sequence[str], timeout_s: float, progress: Progress) -> None:
+        until = time.monotonic() + timeout_s
+        pool = ThreadPoolExecutor(max_workers=max(1, len(names)))
+        try:
+            pending = {pool.submit(self.load, name) for name in names}
+            while pending:
+                done, pending = wait(pending, timeout=0.2)
+                for future in done:
+                    future.result()
+                progress.tick(f"loading {', '.join(names)}")
+                if time.monotonic() > until:
+                    raise ServerError("The models were not ready in time.", seen=self, fix="serve(..., timeout_s=300)")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _choose(repository: Path, models: Literal["all"] | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names to load, and names left out because they are not built."""
+    known = model_names(repository)
+    if models != "all":
+        names = [models] if isinstance(models, str) else list(models)
+        for name in names:
+            read_config(repository / name)
+            if unbuilt(repository / name):
+                raise _not_built(repository, name)
+        return names, []
+    left_out = [name for name in known if unbuilt(repository / name)]
+    return [name for name in known if name not in left_out], left_out
+
+
+def _not_built(repository: Path, name: str) -> ServerError:
+    missing = ", ".join(map(str, unbuilt(repository / name)))
+    course = f'accel_lib.ensure("{name}")'
+    return ServerError(
+        f"Version {missing} has no artifact on this machine.",
+        seen=f"{name} in {repository.name}",
+        fix=course if name in _COURSE_MODELS else f'server.add("{name}", artifact, version={missing.split(", ")[0]})',
+    )
+
+
+@atexit.register
+def _stop_all() -> None:
+    for server in list(_SERVERS.values()):
+        with contextlib.suppress(ServerError):
+            server.stop()

@@ -1,0 +1,117 @@
+"""What Triton counts about a model, and differences of two readings that notice a reset."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from accel_lib.errors import ServerError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Totals since a model was loaded; subtract an earlier reading for the totals in between.
+
+    Parameters
+    ----------
+    requests, failures
+        Requests answered (cache hits count), and refused or failed.
+    inferences, executions
+        Rows that were computed, and the batches that they were computed in.
+    cache_hits
+        Requests answered by the response cache.
+    queue_ns, compute_input_ns, compute_infer_ns, compute_output_ns, total_ns
+        Nanoseconds summed over the requests answered: waiting, gathering inputs, the model, answers, and all of it.
+    batch_sizes
+        Executions by rows.
+    resets
+        Reloads that set these numbers back to zero.
+    """
+
+    requests: int
+    failures: int
+    inferences: int
+    executions: int
+    cache_hits: int
+    queue_ns: int
+    compute_input_ns: int
+    compute_infer_ns: int
+    compute_output_ns: int
+    total_ns: int
+    batch_sizes: dict[int, int]
+    resets: int = 0
+
+    @classmethod
+    def from_protobuf(cls, models: Any, resets: int) -> Statistics:
+        """Sum over the versions of Triton's ``ModelStatistics`` messages."""
+        parts = [model.inference_stats for model in models]
+        sizes: dict[int, int] = {}
+        for batch in (batch for model in models for batch in model.batch_stats):
+            sizes[batch.batch_size] = sizes.get(batch.batch_size, 0) + batch.compute_infer.count
+        return cls(
+            requests=sum(part.success.count for part in parts),
+            failures=sum(part.fail.count for part in parts),
+            inferences=sum(model.inference_count for model in models),
+            executions=sum(model.execution_count for model in models),
+            cache_hits=sum(part.cache_hit.count for part in parts),
+            queue_ns=sum(part.queue.ns for part in parts),
+            compute_input_ns=sum(part.compute_input.ns for part in parts),
+            compute_infer_ns=sum(part.compute_infer.ns for part in parts),
+            compute_output_ns=sum(part.compute_output.ns for part in parts),
+            total_ns=sum(part.success.ns for part in parts),
+            batch_sizes=dict(sorted(sizes.items())),
+            resets=resets,
+        )
+
+    def __sub__(self, earlier: Statistics) -> Statistics:
+        """What happened between two readings of one model.
+
+        Raises
+        ------
+        ServerError
+            The model was loaded anew in between, which set its numbers back.
+        """
+        counts = [field.name for field in dataclasses.fields(self) if field.name not in ("batch_sizes", "resets")]
+        change = {name: getattr(self, name) - getattr(earlier, name) for name in counts}
+        if self.resets != earlier.resets or min(change.values()) < 0:
+            raise ServerError(
+                "The statistics were set back by a reload between the two readings.",
+                seen=f"{earlier.requests} requests before, {self.requests} after",
+                fix="take both readings after configure() or load()",
+            )
+        sizes = {size: count - earlier.batch_sizes.get(size, 0) for size, count in self.batch_sizes.items()}
+        return Statistics(**change, batch_sizes={size: n for size, n in sizes.items() if n}, resets=self.resets)
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Rows an execution, 0 when there was none."""
+        return self.inferences / self.executions if self.executions else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """Where the time of one request goes, milliseconds, in the order in which it goes there.
+
+    Parameters
+    ----------
+    tokenize_ms
+        Text to token ids, in the client.
+    transport_ms
+        Client, network and Triton's front end: the round trip without what Triton counts.
+    queue_ms
+        Waiting for an instance, or for company.
+    compute_input_ms, compute_infer_ms, compute_output_ms
+        Inputs gathered, the model's Python process, the answer taken over.
+    """
+
+    tokenize_ms: float
+    transport_ms: float
+    queue_ms: float
+    compute_input_ms: float
+    compute_infer_ms: float
+    compute_output_ms: float
+
+    @property
+    def total_ms(self) -> float:
+        """Text in, vector out."""
+        return float(sum(dataclasses.astuple(self)))
