@@ -99,6 +99,8 @@ def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int
             language="python",
             progress_bar=bar,
             execution_timeout=cell_timeout_s,
+            coalesce_streams=True,  # else a line printed in two parts is stored as two
+            extra_arguments=["--log-level=ERROR"],
         )
     except Exception as error:  # a cell raised, ran out of time or killed its kernel: each has its own type
         failure = _failure(source, copy, error)

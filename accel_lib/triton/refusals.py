@@ -14,7 +14,10 @@ _TOLD = re.compile(
     r"(?:\b\w+Error: )?(?P<cause>[^\n]+)\n(?:  seen: (?P<seen>.*?)\n)?  fix:  (?P<fix>.*?)(?:\n\nAt:|;?\s*\Z)",
     re.DOTALL,
 )
-_STATE = re.compile(r"(?P<version>version \d+) is at UNAVAILABLE state: (?:Internal: )?(?P<reason>.*)", re.DOTALL)
+_STATE = re.compile(
+    r"(?P<version>version \d+) is at UNAVAILABLE state: (?:Internal: )?(?P<reason>.*?)(?=;version \d+ is at|;?\s*\Z)",
+    re.DOTALL,
+)
 _PLACE = re.compile(r"At:\n\s+(?:\S*/)?(?P<file>[^/\s(]+)\((?P<line>\d+)\)")
 # What Triton's message holds -> cause and fix; {name} is the model, {message} what Triton said.
 _REQUESTS = {

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from accel_lib.artifact import Artifact, writing
@@ -125,6 +126,28 @@ def write_model(
         artifact.copy_to(draft / ARTIFACT_FOLDER)
     write_config(model, written)
     return model / str(version)
+
+
+def remove_version(repository: str | Path, name: str, version: int) -> list[int]:
+    """Delete one version of a model, and the model with its last one; returns the versions that are left.
+
+    Raises
+    ------
+    ServerError
+        There is no such model or version.
+    """
+    model = Path(repository) / name
+    read_config(model)
+    there = versions(model)
+    if version not in there:
+        raise ServerError(
+            f"{name} has no version {version}.", seen=f"versions {', '.join(map(str, there))}", fix="name one of these"
+        )
+    left = [number for number in there if number != version]
+    gone = model / str(version) if left else model
+    aside = gone.rename(gone.with_name(f".{gone.name}.removed"))
+    shutil.rmtree(aside)
+    return left
 
 
 def model_names(repository: str | Path) -> list[str]:

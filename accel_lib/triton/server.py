@@ -19,7 +19,7 @@ from accel_lib.triton.install import TRITON_VERSION
 from accel_lib.triton.process import HOST, Ports, TritonProcess
 from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import load_error
-from accel_lib.triton.repository import model_names, read_config, unbuilt, write_model
+from accel_lib.triton.repository import model_names, read_config, remove_version, unbuilt, write_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -193,6 +193,22 @@ class Server:
         self.load(name, changed if changed != read_config(self.repository / name) else None)
         return self.model(name, version)
 
+    def remove(self, name: str, *, version: int) -> None:
+        """Take a version out of the repository, while the others keep answering; with the last one goes the model.
+
+        Raises
+        ------
+        ServerError
+            There is no such version.
+        """
+        loaded = any(m.name == name and m.state == "READY" for m in self.connection.index())
+        left = remove_version(self.repository, name, version)
+        if loaded and left:
+            self.load(name, self._supplied.get(name))
+            self._wait_until_gone(name, str(version))
+        elif loaded:
+            self.unload(name)
+
     def load(self, name: str, config: ModelConfig | None = None) -> None:
         """Load a model, or load it again: from its files, or with another configuration in their place.
 
@@ -222,8 +238,7 @@ class Server:
         """
         self.model(name)
         self.connection.unload(name)
-        while any(m.name == name and m.state in ("READY", "UNLOADING") for m in self.connection.index()):
-            time.sleep(0.05)
+        self._wait_until_gone(name)
         self._supplied.pop(name, None)
 
     def config(self, name: str) -> ModelConfig:
@@ -259,6 +274,11 @@ class Server:
         return (
             "; ".join(f"{name} version {', '.join(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
         )
+
+    def _wait_until_gone(self, name: str, version: str = "") -> None:
+        states = ("READY", "UNLOADING")
+        while any(m.name == name and version in ("", m.version) and m.state in states for m in self.connection.index()):
+            time.sleep(0.05)
 
     def _load_all(self, names: Sequence[str], timeout_s: float, progress: Progress) -> None:
         until = time.monotonic() + timeout_s
