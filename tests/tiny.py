@@ -64,7 +64,8 @@ def tiny_texts(count):
 def tiny_artifact(folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding"):
     """A real ONNX file of the same network, with the manifest that a converter would write."""
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["words"]),
+        helper.make_node("Gather", ["table", "input_ids"], ["found"]),
+        helper.make_node("MatMul", ["found", "same"], ["words"]),
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
         helper.make_node("Mul", ["words", "weights"], ["kept"]),
@@ -75,7 +76,12 @@ def tiny_artifact(folder, table, *, precision="fp32", validated=True, target="an
         helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "seq"]) for n in ("input_ids", "attention_mask")
     ]
     output = helper.make_tensor_value_info("sentence_embedding", TensorProto.FLOAT, ["batch", table.shape[1]])
-    constants = {"table": table, "last": np.array([-1]), "sequence": np.array([1])}
+    constants = {
+        "table": table,
+        "same": np.eye(table.shape[1], dtype=np.float32),
+        "last": np.array([-1]),
+        "sequence": np.array([1]),
+    }
     graph = helper.make_graph(
         nodes, "tiny", inputs, [output], [numpy_helper.from_array(v, name=k) for k, v in constants.items()]
     )

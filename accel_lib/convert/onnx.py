@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from accel_lib.models import Model
 
 _PACKAGES = ("accel_lib", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+_FACTS = ("task", "output_name", "dimension", "max_length", "labels", "prompts", "default_prompt")
 _LARGEST_BATCH = 65_535
 _LARGEST_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends at 2 GiB
 
@@ -117,13 +118,19 @@ def _make(
     progress: bool,
 ) -> Artifact:
     """Reuse an artifact that nothing has changed for, or write it aside and rename it."""
-    source = f"{model.source}, weights {_weights(model)}"
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    facts: dict[str, Any] = {
+        "model": model.name,
+        "source": f"{model.source}, weights {_weights(model)}",
+        "format": form,
+        "precision": precision,
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{field: getattr(model, field) for field in _FACTS},
+    }
     folder = Path(output) if output else cache_dir("artifacts", model.name.replace("/", "--"), label)
     if output is None:
         with contextlib.suppress(ArtifactError):
             found = Artifact.load(folder)
-            if found.manifest.source == source and found.manifest.versions == versions:
+            if all(getattr(found.manifest, name) == value for name, value in facts.items()):
                 if progress:
                     print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
                 return found
@@ -131,18 +138,8 @@ def _make(
     with writing(folder) as draft:
         notes = write(draft / MODEL_FILES[form])
         model.tokenizer.save(draft / TOKENIZER_FILE)
-        manifest = Manifest(
-            **{field: getattr(model, field) for field in ("task", "output_name", "dimension", "max_length", "labels")},
-            **{field: getattr(model, field) for field in ("prompts", "default_prompt")},
-            model=model.name,
-            source=source,
-            format=form,
-            precision=precision,
-            versions=versions,
-            seconds=time.monotonic() - started,
-            notes=(*model.notes, *notes),
-        )
-        manifest = seal(draft, manifest)
+        seconds = time.monotonic() - started
+        manifest = seal(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
     artifact = Artifact(folder, manifest)
     if progress:
         print(f"{artifact.name}: {artifact.size_bytes / 1e6:.1f} MB in {manifest.seconds:.1f} s", flush=True)

@@ -165,11 +165,13 @@ class _Calibration:
 
 def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
     onnx = require("onnx", extra="convert")
-    names = [node.name for node in onnx.load(path).graph.node if node.op_type == "MatMul"]
+    graph = onnx.load(path).graph
+    weights = {weight.name for weight in graph.initializer}
+    names = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
     for part in keep:
         if not any(part in name for name in names):
             raise ConversionError(
-                "No matrix product has such a name.", seen=f"keep: {part!r}", fix=f"part of a name such as {names[0]!r}"
+                "No matrix product with weights has such a name.", seen=f"keep: {part!r}", fix=f"part of a name such as {names[0]!r}"
             )
     return [name for name in names if any(part in name for part in keep)]
 

@@ -182,9 +182,10 @@ def validate(
             engine.close()
     seen = np.concatenate(list(answers.values()))
     checks = [*_sanity(seen, wanted, len(answers)), *_holds(candidate, reference)]
-    cosine = _cosine(seen, np.tile(wanted, (len(answers), 1)))
-    top1 = float(np.mean([_top1(answer, wanted, reference.task) for answer in answers.values()]))
-    checks += _agreement(seen, np.tile(wanted, (len(answers), 1)), cosine, top1, allowed, reference.task)
+    with np.errstate(invalid="ignore"):  # of what is not finite; it passes no check
+        cosine = _cosine(seen, np.tile(wanted, (len(answers), 1)))
+        top1 = float(np.mean([_top1(answer, wanted, reference.task) for answer in answers.values()]))
+        checks += _agreement(seen, np.tile(wanted, (len(answers), 1)), cosine, top1, allowed, reference.task)
     checks.append(_check("padding and batch mates move a number by", moved, allowed.padding, most=True))
     verdict = Verdict(
         name=candidate.name,
@@ -275,7 +276,8 @@ def _moved(engine: Engine, rows: Sequence[NDArray[np.int64]], reference: Model) 
     wider = engine.run(np.pad(ids, extra, constant_values=pad_id), np.pad(mask, extra))
     if reference.task == "classification":
         alone, together, wider = (_softmax(logits).astype(np.float32) for logits in (alone, together, wider))
-    return float(max(np.abs(alone - together).max(), np.abs(alone - wider).max()))
+    with np.errstate(invalid="ignore"):
+        return float(max(np.abs(alone - together).max(), np.abs(alone - wider).max()))
 
 
 def _top1(seen: NDArray[np.float32], wanted: NDArray[np.float32], task: str) -> float:

@@ -1,0 +1,179 @@
+"""What a conversion writes: graphs for any shape, in the precision that was asked for, whole or not at all."""
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier
+from accel_lib.artifact import Artifact
+from accel_lib.convert.precision import PRECISIONS, graph_precision
+from accel_lib.errors import ArtifactError, ConversionError
+from accel_lib.models.tokenizer import pad
+
+SHAPES = [(1, 3), (5, 2), (3, 128)]
+
+
+@pytest.fixture(scope="module")
+def fp32(tiny_model):
+    return to_onnx(tiny_model, progress=False)
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def converted(request, tiny_model):
+    return to_onnx(tiny_model, precision=request.param, progress=False)
+
+
+def batch(rows, tokens, seed=0):
+    ids = np.random.default_rng(seed).integers(1000, 2000, (rows, tokens), dtype=np.int64)
+    mask = np.ones_like(ids)
+    mask[-1, (tokens + 1) // 2 :] = 0
+    return ids, mask
+
+
+def operators(artifact):
+    return [node.op_type for node in onnx.load(artifact.path).graph.node]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_graph_takes_any_batch_and_length_and_gives_the_numbers_of_pytorch(tiny_model, fp32, shape):
+    ids, mask = batch(*shape)
+    with torch.inference_mode():
+        expected = tiny_model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    assert open_engine(fp32).run(ids, mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_its_tensors_carry_the_names_that_triton_serves(fp32):
+    graph = onnx.load(fp32.path).graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.output] == ["sentence_embedding"]
+    for value in graph.input:
+        assert all(dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def test_pooling_is_inside_so_padding_changes_nothing(tiny_model, fp32):
+    rows = tiny_model.tokenizer(["a short text", "a much longer text, which makes the short one end in padding"])
+    engine = open_engine(fp32)
+    alone, together = engine.run(*pad(rows[:1], 0)), engine.run(*pad(rows, 0))
+    assert alone[0] == pytest.approx(together[0], abs=1e-5)
+
+
+def test_the_graph_holds_the_precision_that_was_asked_for(converted):
+    assert graph_precision(converted.path) == converted.manifest.precision
+
+
+def test_any_precision_answers_in_fp32_close_to_pytorch(tiny_model, converted):
+    ids, mask = batch(4, 16)
+    with torch.inference_mode():
+        expected = tiny_model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    output = open_engine(converted).run(ids, mask)
+    assert output.dtype == np.float32
+    assert (output * expected).sum(axis=1).min() > 0.98
+
+
+def test_sums_and_exponentials_stay_fp32_in_a_half_precision_graph(tiny_model):
+    graph = onnx.load(to_onnx(tiny_model, precision="fp16", progress=False).path).graph
+    casts = {node.output[0]: node.attribute[0].i for node in graph.node if node.op_type == "Cast"}
+    guarded = [node for node in graph.node if node.op_type in ("LayerNormalization", "Softmax")]
+    assert len(guarded) == 7
+    assert {casts[node.input[0]] for node in guarded} == {onnx.TensorProto.FLOAT}
+    weights = [
+        weight for weight in graph.initializer if len(weight.dims) == 2 and weight.data_type != onnx.TensorProto.INT64
+    ]
+    assert {weight.data_type for weight in weights} == {onnx.TensorProto.FLOAT16}
+
+
+def test_kept_layers_stay_fp32_and_get_a_folder_of_their_own(tiny_model):
+    plain = to_onnx(tiny_model, precision="int8", progress=False)
+    kept = to_onnx(tiny_model, precision="int8", keep=["layer.0."], progress=False)
+    assert kept.folder != plain.folder
+    assert operators(kept).count("MatMulInteger") == operators(plain).count("MatMulInteger") / 2
+    assert "6 matrix products kept in FP32" in kept.manifest.notes[-1]
+
+
+def test_a_part_of_no_name_is_refused_with_one_that_exists(tiny_model):
+    with pytest.raises(ConversionError, match=r"layer\.0\."):
+        to_onnx(tiny_model, precision="int8", keep=["layer.99."], progress=False)
+
+
+def test_only_int8_keeps_nodes(tiny_model):
+    with pytest.raises(ConversionError, match="Only INT8"):
+        to_onnx(tiny_model, precision="fp16", keep=["layer.0."], progress=False)
+
+
+def test_an_unknown_precision_is_refused_with_the_known_ones(tiny_model):
+    with pytest.raises(ConversionError, match="int8-qdq"):
+        to_onnx(tiny_model, precision="fp4")
+
+
+def test_a_classifier_is_exported_with_its_head_and_labels(tiny_model):
+    classifier = train_classifier(tiny_model, load_texts("sentiment-train", limit=60))
+    artifact = to_onnx(classifier, progress=False)
+    rows = classifier.tokenizer(["what a fine day", "it broke at once"])
+    with torch.inference_mode():
+        expected = classifier.module(*map(torch.from_numpy, pad(rows, 0))).numpy()
+    assert artifact.manifest.output_name == "logits"
+    assert artifact.manifest.labels == classifier.labels
+    assert open_engine(artifact).run(*pad(rows, 0)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_torch_program_runs_without_the_code_of_the_model(tiny_model):
+    artifact = to_torch(tiny_model, progress=False)
+    ids, mask = batch(3, 11)
+    with torch.inference_mode():
+        expected = tiny_model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    assert open_engine(artifact, device="cpu").run(ids, mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_nothing_has_changed_for_is_reused(tiny_model, fp32, capsys):
+    again = to_onnx(tiny_model)
+    assert "reused" in capsys.readouterr().out
+    assert again.manifest.created == fp32.manifest.created
+
+
+def changed_weights(model):
+    module = type(model.module)(
+        model.module.transformer, pooling=["cls"], steps=[torch.nn.Linear(32, 32)], segments=model.module.segments
+    )
+    return dataclasses.replace(model, module=module.eval())
+
+
+@pytest.mark.parametrize(
+    "change", [changed_weights, lambda model: dataclasses.replace(model, max_length=64)], ids=["weights", "max_length"]
+)
+def test_what_something_has_changed_for_is_converted_again(tiny_model, fp32, change):
+    other = to_onnx(change(tiny_model), progress=False)
+    assert other.manifest.created != fp32.manifest.created
+    to_onnx(tiny_model, progress=False)
+
+
+def test_a_damaged_artifact_is_converted_again(tiny_model):
+    first = to_onnx(tiny_model, precision="fp16", progress=False)
+    first.path.write_bytes(first.path.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match=r"model\.onnx is not the file"):
+        Artifact.load(first.folder)
+    again = to_onnx(tiny_model, precision="fp16", progress=False)
+    assert graph_precision(Artifact.load(again.folder).path) == "fp16"
+
+
+class Unexportable(torch.nn.Module):
+    """A branch on the values of a tensor: no graph holds that."""
+
+    def forward(self, input_ids, attention_mask):
+        return input_ids.float() if input_ids.sum() > attention_mask.sum() else attention_mask.float()
+
+
+@pytest.mark.parametrize("convert", [to_onnx, to_torch])
+def test_a_failed_export_is_one_error_and_leaves_nothing(tiny_model, tmp_path, convert):
+    odd = dataclasses.replace(tiny_model, module=Unexportable())
+    with pytest.raises(ConversionError, match="The export failed"):
+        convert(odd, output=tmp_path / "odd", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corrupt_file_has_no_precision(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"this is not a graph")
+    with pytest.raises(ArtifactError, match="cannot be read as ONNX"):
+        graph_precision(tmp_path / "model.onnx")
