@@ -117,6 +117,9 @@ class ModelConfig:
     kept: bytes = dataclasses.field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("preferred_batch_sizes", "versions"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not least <= value <= _MOST):
@@ -148,8 +151,17 @@ class ModelConfig:
         return dataclasses.replace(self, **settings)
 
     def to_protobuf(self) -> Any:
-        """Triton's own ``inference.ModelConfig`` message."""
-        message = _message(self.kept)
+        """Triton's own ``inference.ModelConfig`` message; raises `ServerError` for a value it has no place for."""
+        try:
+            return self._write_to(_message(self.kept))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ServerError(
+                "A setting has a value that no configuration may hold.",
+                seen=error,
+                fix="help(accel_lib.triton.config.ModelConfig) says what each setting may be",
+            ) from error
+
+    def _write_to(self, message: Any) -> Any:
         for field, path in _PATHS.items():
             _write(message, path, getattr(self, field))
         if self.dynamic_batching:

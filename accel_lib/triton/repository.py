@@ -102,7 +102,8 @@ def write_model(
     ArtifactError
         The artifact was not validated, or is damaged.
     ServerError
-        The name or version cannot be used, or the model's other versions have another output.
+        The name or version cannot be used, the model's other versions have another output, or `config` is of another
+        model or holds a value that none may.
     """
     _check_name(name, version)
     artifact = Artifact.load(artifact.folder)
@@ -121,6 +122,11 @@ def write_model(
             seen=f"{_show(written)} in {CONFIG_FILE}, {_show(plain)} in the artifact",
             fix="add it under another name",
         )
+    if written.name != name:
+        raise ServerError(
+            "The configuration is of another model.", seen=f"{written.name!r}", fix=f"config.replace(name={name!r})"
+        )
+    written.to_text()  # what cannot be written is refused before anything is
     with writing(model / str(version)) as draft:
         (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
         artifact.copy_to(draft / ARTIFACT_FOLDER)
