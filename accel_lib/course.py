@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import os
@@ -73,13 +74,24 @@ def run_notebooks(
 
 
 def keep_outputs(path: Path, copy: Path) -> None:
-    """Write the outputs of an executed copy into the notebook itself, and nothing else of the copy."""
+    """Write the outputs of an executed copy into the notebook itself, and nothing else of the copy.
+
+    The figure of a cell tagged ``readme`` is written to ``images/`` beside the notebook as well, where the README shows it.
+    """
     notebook, executed = _read(path), {cell.id: cell for cell in _read(copy).cells}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = executed[cell.id].outputs
             cell.execution_count = executed[cell.id].execution_count
+        if "readme" in cell.metadata.get("tags", []):
+            _keep_figure(cell, path.parent / "images" / f"{path.stem}.png")
     path.write_text(require("nbformat", extra="notebook").writes(notebook) + "\n", encoding="utf-8")
+
+
+def _keep_figure(cell: Any, file: Path) -> None:
+    figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(base64.b64decode(figures[-1]))
 
 
 def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int) -> NotebookRun:

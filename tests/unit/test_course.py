@@ -95,6 +95,14 @@ def test_kept_outputs_are_all_that_changes_in_a_notebook(notebook, tmp_path):
     assert [(c.id, c.source, c.metadata) for c in after.cells] == [(c.id, c.source, c.metadata) for c in before.cells]
 
 
+def test_the_figure_for_the_readme_is_written_beside_the_notebook(notebook, tmp_path):
+    drawing = "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])"
+    path = notebook("drawn", "%matplotlib inline", ("readme", drawing))
+    course.run_notebooks([path], output=tmp_path / "out")
+    course.keep_outputs(path, tmp_path / "out" / "drawn.ipynb")
+    assert (tmp_path / "images" / "drawn.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_an_unknown_model_of_the_course_is_refused_with_the_known_ones():
     with pytest.raises(AccelError, match="embedding, sentiment"):
         ensure("translation")
