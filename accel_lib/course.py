@@ -76,7 +76,7 @@ def run_notebooks(
 def keep_outputs(path: Path, copy: Path) -> None:
     """Write the outputs of an executed copy into the notebook itself, and nothing else of the copy.
 
-    The figure of a cell tagged ``readme`` is written to ``images/`` beside the notebook as well, where the README shows it.
+    The figure of a cell tagged ``readme`` also goes to ``images/`` beside the notebook, for the README.
     """
     notebook, executed = _read(path), {cell.id: cell for cell in _read(copy).cells}
     for cell in notebook.cells:

@@ -10,22 +10,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accel_lib.artifact import Artifact
-from accel_lib.errors import AccelError, ArtifactError
+from accel_lib.artifact import Artifact, Format
+from accel_lib.errors import AccelError, ArtifactError, require
 from accel_lib.frame import project_root
+from accel_lib.machine import inspect_machine
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
 
+_Recipes = dict[int, tuple[Format, str]]
+
 _REPOSITORY = "model_repository"
-_VERSIONS = {1: "fp32", 2: "int8"}
+_ON_CPU: _Recipes = {1: ("onnx", "fp32"), 2: ("onnx", "int8")}
+_ON_GPU: _Recipes = {1: ("torch", "fp32"), 2: ("torch", "fp16")}
 
 
 def ensure(name: str = "embedding") -> Path:
     """Build both versions of a model into the model repository, or reuse them.
 
-    Version 1 is FP32, version 2 INT8; both are ONNX, and validated. The repository is ``$ACCEL_REPOSITORY`` (made if it
-    is not there), else the nearest ``model_repository`` folder upward from here, else the course's own.
+    Version 1 is FP32, version 2 the optimized one; both are validated. On a CPU they are ONNX, the second in INT8;
+    where PyTorch has a GPU they are PyTorch programs, the second in FP16. The repository is ``$ACCEL_REPOSITORY`` (made
+    if it is not there), else the nearest ``model_repository`` folder upward from here, else the course's own.
 
     Parameters
     ----------
@@ -47,13 +52,14 @@ def ensure(name: str = "embedding") -> Path:
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
     repository = _repository(name)
-    folders = {version: repository / name / str(version) / "artifact" for version in _VERSIONS}
-    missing = [version for version, folder in folders.items() if not _usable(folder)]
+    recipes = _ON_GPU if _torch_has_a_gpu() else _ON_CPU
+    folders = {version: repository / name / str(version) / "artifact" for version in recipes}
+    missing = [version for version, folder in folders.items() if not _usable(folder, *recipes[version])]
     if missing:
         model, texts = _BUILDERS[name]()
         for version in missing:
-            _build(model, _VERSIONS[version], texts, folders[version])
-    print(f"{name}: versions {' and '.join(map(str, _VERSIONS))} are in {repository.name}, validated")
+            _build(model, *recipes[version], texts, folders[version])
+    print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
     return repository
 
 
@@ -70,14 +76,20 @@ def _repository(name: str) -> Path:
     return next((folder for folder in above if (folder / name).is_dir()), None) or project_root() / _REPOSITORY
 
 
-def _usable(folder: Path) -> bool:
+def _torch_has_a_gpu() -> bool:
+    return bool(inspect_machine().gpus) and bool(require("torch", extra="models").cuda.is_available())
+
+
+def _usable(folder: Path, form: Format, precision: str) -> bool:
     from accel_lib.models.places import DEFAULT, locate
 
     try:
         artifact = Artifact.load(folder)
     except ArtifactError:
         return False
-    return artifact.validated and artifact.manifest.source.startswith(locate(DEFAULT).source)
+    held = artifact.manifest
+    fits = (held.format, held.precision) == (form, precision) and held.source.startswith(locate(DEFAULT).source)
+    return artifact.validated and fits
 
 
 def _embedding() -> tuple[Model, Sequence[str]]:
@@ -101,12 +113,13 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
 _BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
 
 
-def _build(model: Model, precision: str, texts: Sequence[str], folder: Path) -> None:
-    from accel_lib.convert.onnx import to_onnx
+def _build(model: Model, form: Format, precision: str, texts: Sequence[str], folder: Path) -> None:
+    from accel_lib.convert.onnx import to_onnx, to_torch
     from accel_lib.convert.validate import validate
 
-    with _step(f"converting to ONNX {precision}, and validating"):
-        artifact = to_onnx(model, precision=precision, progress=False)
+    convert = {"onnx": to_onnx, "torch": to_torch}[form]
+    with _step(f"converting to {form} {precision}, and validating"):
+        artifact = convert(model, precision=precision, progress=False)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
         Artifact.load(artifact.folder).copy_to(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections
 import contextlib
+import copy
 import hashlib
 import importlib.metadata
 import logging
@@ -20,6 +21,8 @@ from accel_lib.errors import ArtifactError, ConversionError, require
 from accel_lib.machine import cache_dir
 
 if TYPE_CHECKING:
+    import torch
+
     from accel_lib.models import Model
 
 _PACKAGES = ("accel_lib", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -84,28 +87,45 @@ def to_onnx(
     return _make(model, "onnx", precision, label, write, output, progress)
 
 
-def to_torch(model: Model, *, output: str | Path | None = None, progress: bool = True) -> Artifact:
+def to_torch(
+    model: Model, *, precision: str = "fp32", output: str | Path | None = None, progress: bool = True
+) -> Artifact:
     """Save a model as a ``torch.export`` program, which a server runs without the Python code of the model.
 
     Parameters
     ----------
     model, output, progress
         As for `to_onnx`.
+    precision
+        ``"fp32"``, or ``"fp16"`` for GPUs: the transformer in half precision, pooling in FP32.
 
     Returns
     -------
     Artifact
-        One ``model.pt2`` in FP32, tokenizer and manifest.
+        One ``model.pt2``, tokenizer and manifest.
+
+    Raises
+    ------
+    ConversionError
+        The precision is unknown, or the export failed; nothing is left behind.
     """
+    if precision not in ("fp32", "fp16"):
+        raise ConversionError("A PyTorch program is fp32 or fp16.", seen=repr(precision), fix='precision="fp16"')
 
     def write(path: Path) -> tuple[str, ...]:
         import torch
 
+        from accel_lib.engines.torch import halve
+
         with _failing_as("export"):
-            torch.export.save(_program(model), path)
+            module = model.module
+            if precision == "fp16":
+                module = copy.deepcopy(module)
+                halve(module)
+            torch.export.save(_program(module, model.max_length), path)
         return ()
 
-    return _make(model, "torch", "fp32", "torch-fp32", write, output, progress)
+    return _make(model, "torch", precision, f"torch-{precision}", write, output, progress)
 
 
 def _make(
@@ -146,12 +166,12 @@ def _make(
     return artifact
 
 
-def _program(model: Model) -> Any:
+def _program(module: torch.nn.Module, max_length: int) -> Any:
     import torch
 
-    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=model.max_length)}
+    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=max_length)}
     example = torch.ones(2, 8, dtype=torch.int64)
-    return torch.export.export(model.module, (example, example.clone()), dynamic_shapes=(shape, shape), strict=False)
+    return torch.export.export(module, (example, example.clone()), dynamic_shapes=(shape, shape), strict=False)
 
 
 def _export(model: Model, path: Path) -> None:
@@ -165,7 +185,7 @@ def _export(model: Model, path: Path) -> None:
         )
     with _failing_as("export"), _quiet():
         program = torch.onnx.export(
-            _program(model),
+            _program(model.module, model.max_length),
             dynamo=True,
             input_names=["input_ids", "attention_mask"],
             output_names=[model.output_name],

@@ -33,8 +33,8 @@ class TorchEngine:
     threads
         CPU threads; this is a setting of the whole process, as PyTorch has it.
     precision
-        ``"fp32"``, or ``"fp16"`` for a `Model` on a GPU: the transformer in half precision, pooling in FP32. PyTorch's
-        own CUDA kernels for softmax and LayerNorm accumulate in FP32.
+        For a `Model`: ``"fp32"``, or ``"fp16"`` on a GPU: the transformer in half precision, pooling in FP32. PyTorch's
+        own CUDA kernels for softmax and LayerNorm accumulate in FP32. An artifact has its own.
     cuda_graphs
         On a GPU, capture the kernels of each (batch, sequence) shape once and replay them: fewer launches, for small
         batches. The 16 shapes used last are kept.
@@ -47,12 +47,14 @@ class TorchEngine:
         *,
         device: str = "auto",
         threads: int | None = None,
-        precision: str = "fp32",
+        precision: str | None = None,
         cuda_graphs: bool = False,
     ) -> None:
         torch = require("torch", extra="models")
         self.device = _device(device)
-        wrong = precision != "fp32" and (precision != "fp16" or isinstance(candidate, Artifact))
+        held = candidate.manifest.precision if isinstance(candidate, Artifact) else None
+        precision = precision or held or "fp32"
+        wrong = precision not in ("fp32", "fp16") or held not in (None, precision)
         if wrong or (self.device == "cpu" and (precision == "fp16" or cuda_graphs)):
             raise EngineError(
                 "PyTorch runs a model in fp32, or in fp16 and with CUDA graphs on a GPU.",
@@ -67,8 +69,8 @@ class TorchEngine:
         self.dimension = described.dimension
         self.max_length = described.max_length
         self._module = _module(candidate, self.device)
-        if precision == "fp16":
-            _halve(self._module)
+        if precision == "fp16" and not held:
+            halve(self._module)
         self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -143,8 +145,14 @@ def _module(candidate: Model | Artifact, device: str) -> Any:
     return candidate.module if device == "cpu" else copy.deepcopy(candidate.module).to(device)
 
 
-def _halve(module: torch.nn.Module) -> None:
-    """Cast the transformer inside to half precision; what stands around it casts by itself."""
+def halve(module: torch.nn.Module) -> None:
+    """Cast the transformer inside to half precision, in place; what stands around it casts by itself.
+
+    Raises
+    ------
+    EngineError
+        There is none inside.
+    """
     transformers = [part.transformer for part in module.modules() if hasattr(part, "transformer")]
     if not transformers:
         raise EngineError(

@@ -1,9 +1,11 @@
 """On a GPU: every engine gives the numbers of PyTorch on the CPU, or says why it does not run there."""
 
+from urllib.request import urlopen
+
 import numpy as np
 import pytest
 
-from accel_lib import open_engine, to_onnx, to_tensorrt, to_torch
+from accel_lib import ensure, open_engine, serve, to_onnx, to_tensorrt, to_torch
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.trt import compute_target, installed
@@ -96,3 +98,17 @@ def test_a_tensorrt_engine_can_be_looked_into_where_it_runs(plan):
     report = inspect_engine(plan)
     assert len(report.layers)
     assert report.size_bytes == plan.size_bytes
+
+
+@pytest.mark.triton
+def test_triton_serves_both_versions_of_the_course_on_the_gpu(texts, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_REPOSITORY", str(tmp_path / "model_repository"))
+    with serve(ensure("embedding")) as server:
+        for version, least in ((1, 0.9999), (2, 0.999)):
+            served = server.model("embedding", version=version)
+            assert smallest_cosine(served.encode(texts), expected) >= least
+        assert "GPU device 0" in server.log
+        with urlopen(server.metrics_url) as answer:
+            metrics = answer.read().decode()
+    used = [line.split()[-1] for line in metrics.splitlines() if line.startswith("nv_gpu_memory_used_bytes")]
+    assert float(used[0]) > 0

@@ -10,7 +10,7 @@ import torch
 from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier
 from accel_lib.artifact import Artifact
 from accel_lib.convert.precision import PRECISIONS, graph_precision
-from accel_lib.errors import ArtifactError, ConversionError
+from accel_lib.errors import ArtifactError, ConversionError, EngineError
 from accel_lib.models.tokenizer import pad
 
 SHAPES = [(1, 3), (5, 2), (3, 128)]
@@ -125,6 +125,13 @@ def test_the_torch_program_runs_without_the_code_of_the_model(tiny_model):
     with torch.inference_mode():
         expected = tiny_model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
     assert open_engine(artifact, device="cpu").run(ids, mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_half_precision_program_is_smaller_and_never_runs_on_a_cpu(tiny_model):
+    full, half = (to_torch(tiny_model, precision=precision, progress=False) for precision in ("fp32", "fp16"))
+    assert half.size_bytes < 0.6 * full.size_bytes
+    with pytest.raises(EngineError, match="in fp16 .* on a GPU"):
+        open_engine(half, device="cpu")
 
 
 def test_what_nothing_has_changed_for_is_reused(tiny_model, fp32, capsys):
