@@ -171,7 +171,9 @@ def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
     for part in keep:
         if not any(part in name for name in names):
             raise ConversionError(
-                "No matrix product with weights has such a name.", seen=f"keep: {part!r}", fix=f"part of a name such as {names[0]!r}"
+                "No matrix product with weights has such a name.",
+                seen=f"keep: {part!r}",
+                fix=f"part of a name such as {names[0]!r}",
             )
     return [name for name in names if any(part in name for part in keep)]
 
