@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import accel_lib
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
 from accel_lib.convert import precision as precisions
 from accel_lib.errors import ArtifactError, ConversionError, require
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from accel_lib.models import Model
 
-_PACKAGES = ("accel_lib", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 _FACTS = ("task", "output_name", "dimension", "max_length", "labels", "prompts", "default_prompt")
 _LARGEST_BATCH = 65_535
 _LARGEST_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends at 2 GiB
@@ -143,7 +144,7 @@ def _make(
         "source": f"{model.source}, weights {_weights(model)}",
         "format": form,
         "precision": precision,
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {"accel_lib": accel_lib.__version__} | _versions(),
         **{field: getattr(model, field) for field in _FACTS},
     }
     folder = Path(output) if output else cache_dir("artifacts", model.name.replace("/", "--"), label)
@@ -164,6 +165,15 @@ def _make(
     if progress:
         print(f"{artifact.name}: {artifact.size_bytes / 1e6:.1f} MB in {manifest.seconds:.1f} s", flush=True)
     return artifact
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages a conversion depends on, those that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _program(module: torch.nn.Module, max_length: int) -> Any:

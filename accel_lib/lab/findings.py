@@ -112,6 +112,14 @@ def profiles(lengths: NDArray[np.int64], chosen: Sequence[Profile]) -> str:
     return f"{len(limits)} profiles share the texts: {listed(parts)}{over}"
 
 
+def lengths(tokens: NDArray[np.int64], max_length: int) -> str:
+    """How long half and nearly all of the texts are, and how many reach the model's limit."""
+    half, most = (f"{np.percentile(tokens, q, method='higher'):.0f}" for q in (50, 99))
+    reaching = float(np.mean(tokens >= max_length))
+    end = f"{percent(reaching)} fill the model's {max_length}" if reaching else f"none fills the model's {max_length}"
+    return f"Half of the texts have at most {half} tokens, 99% at most {most}; {end}"
+
+
 def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "") -> str:
     """Throughput and latency of a run, what the time inside Triton went into, and what went wrong."""
     run = summary.iloc[0]

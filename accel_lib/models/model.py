@@ -120,6 +120,8 @@ class Model:
             "longest text": f"{self.max_length} tokens",
             "weights": f"{self.size_bytes / 1e6:.1f} MB",
         }
+        tail = getattr(self.module, "tail", None)
+        rows |= {"then": tail} if tail else {}
         rows |= {"labels": ", ".join(self.labels)} if self.labels else {}
         spoken = [name for name, text in self.prompts.items() if text]
         rows |= {"prompts": ", ".join(spoken)} if spoken else {}

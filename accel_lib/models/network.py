@@ -32,6 +32,11 @@ class Encoder(nn.Module):
         self.steps = nn.Sequential(*steps)
         self.segments = segments
 
+    @property
+    def tail(self) -> str:
+        """What comes after the transformer, in words."""
+        return ", ".join([f"{' and '.join(self.pooling)} pooling", *map(str, self.steps)])
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 ``[batch, sequence]`` twice, padding on the right, to float32 ``[batch, dimension]``."""
         extra = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
@@ -84,6 +89,10 @@ class Truncate(nn.Module):
     def __init__(self, dimension: int) -> None:
         super().__init__()
         self.dimension = dimension
+
+    def extra_repr(self) -> str:
+        """The dimension, where the module is printed."""
+        return str(self.dimension)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """``[batch, wide]`` to ``[batch, dimension]``."""

@@ -93,7 +93,7 @@ def waterfall(frame: pd.DataFrame) -> Axes:
     for row, share in zip([-0.75, *y], [head, *frame[column].map(percent)], strict=True):
         ax.text(1.03, row, share, transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=10, color=BLUE)
     ax.set_xlabel("sentences per second (green: gained, hatched: lost; whiskers: interval of the median)")
-    return _finish(ax, frame, right=reach.max() * 1.25)
+    return _finish(ax, frame, right=reach.max() * 1.32)
 
 
 def agreement(frame: pd.DataFrame) -> Axes:
@@ -177,6 +177,31 @@ def floor(frame: pd.DataFrame) -> Axes:
     ax.set_ylabel("time of one batch, ms")
     ax.margins(y=0.12)
     return _finish(ax, frame)
+
+
+def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
+    """Histogram of text lengths, with the model's limit.
+
+    Parameters
+    ----------
+    tokens
+        Tokens a text, int ``[n]``, as ``model.lengths(texts)`` gives them.
+    max_length
+        The model's limit, at which longer texts are cut.
+    """
+    ax = _canvas(findings.lengths(tokens, max_length), rows=4)
+    bins = np.linspace(0, max_length, 41)
+    counts, _, _ = ax.hist(tokens, bins=bins, color=SKY, edgecolor="white", linewidth=0.5)
+    top = float(np.max(counts)) * 1.1
+    at = int(np.percentile(tokens, 50, method="higher"))
+    for place, words, color, side in ((at, "median", BLUE, "left"), (max_length, "limit", VERMILLION, "right")):
+        ax.vlines(place, 0, top, color=color, linestyle="--", linewidth=1.4)
+        shift = 5 if side == "left" else -5
+        ax.annotate(f"{words} {place}", (place, top), (shift, -8), textcoords="offset points", ha=side, color=color)
+    ax.set_xlim(0, max_length * 1.01)
+    ax.set_xlabel("length, tokens")
+    ax.set_ylabel("texts")
+    return _finish(ax, pd.DataFrame())
 
 
 def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> Axes:

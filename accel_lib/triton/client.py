@@ -6,13 +6,14 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Manifest
+from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Artifact, Manifest
 from accel_lib.errors import AccelError, RequestError, require
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.refusals import request_error
@@ -231,14 +232,54 @@ class ServedModel:
             compute_output_ms=counted.compute_output_ns * each,
         )
 
+    def export(self, path: str | Path, *, measured: Iterable[object] = ()) -> Path:
+        """Write this model as a zip to take along, whole or not at all.
+
+        In it are a model repository with this version, its artifact and the configuration it runs with now, and a
+        README that says how to serve it, how to rebuild it, and what was measured.
+
+        Parameters
+        ----------
+        path
+            The file to write; an existing one is replaced.
+        measured
+            Results to put into the README as they print, such as a comparison and a load run.
+
+        Returns
+        -------
+        Path
+            `path`.
+
+        Raises
+        ------
+        ArtifactError
+            What it serves is no whole, validated artifact.
+        ServerError
+            `path` is a folder.
+
+        Examples
+        --------
+        >>> mine.export("export.zip", measured=[run])  # doctest: +SKIP
+        """
+        from accel_lib.triton.export import write_export
+
+        folder = self._artifact_folder
+        version = int(folder.parent.name)
+        return write_export(path, Artifact.load(folder), self.config, version=version, measured=measured)
+
     def __repr__(self) -> str:
         return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self._server}"
+
+    @property
+    def _artifact_folder(self) -> Path:
+        """Where the artifact of the version that answers is."""
+        model = self._server.repository / self.name
+        return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
 
     def _tokenize(self, texts: Sequence[str], prompt: str | None) -> tuple[Tokenizer, list[NDArray[np.int64]]]:
         from accel_lib.models.tokenizer import Tokenizer, prompt_text
 
-        model = self._server.repository / self.name
-        folder = model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
+        folder = self._artifact_folder
         if not (folder / MANIFEST_FILE).is_file():
             raise RequestError(
                 f"{self.name} has no tokenizer in the repository.",

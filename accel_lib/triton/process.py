@@ -191,15 +191,21 @@ def _repository_lock(repository: Path) -> Iterator[int]:
 
 
 def _check_holder(repository: Path, holder: str, late: bool) -> None:
-    """Refuse at once while the lock's owner lives; one that just died leaves its server a moment to follow."""
-    if not late and not (holder.isdecimal() and psutil.pid_exists(int(holder))):
-        return
+    """Refuse at once while another process serves; what just died, here or there, leaves its stubs a moment to follow."""
     mine = holder == str(os.getpid())
+    if not late and (mine or not _alive(holder)):
+        return
     raise ServerError(
         f"{repository.name} is served by {'this' if mine else 'another'} process already.",
         seen=f"process {holder or 'unknown'}",
         fix="server.stop()" if mine else f"server.stop() in that notebook, or end that process: kill {holder}",
     )
+
+
+def _alive(holder: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return holder.isdecimal() and psutil.Process(int(holder)).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _free(ports: Ports) -> Ports:

@@ -59,7 +59,7 @@ def load_error(name: str, message: str, log: str) -> ServerError:
     told = _TOLD.search(reason)
     if told:
         return ServerError(
-            f"{name} did not load. {told['cause']}", seen=f"{version}{told['seen'] or ''}", fix=told["fix"]
+            f"{name} did not load. {told['cause']}", seen=_short(f"{version}{told['seen'] or ''}"), fix=told["fix"]
         )
     place = _PLACE.search(reason)
     reason = reason.split("\n\nAt:")[0].strip().rstrip(";").strip()
@@ -67,7 +67,9 @@ def load_error(name: str, message: str, log: str) -> ServerError:
         reason += f" ({place['file']} line {place['line']})"
     if "is not healthy" in reason:
         reason = f"its Python process ended; the log ends with {last_words(log)}"
-    return ServerError(f"{name} did not load.", seen=f"{version}{reason}", fix=f"mend that, then server.load({name!r})")
+    return ServerError(
+        f"{name} did not load.", seen=_short(f"{version}{reason}"), fix=f"mend that, then server.load({name!r})"
+    )
 
 
 def request_error(name: str, message: str) -> RequestError:
@@ -85,4 +87,9 @@ def request_error(name: str, message: str) -> RequestError:
 def last_words(log: str, lines: int = 4) -> str:
     """The end of a log without its tables and folders."""
     words = [line for line in log.splitlines() if line.strip() and line[:1] not in "|+"]
-    return " / ".join(re.sub(r"(?:/[^/\s'\"]+)+/", "", line) for line in words[-lines:])
+    return _short(" / ".join(words[-lines:]))
+
+
+def _short(text: str) -> str:
+    """Files by their names, without their folders."""
+    return re.sub(r"(?:/[^/\s'\"]+)+/", "", text)
