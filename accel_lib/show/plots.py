@@ -190,7 +190,7 @@ def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
         The model's limit, at which longer texts are cut.
     """
     ax = _canvas(findings.lengths(tokens, max_length), rows=4)
-    bins = np.linspace(0, max_length, 41)
+    bins = [max_length * step / 40 for step in range(41)]
     counts, _, _ = ax.hist(tokens, bins=bins, color=SKY, edgecolor="white", linewidth=0.5)
     top = float(np.max(counts)) * 1.1
     at = int(np.percentile(tokens, 50, method="higher"))
