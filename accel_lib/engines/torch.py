@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,7 +170,8 @@ def _read(artifact: Artifact, device: str) -> torch.nn.Module:
     from torch.export.passes import move_to_device_pass
 
     try:
-        program = torch.export.load(artifact.path)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch 2.11 reads weights in place
+            program = torch.export.load(artifact.path)
     except Exception as error:  # a damaged archive raises whatever its reader meets
         raise ArtifactError(
             f"PyTorch cannot load {artifact.path.name} of {artifact.folder.name}.",
