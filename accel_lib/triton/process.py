@@ -191,7 +191,7 @@ def _repository_lock(repository: Path) -> Iterator[int]:
 
 
 def _check_holder(repository: Path, holder: str, late: bool) -> None:
-    """Refuse at once while another process serves; one that just died, or was ours, leaves its stubs a moment to end."""
+    """Refuse at once while another process serves; one that just died, or was ours, leaves stubs a moment to end."""
     mine = holder == str(os.getpid())
     if not late and (mine or not _alive(holder)):
         return
