@@ -113,15 +113,13 @@ class Model:
 
     def summary(self) -> dict[str, str]:
         """What a reader wants to know first."""
-        rows = {
-            "model": self.name,
-            "source": self.source,
+        tail = getattr(self.module, "tail", None)
+        rows = {"model": self.name, "source": self.source} | ({"pooling": tail} if tail else {})
+        rows |= {
             "output": f"{self.output_name} [batch, {self.dimension}]",
             "longest text": f"{self.max_length} tokens",
             "weights": f"{self.size_bytes / 1e6:.1f} MB",
         }
-        tail = getattr(self.module, "tail", None)
-        rows |= {"then": tail} if tail else {}
         rows |= {"labels": ", ".join(self.labels)} if self.labels else {}
         spoken = [name for name, text in self.prompts.items() if text]
         rows |= {"prompts": ", ".join(spoken)} if spoken else {}

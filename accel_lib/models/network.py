@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     @property
     def tail(self) -> str:
         """What comes after the transformer, in words."""
-        return ", ".join([f"{' and '.join(self.pooling)} pooling", *map(str, self.steps)])
+        return ", then ".join([" and ".join(self.pooling), *map(str, self.steps)])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 ``[batch, sequence]`` twice, padding on the right, to float32 ``[batch, dimension]``."""

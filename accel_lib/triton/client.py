@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -232,7 +232,7 @@ class ServedModel:
             compute_output_ms=counted.compute_output_ns * each,
         )
 
-    def export(self, path: str | Path, *, measured: Iterable[object] = ()) -> Path:
+    def export(self, path: str | Path, *measured: object) -> Path:
         """Write this model as a zip to take along, whole or not at all.
 
         In it are a model repository with this version, its artifact and the configuration it runs with now, and a
@@ -259,13 +259,13 @@ class ServedModel:
 
         Examples
         --------
-        >>> mine.export("export.zip", measured=[run])  # doctest: +SKIP
+        >>> mine.export("export.zip", comparison, run)  # doctest: +SKIP
         """
         from accel_lib.triton.export import write_export
 
         folder = self._artifact_folder
         version = int(folder.parent.name)
-        return write_export(path, Artifact.load(folder), self.config, version=version, measured=measured)
+        return write_export(path, Artifact.load(folder), self.config, measured, version=version)
 
     def __repr__(self) -> str:
         return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self._server}"

@@ -69,12 +69,7 @@ Built with {versions}.
 
 
 def write_export(
-    path: str | Path,
-    artifact: Artifact,
-    config: ModelConfig,
-    *,
-    version: int = 1,
-    measured: Iterable[object] = (),
+    path: str | Path, artifact: Artifact, config: ModelConfig, measured: Iterable[object] = (), *, version: int = 1
 ) -> Path:
     """Write one version of a model as a zip, whole or not at all; `ServedModel.export` says what is in it.
 
@@ -147,12 +142,17 @@ def _package(artifact: Artifact) -> str:
 
 
 def _rebuild(artifact: Artifact) -> str:
+    """The command that makes the artifact again; lines of Python for what no command makes."""
     m = artifact.manifest
-    if " + head sha256:" in m.source:  # trained here, on texts that no command line knows
-        base = m.model.removesuffix("-classifier")
-        trained = f'accel.train_classifier(accel.load_model("{base}"), labelled_texts)'
-        return f'accel.to_onnx({trained}, precision="{m.precision}")'
     hub = re.match(r"hub:[^@]+@(\w+)", m.source)
+    trained = " + head sha256:" in m.source
+    if trained or m.format == "torch":
+        at = f', revision="{hub[1]}"' if hub else ""
+        loaded = f'accel.load_model("{m.model.removesuffix("-classifier") if trained else m.model}"{at})'
+        model = f"accel.train_classifier({loaded}, labelled_texts)" if trained else loaded
+        convert = "to_torch" if m.format == "torch" else "to_onnx"
+        made = f'accel.{convert}({model}, precision="{m.precision}")'
+        return f'accel.to_tensorrt({made}, target="{m.target}")' if m.format == "tensorrt" else made
     parts = ["accel convert", f"--model {m.model}", f"--precision {m.precision}", "--output artifact"]
     parts += [f"--revision {hub[1]}"] if hub else []
     parts += [f"--target {m.target}"] if m.format == "tensorrt" else []

@@ -257,6 +257,11 @@ def test_only_the_first_numbers_are_kept_when_the_folder_says_so(spoiled: Path) 
     assert _far(model.encode(TEXTS), model.reference(TEXTS)) < 1e-5
 
 
+@pytest.mark.parametrize(("kind", "words"), [("bert cls", "cls, then Normalize()"), ("roberta joined", "max and mean")])
+def test_a_model_shows_its_pooling_and_what_follows(make: Callable[[str], Path], kind: str, words: str) -> None:
+    assert load_model(make(kind)).summary()["pooling"] == words
+
+
 def test_a_bare_checkpoint_says_that_it_is_for_speed(make: Callable[[str], Path]) -> None:
     model = load_model(make("bert bare"))
     assert "not trained for similarity" in model.notes[0]

@@ -186,6 +186,17 @@ def test_texts_longer_than_any_profile_are_not_hidden():
     assert "20% of the texts are longer" in title(plots.length_profiles(np.array([5] * 80 + [60] * 20), one))
 
 
+def test_lengths_say_how_many_texts_the_model_cuts():
+    ax = plots.lengths(np.array([10] * 60 + [40] * 38 + [128] * 2), 128)
+    assert title(ax) == "Half of the texts have at most 10 tokens, 99% at most 128; 2% fill the model's 128"
+    assert sum(bar.get_height() for bar in ax.patches) == 100
+    assert {"median 10", "limit 128"} <= set(words(ax))
+
+
+def test_texts_far_below_the_limit_are_not_called_cut():
+    assert title(plots.lengths(np.array([3, 5]), 256)).endswith("none fills the model's 256")
+
+
 def test_the_timeline_tells_what_serving_costs():
     parts = {"tokenize_ms": 0.2, "transport_ms": 0.5, "queue_ms": 0.1}
     computing = {"compute_input_ms": 0.1, "compute_infer_ms": 9.0, "compute_output_ms": 0.1}
