@@ -142,8 +142,9 @@ def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *
     with contextlib.ExitStack() as stack:
         for artifact in candidates:
             try:
-                field.append(stack.enter_context(contextlib.closing(_admit(artifact))))
-                admitted.append(artifact)
+                current = Artifact.load(artifact.folder)  # a validation may have been recorded since
+                field.append(stack.enter_context(contextlib.closing(_admit(current))))
+                admitted.append(current)
             except AccelError as error:
                 passed_over.append(f"{artifact.name} ({error.cause.rstrip('.')})")
         if not admitted:

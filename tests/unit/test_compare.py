@@ -136,6 +136,12 @@ def test_the_choice_passes_over_what_cannot_run_and_says_why(exact, tmp_path, te
     assert "onnx fp32 (not validated)" in printed
 
 
+def test_a_validation_after_the_conversion_counts(tmp_path, texts):
+    raw = tiny_artifact(tmp_path / "raw", TABLE, validated=False)
+    raw.record_validation({"passed": True})
+    assert choose([raw], texts, seconds=0.2).validated
+
+
 def field(*rates):
     """Contenders named by position with these rates a turn, the first in INT8 and the others in FP32."""
     facts = {"device": "cpu", "size_bytes": 1, "encode": None, "lengths": None, "strategies": (), "close": None}
