@@ -109,7 +109,7 @@ def _readme(artifact: Artifact, config: ModelConfig, version: int, measured: Ite
         files=", ".join(sorted([*m.files, "manifest.json"])),
         facts="\n".join(f"| {name} | {value} |" for name, value in _facts(artifact).items()),
         package=_package(artifact),
-        gpus="--gpus all " if m.format == "tensorrt" else "",
+        gpus="--gpus all " if m.format == "tensorrt" or m.precision == "fp16" else "",
         image=_IMAGE,
         output=m.output_name,
         dimension=m.dimension,
