@@ -202,6 +202,7 @@ def _export(model: Model, path: Path) -> None:
             verbose=False,
         )
         _name_nodes(program.model)
+        _name_sizes(program.model)
         program.save(path, external_data=False)
 
 
@@ -214,6 +215,16 @@ def _name_nodes(graph: Any) -> None:
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
         node.metadata_props.clear()
+
+
+def _name_sizes(graph: Any) -> None:
+    """Call the dynamic sizes ``batch`` and ``sequence``, which the exporter calls ``s43`` and ``s53``."""
+    names = dict(zip(map(str, graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
+    made = (output for node in graph.graph for output in node.outputs)
+    for value in {*graph.graph.inputs, *made}:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in names:
+                value.shape[axis] = names[str(size)]
 
 
 @contextlib.contextmanager
@@ -246,7 +257,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _weights(model: Model) -> str:
-    digest = hashlib.blake2b(digest_size=6)
+    digest = hashlib.blake2b(str(getattr(model.module, "tail", "")).encode(), digest_size=6)  # pooling has no weights
     for name, weight in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().numpy().tobytes())

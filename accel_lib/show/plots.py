@@ -67,18 +67,20 @@ def batching(frame: pd.DataFrame) -> Axes:
 
 
 def waterfall(frame: pd.DataFrame) -> Axes:
-    """Sentences a second step by step, with what each step gains or loses and what it keeps of the reference.
+    """Sentences a second step by step: what each gains or loses, its size, and what it keeps of the reference.
+
+    A step counts from the fastest before it, so that none is credited with making up for another's loss.
 
     Parameters
     ----------
     frame
         One row a step, in order, as `accel_lib.compare` makes them: ``name``, ``over``, ``sentences_per_s`` with
-        ``_low`` and ``_high``, ``speedup`` with ``_low`` and ``_high``, ``cosine_mean``, and ``top10_overlap`` or
-        ``same_label``.
+        ``_low`` and ``_high``, ``speedup`` with ``_low`` and ``_high``, ``size_mb``, ``cosine_mean``, and
+        ``top10_overlap`` or ``same_label``.
     """
     ax = _canvas(findings.comparison(frame), rows=len(frame))
     rate = frame["sentences_per_s"].to_numpy()
-    before = np.concatenate([rate[:1], rate[:-1]])
+    before = np.maximum.accumulate(np.concatenate([rate[:1], rate[:-1]]))
     y = _rows(ax, frame["name"])
     ax.barh(y, np.minimum(rate, before), color=LIGHT, height=0.62)
     up, down = rate > before, rate < before
@@ -90,10 +92,12 @@ def waterfall(frame: pd.DataFrame) -> Axes:
         _label(ax, end, row, f"{number(value)}, step {times(step)}" if row else number(value))
     column = findings.agreement_column(frame)
     head = {"top10_overlap": "10 nearest kept", "same_label": "same label"}[column]
-    for row, share in zip([-0.75, *y], [head, *frame[column].map(percent)], strict=True):
-        ax.text(1.03, row, share, transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=10, color=BLUE)
+    size = [f"{number(size_mb)} MB" for size_mb in frame["size_mb"]]
+    for at, cells in ((1.02, ["size", *size]), (1.15, [head, *frame[column].map(percent)])):
+        for row, words in zip([-0.75, *y], cells, strict=True):
+            ax.text(at, row, words, transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=BLUE)
     ax.set_xlabel("sentences per second (green: gained, hatched: lost; whiskers: interval of the median)")
-    return _finish(ax, frame, right=reach.max() * 1.32)
+    return _finish(ax, frame, right=reach.max() * 1.38)
 
 
 def agreement(frame: pd.DataFrame) -> Axes:

@@ -8,7 +8,7 @@ import pytest
 
 from accel_lib.errors import EngineError, ModelError, TextError
 from accel_lib.lab import findings
-from accel_lib.lab.agreement import overlap
+from accel_lib.lab.agreement import neighbours, overlap
 from accel_lib.lab.batching import compare_batching, map_speedup
 from accel_lib.lab.compare import choose, compare, decide
 from accel_lib.lab.contenders import AS_THEY_COME, ONE_BY_ONE, SORTED, Contender, budget
@@ -117,6 +117,17 @@ def test_overlap_leaves_the_text_itself_out():
     vectors = np.eye(20, dtype=np.float32) + 0.01
     assert overlap(vectors, vectors) == 1
     assert np.isnan(overlap(vectors[:5], vectors[:5]))
+
+
+def test_neighbours_show_what_one_text_loses_and_gets():
+    line = np.stack([np.cos(angles := np.linspace(0, 1, 21)), np.sin(angles)], axis=1).astype(np.float32)
+    texts, moved = [f"text {i}" for i in range(21)], line.copy()
+    moved[[5, 20]] = moved[[20, 5]]
+    frame = neighbours(texts, moved, line, query=0)
+    assert frame.attrs["query"] == "text 0"
+    assert list(frame.query("lost == 'lost'")["reference"]) == ["text 5"]
+    assert list(frame.query("new == 'new'")["candidate"]) == ["text 20"]
+    assert neighbours(texts, moved, line).attrs["query"] in {"text 5", "text 20"}
 
 
 def test_overlap_counts_the_shared_neighbours():

@@ -1,5 +1,7 @@
 """What a conversion writes: graphs for any shape, in the precision that was asked for, whole or not at all."""
 
+import collections
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier
 from accel_lib.artifact import Artifact
+from accel_lib.convert import graph
 from accel_lib.convert.precision import PRECISIONS, graph_precision
 from accel_lib.errors import ArtifactError, ConversionError, EngineError
 from accel_lib.models.tokenizer import pad
@@ -132,6 +135,32 @@ def test_a_half_precision_program_is_smaller_and_never_runs_on_a_cpu(tiny_model)
     assert half.size_bytes < 0.6 * full.size_bytes
     with pytest.raises(EngineError, match="in fp16 .* on a GPU"):
         open_engine(half, device="cpu")
+
+
+def test_the_dynamic_sizes_are_called_batch_and_sequence(tiny_model, fp32):
+    values = [*onnx.load(fp32.path).graph.input, *onnx.load(fp32.path).graph.output]
+    sizes = {v.name: [size.dim_param or size.dim_value for size in v.type.tensor_type.shape.dim] for v in values}
+    assert sizes["input_ids"] == sizes["attention_mask"] == ["batch", "sequence"]
+    assert sizes["sentence_embedding"] == ["batch", tiny_model.dimension]
+
+
+def test_operators_are_counted_in_the_file_and_as_they_are_run(fp32):
+    held, run = graph.operators([fp32]), graph.operators([fp32], executed=True)
+    assert held["onnx fp32"].to_dict() == dict(collections.Counter(operators(fp32)))
+    assert run["onnx fp32"].sum() < held["onnx fp32"].sum()
+
+
+def test_half_precision_runs_with_more_casts_on_a_cpu(tiny_model, fp32):
+    half = to_onnx(tiny_model, precision="fp16", progress=False)
+    casts = graph.operators([fp32, half], executed=True).loc["Cast"]
+    assert casts["onnx fp16"] > casts["onnx fp32"]
+
+
+def test_the_same_weights_with_another_pooling_are_not_reused(tiny_model, fp32):
+    module = copy.copy(tiny_model.module)
+    module.pooling = ("cls",)
+    other = dataclasses.replace(tiny_model, module=module, name="tiny-other")
+    assert to_onnx(other, progress=False).manifest.source != fp32.manifest.source
 
 
 def test_what_nothing_has_changed_for_is_reused(tiny_model, fp32, capsys):
