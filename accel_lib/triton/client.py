@@ -164,10 +164,10 @@ class ServedModel:
         Raises
         ------
         RequestError
-            Triton refused, lost or did not answer the request: with the cause and the fix.
+            The arrays are no rows of whole numbers, or Triton refused, lost or did not answer the request.
         """
-        ids = np.ascontiguousarray(input_ids, dtype=np.int64)
-        mask = np.ones_like(ids) if attention_mask is None else np.ascontiguousarray(attention_mask, dtype=np.int64)
+        ids = _rows("input_ids", input_ids)
+        mask = np.ones_like(ids) if attention_mask is None else _rows("attention_mask", attention_mask)
         module = require(f"tritonclient.{protocol}", extra="triton")
         tensors = {"input_ids": ids, "attention_mask": mask}
         inputs = [module.InferInput(name, array.shape, "INT64") for name, array in tensors.items()]
@@ -292,6 +292,19 @@ class ServedModel:
             self._text_side = (text, Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length), manifest)
         _, tokenizer, manifest = self._text_side
         return tokenizer, tokenizer(texts, prompt=prompt_text(manifest.prompts, manifest.default_prompt, prompt))
+
+
+def _rows(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    with contextlib.suppress(ValueError):  # NumPy's word on rows of different lengths
+        array = np.asarray(values)
+        if array.dtype.kind in "iu" and array.ndim == 2 and len(array):
+            return np.ascontiguousarray(array, dtype=np.int64)
+        values = f"{array.dtype} {list(array.shape)}"
+    raise RequestError(
+        f"{name} holds one or more rows of whole numbers, padded to one length.",
+        seen=values,
+        fix="send int64 arrays [rows, tokens], or texts: .encode(texts)",
+    )
 
 
 @contextlib.contextmanager

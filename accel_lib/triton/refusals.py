@@ -11,7 +11,8 @@ import re
 from accel_lib.errors import RequestError, ServerError
 
 _TOLD = re.compile(
-    r"(?:\b\w+Error: )?(?P<cause>[^\n]+)\n(?:  seen: (?P<seen>.*?)\n)?  fix:  (?P<fix>.*?)(?:\n\nAt:|;?\s*\Z)",
+    r"(?:\[(?:StatusCode\.\w+|\d{3})\] )?(?:\b\w+Error: )?(?P<cause>[^\n]+)\n"
+    r"(?:  seen: (?P<seen>.*?)\n)?  fix:  (?P<fix>.*?)(?:\n\nAt:|;?\s*\Z)",
     re.DOTALL,
 )
 _STATE = re.compile(
@@ -76,7 +77,7 @@ def request_error(name: str, message: str) -> RequestError:
     """The error for one refused or lost request."""
     told = _TOLD.search(message)
     if told:
-        return RequestError(told["cause"].removeprefix("[StatusCode.INTERNAL] "), seen=told["seen"], fix=told["fix"])
+        return RequestError(told["cause"], seen=told["seen"], fix=told["fix"])
     for pattern, (cause, fix) in _REQUESTS.items():
         if re.search(pattern, message):
             return RequestError(cause, seen=message, fix=fix.format(name=name))

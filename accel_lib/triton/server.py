@@ -19,12 +19,21 @@ from accel_lib.triton.install import TRITON_VERSION
 from accel_lib.triton.process import HOST, Ports, TritonProcess
 from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import load_error
-from accel_lib.triton.repository import model_names, read_config, remove_version, unbuilt, write_model
+from accel_lib.triton.repository import (
+    MODEL_FILE,
+    model_names,
+    read_config,
+    remove_version,
+    unbuilt,
+    versions,
+    write_model,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _COURSE_MODELS = ("embedding", "sentiment")
+_UNLOAD_S = 30
 _SERVERS: dict[Path, Server] = {}
 
 
@@ -190,7 +199,7 @@ class Server:
         """
         write_model(self.repository, name, artifact, version=version, config=config)
         changed = config or self._supplied.get(name)
-        self.load(name, changed if changed != read_config(self.repository / name) else None)
+        self._load(name, changed if changed != read_config(self.repository / name) else None)
         return self.model(name, version)
 
     def remove(self, name: str, *, version: int) -> None:
@@ -202,12 +211,13 @@ class Server:
             There is no such version.
         """
         loaded = any(m.name == name and m.state == "READY" for m in self.connection.index())
-        left = remove_version(self.repository, name, version)
-        if loaded and left:
-            self.load(name, self._supplied.get(name))
-            self._wait_until_gone(name, str(version))
-        elif loaded:
+        last = versions(self.repository / name) == [version]
+        if loaded and last:  # while Triton still finds its files
             self.unload(name)
+        remove_version(self.repository, name, version)
+        if loaded and not last:
+            self._load(name, self._supplied.get(name))
+            self._wait_until_gone(name, str(version))
 
     def load(self, name: str, config: ModelConfig | None = None) -> None:
         """Load a model, or load it again: from its files, or with another configuration in their place.
@@ -219,6 +229,12 @@ class Server:
         ServerError
             With Triton's reason.
         """
+        if config is None:  # Triton leaves a model alone whose files are as old as before, even if its process is gone
+            for version in versions(self.repository / name):
+                (self.repository / name / str(version) / MODEL_FILE).touch()
+        self._load(name, config)
+
+    def _load(self, name: str, config: ModelConfig | None = None) -> None:
         supplied = config or read_config(self.repository / name)
         if unbuilt(self.repository / name):
             raise _not_built(self.repository, name)
@@ -234,7 +250,7 @@ class Server:
         Raises
         ------
         ServerError
-            The model is not loaded.
+            The model is not loaded, or its Python process has ended, for which Triton would wait for ever.
         """
         self.model(name)
         self.connection.unload(name)
@@ -276,15 +292,19 @@ class Server:
         )
 
     def _wait_until_gone(self, name: str, version: str = "") -> None:
-        states = ("READY", "UNLOADING")
+        states, until = ("READY", "UNLOADING"), time.monotonic() + _UNLOAD_S
         while any(m.name == name and version in ("", m.version) and m.state in states for m in self.connection.index()):
+            if time.monotonic() > until:  # Triton waits for ever on a Python process that has ended
+                raise ServerError(
+                    f"{name} does not unload.", seen=f"{_UNLOAD_S} s", fix="server.stop(), and serve again"
+                )
             time.sleep(0.05)
 
     def _load_all(self, names: Sequence[str], timeout_s: float, progress: Progress) -> None:
         until = time.monotonic() + timeout_s
         pool = ThreadPoolExecutor(max_workers=max(1, len(names)))
         try:
-            pending = {pool.submit(self.load, name) for name in names}
+            pending = {pool.submit(self._load, name) for name in names}
             while pending:
                 done, pending = wait(pending, timeout=0.2)
                 for future in done:

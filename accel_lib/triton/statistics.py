@@ -15,7 +15,8 @@ class Statistics:
     Parameters
     ----------
     requests, failures
-        Requests answered (cache hits count), and refused or failed.
+        Requests answered, from the cache and with the model's own error too, and requests lost, such as to a process
+        that ended. What the queue refuses is in neither.
     inferences, executions
         Rows that were computed, and the batches that they were computed in.
     cache_hits
