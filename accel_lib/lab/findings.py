@@ -120,12 +120,11 @@ def lengths(tokens: NDArray[np.int64], max_length: int) -> str:
     return f"Half of the texts have at most {half} tokens, 99% at most {most}; {end}"
 
 
-def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "") -> str:
+def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "", *, generator_bound: bool = False) -> str:
     """Throughput and latency of a run, what the time inside Triton went into, and what went wrong."""
     run = summary.iloc[0]
-    many = "1 request" if run["concurrency"] == 1 else f"{run['concurrency']:.0f} requests"
     fast = f"half are answered within {number(run['p50_ms'])} ms, 95% within {number(run['p95_ms'])} ms"
-    said = f"{number(run['sentences_per_s'])} sentences/s with {many} under way: {fast}"
+    said = f"{number(run['sentences_per_s'])} sentences/s {_asked(run)}: {fast}"
     if "queue_ms" in run:
         spent = {words: float(run[column]) for column, words in _SPENT.items()}
         most = max(spent, key=lambda words: spent[words])
@@ -133,7 +132,17 @@ def load(summary: pd.DataFrame, errors: Mapping[str, int], stopped: str = "") ->
     if errors:
         kinds = listed([f"{count} × {cause.rstrip('.').lower()}" for cause, count in errors.items()])
         said += f". Failed: {kinds}"
+    if generator_bound:
+        said += ". The generator was the bottleneck, so this says nothing about the server's limit"
     return f"{said}. It ended early: {stopped}" if stopped else said
+
+
+def _asked(run: pd.Series[Any]) -> str:
+    if "offered_per_s" in run:
+        return f"of {number(run['offered_per_s'])} sentences/s offered"
+    return (
+        f"with {'1 request' if run['concurrency'] == 1 else format(run['concurrency'], '.0f') + ' requests'} under way"
+    )
 
 
 _SPENT = {"queue_ms": "waiting in the queue", "compute_infer_ms": "the model", "client_ms": "client and transport"}

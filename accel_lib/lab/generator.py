@@ -1,4 +1,4 @@
-"""A closed loop of serialized requests: an event loop in its own thread that sends, receives and reads the clock."""
+"""A generator of serialized requests: an event loop in its own thread that sends, receives and reads the clock."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import itertools
 import re
+import selectors
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from accel_lib.errors import require
 
@@ -19,47 +20,72 @@ _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PAUSE_S = 0.01  # after a refusal, so that a full queue is not asked without end
 _DRAIN_S = 10.0  # how long requests that are under way at the end may take
 # What Triton or gRPC says when no later request can succeed either.
-_GONE = re.compile(r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|stopping|unavailable$")
+_GONE = re.compile(
+    r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|[Cc]onnect call|stopping|unavailable$"
+)
+
+_Send = Callable[[Any], Awaitable[tuple[bytes | None, str]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """One request: its text's index, when it was sent and over (``time.perf_counter``), its answer or refusal."""
+    """One request: its payload's index, when it was due, sent and over (``time.perf_counter``), answer or refusal."""
 
     index: int
-    started_s: float
+    due_s: float
+    sent_s: float
     ended_s: float
     answer: bytes | None
     refusal: str
 
 
 class Generator:
-    """Keeps `concurrency` requests under way from entering the context to leaving it.
+    """Sends from entering the context to leaving it: a closed loop, or an open one when a schedule is given.
 
     Parameters
     ----------
     url
-        Address of Triton's gRPC service.
+        Address of Triton's gRPC service, or of its HTTP service.
     payloads
-        Serialized requests, sent in turn.
+        Serialized requests, sent in turn: messages for gRPC; pairs of path with headers and body for HTTP.
     concurrency
-        Requests under way at any time.
+        Closed loop: requests under way at any time.
+    schedule_s
+        Open loop: when each request is to be sent, in seconds from the start, whatever has become of the others.
+    timeout_s
+        How long a client waits for an answer.
     """
 
-    def __init__(self, url: str, payloads: Sequence[bytes], concurrency: int) -> None:
-        self._grpc = require("grpc.aio", extra="triton")
+    def __init__(
+        self,
+        url: str,
+        payloads: Sequence[Any],
+        *,
+        concurrency: int = 1,
+        schedule_s: Iterable[float] | None = None,
+        protocol: Literal["grpc", "http"] = "grpc",
+        timeout_s: float | None = None,
+    ) -> None:
         self.replies: list[Reply] = []
         self.stopped = ""
+        self.busy_s = 0.0  # processor time of the loop's thread
+        self.began_s = self.ended_s = self.stopped_s = 0.0
         self._url, self._payloads, self._concurrency = url, payloads, concurrency
-        self._loop = asyncio.new_event_loop()
+        self._schedule_s, self._protocol, self._timeout_s = schedule_s, protocol, timeout_s
+        # select() wakes within microseconds, epoll() only on whole milliseconds
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._stop = asyncio.Event()
         self._ended = threading.Event()
         self._patience_s = _DRAIN_S
         self._thread = threading.Thread(target=self._run, name="accel-load", daemon=True)
 
-    def wait(self, seconds: float) -> None:
-        """Let it run; returns early when no further request can succeed."""
-        self._ended.wait(seconds)  # not join: an interrupted join takes a running thread for an ended one (bpo-45274)
+    def wait(self, seconds: float) -> bool:
+        """Let it run; whether it has ended: the schedule is through, or no further request can succeed."""
+        return self._ended.wait(seconds)  # not join: an interrupted join takes a running thread for an ended one
+
+    def finish(self) -> None:
+        """Wait for the end of the schedule, and for the answers that are still under way."""
+        self._ended.wait()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -80,29 +106,102 @@ class Generator:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._main())
         finally:
+            self.ended_s, self.busy_s = time.perf_counter(), time.thread_time()
             self._ended.set()
 
     async def _main(self) -> None:
-        async with self._grpc.insecure_channel(self._url, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            send, turns = channel.unary_unary(_METHOD), itertools.count()
-            clients = [asyncio.create_task(self._client(send, turns)) for _ in range(self._concurrency)]
-            await self._stop.wait()
-            _, late = await asyncio.wait(clients, timeout=self._patience_s)
-            for client in late:
-                client.cancel()
+        connect = _grpc if self._protocol == "grpc" else _http
+        async with connect(self._url, self._timeout_s) as send:
+            self.began_s = time.perf_counter()
+            if self._schedule_s is None:
+                turns = itertools.count()
+                under_way = {asyncio.create_task(self._client(send, turns)) for _ in range(self._concurrency)}
+                await self._stop.wait()
+            else:
+                under_way = await self._pace(send, self._schedule_s)
+            await self._drain(under_way)
+
+    async def _drain(self, under_way: set[asyncio.Task[None]]) -> None:
+        if under_way:
+            _, late = await asyncio.wait(under_way, timeout=self._patience_s)
+            for task in late:
+                task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _client(self, send: Any, turns: itertools.count[int]) -> None:
+    async def _client(self, send: _Send, turns: itertools.count[int]) -> None:
         while not self._stop.is_set():
-            index = next(turns) % len(self._payloads)
-            answer, refusal, started = None, "", time.perf_counter()
-            try:
-                answer = await send(self._payloads[index])
-            except self._grpc.AioRpcError as error:
-                refusal = error.details() or error.code().name
-            self.replies.append(Reply(index, started, time.perf_counter(), answer, refusal))
-            if refusal and _GONE.search(refusal):
-                self.stopped = self.stopped or refusal
-                self._stop.set()
-            elif refusal:
+            if await self._ask(send, next(turns)):
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _pace(self, send: _Send, schedule_s: Iterable[float]) -> set[asyncio.Task[None]]:
+        under_way: set[asyncio.Task[None]] = set()
+        for number, due_s in enumerate(schedule_s):
+            due_s = self.began_s + due_s
+            early_s = due_s - time.perf_counter()
+            if early_s > 0:
+                await asyncio.sleep(early_s)
+            elif number % 64 == 0:  # behind the schedule: let answers in
+                await asyncio.sleep(0)
+            if self._stop.is_set():
+                break
+            task = asyncio.create_task(self._expect(send, number, due_s))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        return under_way
+
+    async def _expect(self, send: _Send, number: int, due_s: float) -> None:
+        """One request of a schedule; a drained one is counted as lost."""
+        try:
+            await self._ask(send, number, due_s)
+        except asyncio.CancelledError:
+            now = time.perf_counter()
+            self.replies.append(Reply(number % len(self._payloads), due_s, due_s, now, None, "DEADLINE_EXCEEDED"))
+            raise
+
+    async def _ask(self, send: _Send, number: int, due_s: float | None = None) -> str:
+        index, sent_s = number % len(self._payloads), time.perf_counter()
+        answer, refusal = await send(self._payloads[index])
+        self.replies.append(
+            Reply(index, sent_s if due_s is None else due_s, sent_s, time.perf_counter(), answer, refusal)
+        )
+        if refusal and _GONE.search(refusal):
+            if not self.stopped:
+                self.stopped, self.stopped_s = refusal, time.perf_counter()
+            self._stop.set()
+        return refusal
+
+
+@contextlib.asynccontextmanager
+async def _grpc(url: str, timeout_s: float | None) -> Any:
+    grpc = require("grpc.aio", extra="triton")
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+    async with grpc.insecure_channel(url, options=options) as channel:
+        call = channel.unary_unary(_METHOD)
+
+        async def send(payload: bytes) -> tuple[bytes | None, str]:
+            try:
+                return await call(payload, timeout=timeout_s), ""
+            except grpc.AioRpcError as error:
+                return None, error.details() or error.code().name
+
+        yield send
+
+
+@contextlib.asynccontextmanager
+async def _http(url: str, timeout_s: float | None) -> Any:
+    aiohttp = require("aiohttp", extra="triton")
+    limit = aiohttp.ClientTimeout(total=timeout_s)
+    async with aiohttp.ClientSession(url, timeout=limit, connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def send(payload: tuple[str, dict[str, str], bytes]) -> tuple[bytes | None, str]:
+            path, headers, body = payload
+            try:
+                async with session.post(path, data=body, headers=headers) as response:
+                    read = await response.read()
+                    return (read, "") if response.status == 200 else (None, read.decode(errors="replace"))
+            except TimeoutError:
+                return None, "DEADLINE_EXCEEDED"
+            except (aiohttp.ClientError, OSError) as error:
+                return None, f"Connection: {error}"
+
+        yield send

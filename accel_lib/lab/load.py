@@ -1,7 +1,7 @@
 """Load on a served model, from a generator that is not what is measured.
 
-Requests are serialized beforehand and sent over raw ``grpc.aio`` from an event loop in a thread of its own (Jupyter's
-loop is running already); answers are parsed after the run.
+Requests are serialized beforehand and sent over raw ``grpc.aio`` or HTTP from an event loop in a thread of its own
+(Jupyter's loop is running already); answers are parsed after the run.
 """
 
 from __future__ import annotations
@@ -15,33 +15,43 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.errors import AccelError, RequestError, ServerError, require
+from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.lab import findings
+from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.generator import Generator, Reply
 from accel_lib.lab.measure import Result, tidy
+from accel_lib.lab.wire import Protocol, fault, serialize
 from accel_lib.stats import median_interval, percentile, percentile_interval
 from accel_lib.triton.client import ServedModel
+from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import request_error
 from accel_lib.triton.statistics import Statistics
 
 _SLICES = 10  # parts of the run whose throughputs give its interval
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_BUSY = 0.85  # share of a core from which the generator, not the server, sets the pace
+_LATE_MS = 2.0  # lateness of sending that a machine's own clock ticks explain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class LoadRun(Result):
-    """What `load` measured; `frame` has one row a request answered or failed in time.
+    """What `load` measured; `frame` has one row a request.
 
     Parameters
     ----------
     frame
-        ``start_s`` since the measurement began, ``ms`` (latency), ``tokens``, ``error`` (empty if there was none).
+        ``start_s``: when it was due, since the measurement began. ``ms``: latency from then on. ``naive_ms``: latency
+        from when it was really sent. ``rows`` (texts), ``tokens``, ``priority``, ``error`` (empty if there was none).
     concurrency
-        Requests that were under way at any time.
+        Closed loop: requests that were under way at any time. 0 in an open loop.
+    offered
+        Open loop: sentences a second that were due. NaN in a closed loop.
     seconds
         How long was measured.
+    generator_busy
+        Share of one core that sending and receiving took.
     statistics
         What Triton counted meanwhile; None where it was gone, or the model was loaded anew.
     stopped
@@ -49,14 +59,22 @@ class LoadRun(Result):
     """
 
     concurrency: int
+    offered: float
     seconds: float
+    generator_busy: float
     statistics: Statistics | None
     stopped: str = ""
 
     @property
     def throughput(self) -> float:
         """Sentences answered a second."""
-        return len(self._answered) / self.seconds
+        return self.goodput(np.inf)
+
+    def goodput(self, target_ms: float) -> float:
+        """Sentences a second that were answered within `target_ms`."""
+        ended = self._answered["start_s"] + self._answered["ms"] / 1e3
+        counts = (ended <= self.seconds) & (self._answered["ms"] <= target_ms)
+        return float(self._answered.loc[counts, "rows"].sum() / self.seconds)
 
     @property
     def p50_ms(self) -> float:
@@ -74,6 +92,21 @@ class LoadRun(Result):
         return percentile(self._answered["ms"].to_numpy(), 99)
 
     @property
+    def naive_p95_ms(self) -> float:
+        """The same counted from the moment of sending, which hides the time that requests were late."""
+        return percentile(self._answered["naive_ms"].to_numpy(), 95)
+
+    @property
+    def lag_ms(self) -> float:
+        """How late 95% of the requests were sent at most."""
+        return percentile((self.frame["ms"] - self.frame["naive_ms"]).to_numpy(), 95)
+
+    @property
+    def generator_bound(self) -> bool:
+        """Whether the generator was the bottleneck: it filled its core, or sent late."""
+        return self.generator_busy > _BUSY or self.lag_ms > max(_LATE_MS, 0.1 * self.p50_ms)
+
+    @property
     def errors(self) -> dict[str, int]:
         """Requests that failed, by cause."""
         return dict(Counter(error for error in self.frame["error"] if error))
@@ -89,25 +122,29 @@ class LoadRun(Result):
     @property
     def summary(self) -> pd.DataFrame:
         """The run in one row: throughput and percentiles with intervals, milliseconds inside Triton, mean batch."""
-        ms = self._answered["ms"].to_numpy()
-        ended = self._answered["start_s"].to_numpy() + ms / 1e3
-        slices = np.histogram(ended, bins=_SLICES, range=(0, self.seconds))[0] * _SLICES / self.seconds
-        row: dict[str, Any] = {"concurrency": self.concurrency, "sentences_per_s": self.throughput}
-        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(slices)
-        for q in (50, 95, 99):
+        done = self._answered
+        ms = done["ms"].to_numpy()
+        ended = done["start_s"].to_numpy() + ms / 1e3
+        each = np.histogram(ended, bins=_SLICES, range=(0, self.seconds), weights=done["rows"])[0]
+        row: dict[str, Any] = {"concurrency": self.concurrency} if self.concurrency else {"offered_per_s": self.offered}
+        row["sentences_per_s"] = self.throughput
+        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(each * _SLICES / self.seconds)
+        for q in (50, 90, 95, 99):
             row[f"p{q}_ms"] = percentile(ms, q)
             row[f"p{q}_ms_low"], row[f"p{q}_ms_high"] = percentile_interval(ms, q)
+        if not self.concurrency:
+            row["naive_p95_ms"] = self.naive_p95_ms
         if self.statistics and self.statistics.requests:
             spent = {part: getattr(self.statistics, f"{part}_ns") / self.statistics.requests / 1e6 for part in _PARTS}
             row |= {f"{part}_ms": value for part, value in spent.items()}
-            row["client_ms"] = max(float(ms.mean()) - sum(spent.values()), 0.0)
+            row["client_ms"] = max(float(done["naive_ms"].mean()) - sum(spent.values()), 0.0)
             row["mean_batch_size"] = self.statistics.mean_batch_size
         return pd.DataFrame([row | {"errors": sum(self.errors.values())}])
 
     @property
     def finding(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
-        return findings.load(self.summary, self.errors, self.stopped)
+        return findings.load(self.summary, self.errors, self.stopped, generator_bound=self.generator_bound)
 
     @property
     def _answered(self) -> pd.DataFrame:
@@ -120,12 +157,26 @@ class LoadRun(Result):
 
 
 def load(
-    served: ServedModel, texts: Sequence[str], *, concurrency: int = 8, seconds: float = 5, warmup_s: float = 1
+    served: ServedModel,
+    texts: Sequence[str],
+    *,
+    concurrency: int = 8,
+    rate: float | None = None,
+    arrivals: ArrayLike | None = None,
+    seconds: float = 5,
+    warmup_s: float = 1,
+    rows: int = 1,
+    priority: int | Sequence[int] = 0,
+    queue_timeout_us: int = 0,
+    timeout_s: float | None = None,
+    protocol: Protocol = "grpc",
+    seed: int = 0,
 ) -> LoadRun:
-    """Keep a number of requests under way, one text each, and measure what comes back.
+    """Send texts to a served model and measure what comes back.
 
-    This is a closed loop: a slow server is asked less often, so latency looks better than under callers who do not wait
-    for each other.
+    With `concurrency` it is a closed loop: each client waits for its answer before it asks again, so a slow server is
+    asked less often. With `rate` or `arrivals` it is an open loop: requests are due when they are due, as from callers
+    who know nothing of each other, and latency counts from then, however late they could be sent.
 
     Parameters
     ----------
@@ -134,9 +185,25 @@ def load(
     texts
         Sent in turn, over and over.
     concurrency
-        Requests under way at any time.
+        Closed loop: requests under way at any time.
+    rate
+        Open loop: requests a second on average, Poisson.
+    arrivals
+        Open loop: seconds from the start at which requests are due; `accel_lib.lab.arrivals` makes them.
     seconds, warmup_s
-        How long to measure, and how long to send beforehand.
+        How long to measure (`arrivals` say it themselves), and how long to send beforehand.
+    rows
+        Texts in one request.
+    priority
+        For Triton's priority levels, 1 first; a sequence gives the requests' in turn.
+    queue_timeout_us
+        Shortens the queue's own timeout for these requests, microseconds.
+    timeout_s
+        How long a client waits for an answer.
+    protocol
+        ``"grpc"`` or ``"http"``.
+    seed
+        Of the Poisson arrivals.
 
     Returns
     -------
@@ -146,62 +213,108 @@ def load(
     Raises
     ------
     AccelError
-        No texts, or a concurrency or duration that is not above zero.
+        No texts, or a concurrency, rate or duration that is not above zero.
     RequestError
         Not one request was answered: with the first one's cause.
 
     Examples
     --------
     >>> run = accel.load(server.model("embedding"), texts, concurrency=32)  # doctest: +SKIP
+    >>> run = accel.load(server.model("embedding"), texts, rate=200)  # doctest: +SKIP
     """
-    if not len(texts) or concurrency < 1 or seconds <= 0:
-        asked = f"{len(texts)} texts, concurrency {concurrency}, {seconds:g} s"
+    if not len(texts) or concurrency < 1 or seconds <= 0 or rows < 1:
+        asked = f"{len(texts)} texts, concurrency {concurrency}, {seconds:g} s, {rows} rows"
         fix = "accel_lib.load(served, texts, concurrency=8, seconds=5)"
         raise AccelError("A load needs texts, a request under way and time.", seen=asked, fix=fix)
-    rows = served._tokenize(texts, None)[1]
-    with Generator(served._server.grpc_url, [_request(served, row) for row in rows], concurrency) as generator:
-        generator.wait(warmup_s)
-        before, begin = _statistics(served), time.perf_counter()
-        generator.wait(seconds)
-        end, after = time.perf_counter(), _statistics(served)
-    replies = [reply for reply in generator.replies if begin <= reply.ended_s <= end]
-    frame = tidy([_row(served.name, reply, begin, rows) for reply in replies])
+    due = _due(rate, arrivals, seconds, seed)
+    ids = served._tokenize(texts, None)[1]
+    groups = [[ids[(start + i) % len(ids)] for i in range(rows)] for start in range(0, len(ids), rows)]
+    levels = [priority] if isinstance(priority, int) else list(priority)
+    wishes: dict[str, Any] = {"protocol": protocol, "queue_timeout_us": queue_timeout_us}
+    requests = [serialize(served, group, priority=levels[i % len(levels)], **wishes) for i, group in enumerate(groups)]
+    facts = [(len(group), sum(map(len, group)), levels[i % len(levels)]) for i, group in enumerate(groups)]
+    url = served._server.grpc_url if protocol == "grpc" else served._server.http_url
+    common: dict[str, Any] = {"protocol": protocol, "timeout_s": timeout_s}
+    if due is None:
+        measured = _closed(served, Generator(url, requests, concurrency=concurrency, **common), seconds, warmup_s)
+    else:
+        if warmup_s:
+            with Generator(url, requests, concurrency=2, **common) as warmup:
+                warmup.wait(warmup_s)
+        measured = _open(served, Generator(url, requests, schedule_s=due.tolist(), **common), float(due[-1]))
+    generator, replies, begin, length, counted = measured
     if not any(reply.answer is not None for reply in replies):
         first = next((reply.refusal for reply in generator.replies if reply.refusal), "")
         if first:
             raise request_error(served.name, first)
         fix = f"measure longer: accel_lib.load({served.name}, texts, seconds={seconds * 4:g})"
         raise RequestError("No answer came within the measurement.", seen=f"{seconds:g} s", fix=fix)
-    counted = None
-    if before and after:
-        with contextlib.suppress(ServerError):  # the model was loaded anew: nothing to subtract from
-            counted = after - before
-    stopped = request_error(served.name, generator.stopped).cause if generator.stopped else ""
-    return LoadRun(frame=frame, concurrency=concurrency, seconds=end - begin, statistics=counted, stopped=stopped)
-
-
-def _request(served: ServedModel, row: NDArray[np.int64]) -> bytes:
-    """One text as Triton's own message, serialized."""
-    message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
-        model_name=served.name, model_version=served.version
+    frame = tidy([_row(served.name, reply, begin, *facts[reply.index], protocol) for reply in replies])
+    return LoadRun(
+        frame=frame,
+        concurrency=0 if due is not None else concurrency,
+        offered=len(due) * rows / length if due is not None else float("nan"),
+        seconds=length,
+        generator_busy=generator.busy_s / max(generator.ended_s - generator.began_s, 1e-9),
+        statistics=counted,
+        stopped=request_error(served.name, generator.stopped).cause if generator.stopped else "",
     )
-    for name, values in (("input_ids", row), ("attention_mask", np.ones_like(row))):
-        message.inputs.add(name=name, datatype="INT64", shape=[1, len(row)])
-        message.raw_input_contents.append(values.tobytes())
-    return bytes(message.SerializeToString())
 
 
-def _row(name: str, reply: Reply, begin: float, rows: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-    error = request_error(name, reply.refusal).cause if reply.answer is None else _fault(reply.answer)
-    spent_ms = (reply.ended_s - reply.started_s) * 1e3
-    return {"start_s": reply.started_s - begin, "ms": spent_ms, "tokens": len(rows[reply.index]), "error": error}
+def _due(rate: float | None, arrivals: ArrayLike | None, seconds: float, seed: int) -> NDArray[np.float64] | None:
+    if arrivals is None:
+        return None if rate is None else poisson(rate, seconds, seed=seed)
+    due = np.asarray(arrivals, dtype=float)
+    if due.ndim != 1 or not len(due) or not np.isfinite(due).all() or due[0] < 0 or (np.diff(due) < 0).any():
+        fix = "seconds from the start, in order: accel_lib.lab.arrivals.poisson(rate, seconds)"
+        raise AccelError("These are no arrivals.", seen=f"shape {due.shape}", fix=fix)
+    return due
 
 
-def _fault(answer: bytes) -> str:
-    """What is wrong with an answer, empty if nothing is."""
-    message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
-    values = np.frombuffer(b"".join(message.raw_output_contents), dtype=np.float32)
-    return "" if len(values) and np.isfinite(values).all() else "The answer is empty or not finite."
+_Measured = tuple[Generator, list[Reply], float, float, Statistics | None]
+
+
+def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s: float) -> _Measured:
+    with generator:
+        generator.wait(warmup_s)
+        before, begin = _statistics(served), time.perf_counter()
+        _watch(generator, seconds)
+        end, after = time.perf_counter(), _statistics(served)
+    replies = [reply for reply in generator.replies if begin <= reply.ended_s <= end]
+    return generator, replies, begin, end - begin, _between(before, after)
+
+
+def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured:
+    before = _statistics(served)
+    with generator:
+        _watch(generator, last_s)
+        generator.finish()
+    counted = _between(before, _statistics(served))
+    length = generator.stopped_s - generator.began_s if generator.stopped else max(last_s, 1e-9)
+    return generator, generator.replies, generator.began_s, length, counted
+
+
+def _watch(generator: Generator, seconds: float) -> None:
+    """Let it run with a line that says how far it is."""
+    progress, until = Progress("load"), time.perf_counter() + seconds
+    while (left := until - time.perf_counter()) > 0 and not generator.wait(min(left, 0.5)):
+        progress.tick(f"{len(generator.replies):,} answers")
+    progress.clear()
+
+
+def _row(
+    name: str, reply: Reply, begin: float, rows: int, tokens: int, priority: int, protocol: Protocol
+) -> dict[str, Any]:
+    error = request_error(name, reply.refusal).cause if reply.answer is None else fault(reply.answer, protocol)
+    spent = {"ms": (reply.ended_s - reply.due_s) * 1e3, "naive_ms": (reply.ended_s - reply.sent_s) * 1e3}
+    facts = {"rows": rows, "tokens": tokens, "priority": priority, "error": error}
+    return {"start_s": reply.due_s - begin} | spent | facts
+
+
+def _between(before: Statistics | None, after: Statistics | None) -> Statistics | None:
+    with contextlib.suppress(ServerError):  # the model was loaded anew: nothing to subtract from
+        return after - before if before and after else None
+    return None
 
 
 def _statistics(served: ServedModel) -> Statistics | None:

@@ -34,7 +34,7 @@ _REQUESTS = {
         "The request waited longer than the queue's timeout.",
         "send fewer at once, or {name}.configure(queue_timeout_us=0)",
     ),
-    r"DEADLINE_EXCEEDED|[Tt]imed? ?out": (
+    r"DEADLINE_EXCEEDED|[Dd]eadline [Ee]xceeded|[Tt]imed? ?out": (
         "No answer came in time.",
         "pass a larger timeout_s, or send fewer requests at once",
     ),

@@ -137,6 +137,68 @@ def test_an_interrupt_ends_the_run_and_leaves_no_thread(tiny):
     assert tiny.encode(TEXTS[:2]).shape == (2, TABLE.shape[1])
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_an_open_loop_sends_when_requests_are_due_and_answers_them_all(tiny, protocol):
+    open_run = accel_lib.load(tiny, TEXTS, rate=150, seconds=2, warmup_s=0.1, protocol=protocol)
+    assert open_run.errors == {}
+    assert len(open_run.frame) == pytest.approx(300, rel=0.2)
+    assert open_run.statistics.inferences == len(open_run.frame)
+    assert open_run.offered == pytest.approx(150, rel=0.2)
+    assert not open_run.concurrency
+    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.finding
+
+
+def test_latency_counts_from_when_a_request_was_due(tiny):
+    burst = accel_lib.load(tiny, TEXTS, arrivals=[0.0] * 400, warmup_s=0.1)
+    assert (burst.frame["ms"] >= burst.frame["naive_ms"]).all()
+    assert burst.p95_ms >= burst.naive_p95_ms
+    assert burst.frame["start_s"].eq(0).all()
+
+
+def test_a_generator_that_cannot_keep_up_says_so_and_not_that_the_server_is_slow(tiny):
+    late = accel_lib.load(tiny, TEXTS, rate=40_000, seconds=0.5, warmup_s=0)
+    assert late.generator_bound
+    assert "The generator was the bottleneck" in late.finding
+
+
+def test_goodput_counts_what_came_in_time(run):
+    assert run.goodput(float("inf")) == run.throughput
+    assert 0 < run.goodput(run.p50_ms) < run.throughput
+    assert run.goodput(1e-6) == 0
+
+
+def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
+    wide = accel_lib.load(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
+    assert set(wide.frame["rows"]) == {4}
+    assert wide.throughput == pytest.approx(4 * len(wide.frame) / wide.seconds)
+    assert set(wide.batch_sizes.index) <= {4, 8}
+
+
+def test_a_client_that_waits_too_short_gets_nothing_and_the_run_says_so(tiny):
+    tiny.configure(max_batch_size=1)
+    try:
+        hasty = accel_lib.load(tiny, TEXTS, concurrency=64, seconds=0.5, warmup_s=0, timeout_s=0.005)
+    finally:
+        tiny.configure(max_batch_size=64)
+    assert "No answer came in time." in hasty.errors
+
+
+def test_urgent_requests_overtake_the_others(tiny):
+    tiny.configure(max_batch_size=1, priority_levels=2, default_priority_level=2)
+    try:
+        mixed = accel_lib.load(tiny, TEXTS, concurrency=32, seconds=2, priority=[2, 2, 2, 1], warmup_s=0.1)
+    finally:
+        tiny.configure(max_batch_size=64, priority_levels=0, default_priority_level=0)
+    waited = mixed.frame.groupby("priority")["ms"].median()
+    assert waited[1] < 0.8 * waited[2]
+
+
+@pytest.mark.parametrize("times", [[], [-1.0], [2.0, 1.0], [float("nan")], [[0.0]]])
+def test_what_are_no_arrivals_is_refused(tiny, times):
+    with pytest.raises(AccelError, match="no arrivals"):
+        accel_lib.load(tiny, TEXTS, arrivals=times)
+
+
 def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
     before = tiny.config
     tuning = tune(tiny, TEXTS, p95_ms=1_000, concurrency=4, seconds=0.4, grid=SMALL)

@@ -133,7 +133,7 @@ def test_the_torch_program_runs_without_the_code_of_the_model(tiny_model):
 def test_a_half_precision_program_is_smaller_and_never_runs_on_a_cpu(tiny_model):
     full, half = (to_torch(tiny_model, precision=precision, progress=False) for precision in ("fp32", "fp16"))
     assert half.size_bytes < 0.6 * full.size_bytes
-    with pytest.raises(EngineError, match="in fp16 .* on a GPU"):
+    with pytest.raises(EngineError, match=r"in fp16 .* on a GPU"):
         open_engine(half, device="cpu")
 
 
