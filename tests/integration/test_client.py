@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def minilm(server, model, onnx_fp32, texts):
     return server.add("minilm", onnx_fp32)
 
 
+def settled(served):
+    """What was counted so far; Triton counts an answer just after it has sent it."""
+    last, now = None, served.statistics()
+    while now != last:
+        time.sleep(0.05)
+        last, now = now, served.statistics()
+    return now
+
+
 def cosines(left, right):
     return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
 
@@ -105,7 +115,7 @@ def test_texts_keep_their_order_over_many_requests(tiny):
 def test_requests_of_different_lengths_in_one_batch_answer_as_if_alone(tiny, protocol):
     tiny.configure(max_batch_size=64, max_queue_delay_us=100_000, preferred_batch_sizes=())
     ids = Tokenizer.load(tiny._server.repository / "tiny" / "1" / "artifact" / "tokenizer.json")(TEXTS)
-    before, ready = tiny.statistics(), threading.Barrier(len(ids))
+    before, ready = settled(tiny), threading.Barrier(len(ids))
 
     def ask(index):
         padded, mask = np.full((1, 64), 7), np.zeros((1, 64), dtype=np.int64)
@@ -117,7 +127,7 @@ def test_requests_of_different_lengths_in_one_batch_answer_as_if_alone(tiny, pro
 
     with ThreadPoolExecutor(len(ids)) as pool:
         answers = np.concatenate(list(pool.map(ask, range(len(ids)))))
-    counted = tiny.statistics() - before
+    counted = settled(tiny) - before
     np.testing.assert_allclose(answers, EXPECTED, atol=1e-6)
     assert max(counted.batch_sizes) > 4
     assert counted.requests == len(ids)
@@ -175,10 +185,10 @@ def test_a_bad_request_spoils_no_other_in_its_batch(tiny):
         except RequestError as error:
             return error
 
-    before = tiny.statistics()
+    before = settled(tiny)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(8)))
-    assert max((tiny.statistics() - before).batch_sizes) > 1
+    assert max((settled(tiny) - before).batch_sizes) > 1
     assert isinstance(answers.pop(3), RequestError)
     assert all(isinstance(answer, np.ndarray) for answer in answers)
 
@@ -215,26 +225,26 @@ def test_a_request_of_higher_priority_jumps_the_queue(echo):
         ended.append(name)
 
     with ThreadPoolExecutor(8) as pool:
-        pool.submit(ask, "first", 0, wait_ms(600)).running()
-        threading.Event().wait(0.2)
+        pool.submit(ask, "first", 0, wait_ms(600))
+        time.sleep(0.2)
         for _ in range(3):
             pool.submit(ask, "usual", 0, wait_ms(50))
-        threading.Event().wait(0.2)
+        time.sleep(0.2)
         pool.submit(ask, "urgent", 1)
     assert ended == ["first", "urgent", "usual", "usual", "usual"]
 
 
 def test_a_failing_and_an_ended_model_process_say_so(server, echo):
-    before = echo.statistics()
+    before = settled(echo)
     with pytest.raises(RequestError, match=r"refused a request to echo\.\n  seen: .*asked to fail"):
         echo.infer([[FAIL]])
     for _ in range(2):
         with pytest.raises(RequestError, match=r"process is gone[\s\S]*server\.load\('echo'\)"):
             echo.infer([[END]])
-        counted = echo.statistics() - before
+        counted = settled(echo) - before
         assert (counted.requests, counted.failures) == (1, 1)
         server.load("echo")
-        before = echo.statistics()
+        before = settled(echo)
         assert echo.infer([[5]]).tolist() == [[5]]
 
 
@@ -274,10 +284,10 @@ def test_a_setting_that_is_wrong_is_refused_and_the_old_ones_stay(tiny, setting)
 
 
 def test_statistics_count_what_happened_between_two_readings(tiny):
-    before = tiny.statistics()
+    before = settled(tiny)
     for rows in (1, 1, 3):
         tiny.encode(TEXTS[:rows])
-    counted = tiny.statistics() - before
+    counted = settled(tiny) - before
     assert (counted.requests, counted.failures, counted.inferences, counted.executions) == (3, 0, 5, 3)
     assert counted.batch_sizes == {1: 2, 3: 1}
     assert counted.mean_batch_size == pytest.approx(5 / 3)
@@ -286,7 +296,7 @@ def test_statistics_count_what_happened_between_two_readings(tiny):
 
 def test_statistics_notice_a_reload_between_two_readings(tiny):
     tiny.encode(TEXTS[:1])
-    before = tiny.statistics()
+    before = settled(tiny)
     tiny.configure(max_queue_delay_us=tiny.config.max_queue_delay_us + 1)
     for _ in range(before.requests + 1):
         tiny.encode(TEXTS[:1])
