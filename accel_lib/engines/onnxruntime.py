@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
 from accel_lib.errors import ArtifactError, EngineError, require
+from accel_lib.machine import inspect_machine
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -24,7 +26,8 @@ class OnnxRuntimeEngine:
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; `device` of the engine says what it became.
     threads
-        Threads for one operator (``intra_op_num_threads``).
+        Threads for one operator (``intra_op_num_threads``); None leaves them to ONNX Runtime, which counts the
+        machine's cores, or takes as many as this process may use where those are fewer.
     allow_spinning
         Let idle threads wait in a loop, which answers sooner; False where several engines share the cores.
         Source: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
@@ -39,7 +42,7 @@ class OnnxRuntimeEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or _allowed()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         self._session = _session(ort, artifact, options, provider, index)
         got = self._session.get_providers()[0]
@@ -73,6 +76,12 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Drop the session and its arenas."""
         self._session = None
+
+
+def _allowed() -> int:
+    """Cores this process may use where it may not use all, or 0: more threads than cores wait for each other."""
+    cores = inspect_machine().cores
+    return cores if cores < (os.cpu_count() or 1) else 0
 
 
 def _provider(device: str, available: list[str]) -> str:

@@ -76,6 +76,19 @@ def test_one_text_of_one_token_runs_and_an_engine_closes_twice(kind, request):
     engine.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a process is bound to cores in Linux")
+def test_a_process_bound_to_one_core_gets_no_threads_that_would_wait_for_it(onnx_fp32):
+    code = (
+        "import os, pathlib, sys; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]);"
+        "from accel_lib import Artifact, open_engine; import onnxruntime, pandas;"
+        "threads = lambda: len(os.listdir('/proc/self/task'));"
+        "artifact = Artifact.load(pathlib.Path(sys.argv[1])); before = threads();"
+        "engine = open_engine(artifact, device='cpu'); print(threads() - before)"
+    )
+    command = [sys.executable, "-c", code, str(onnx_fp32.folder)]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == 0
+
+
 def test_engines_that_share_cores_may_stop_spinning_and_answer_the_same(onnx_fp32):
     ids = np.full((2, 8), 101)
     mask = np.ones_like(ids)
