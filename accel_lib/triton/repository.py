@@ -9,8 +9,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from accel_lib.artifact import Artifact, writing
@@ -132,6 +135,32 @@ def write_model(
         artifact.copy_to(draft / ARTIFACT_FOLDER)
     write_config(model, written)
     return model / str(version)
+
+
+@contextlib.contextmanager
+def restoring(model: Path) -> Iterator[None]:
+    """Put a model's folder back as it was if what is done meanwhile fails."""
+    before = model.with_name(f".{model.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if model.is_dir():
+        shutil.copytree(model, before, copy_function=_link)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(model, ignore_errors=True)
+        if before.is_dir():
+            before.rename(model)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the same file, which costs no space; a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def remove_version(repository: str | Path, name: str, version: int) -> list[int]:

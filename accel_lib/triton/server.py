@@ -24,6 +24,7 @@ from accel_lib.triton.repository import (
     model_names,
     read_config,
     remove_version,
+    restoring,
     unbuilt,
     versions,
     write_model,
@@ -195,11 +196,12 @@ class Server:
         ArtifactError
             The artifact was not validated.
         ServerError
-            The name or version cannot be used, or Triton could not load it.
+            The name or version cannot be used, or Triton could not load it: the repository is as it was before.
         """
-        write_model(self.repository, name, artifact, version=version, config=config)
-        changed = config or self._supplied.get(name)
-        self._load(name, changed if changed != read_config(self.repository / name) else None)
+        with restoring(self.repository / name):
+            write_model(self.repository, name, artifact, version=version, config=config)
+            changed = config or self._supplied.get(name)
+            self._load(name, changed if changed != read_config(self.repository / name) else None)
         return self.model(name, version)
 
     def remove(self, name: str, *, version: int) -> None:

@@ -124,6 +124,19 @@ def test_a_broken_version_says_what_to_do_and_the_old_one_keeps_answering(server
         server.remove("tiny", version=2)
 
 
+@pytest.mark.parametrize("version", [1, 2], ids=["in place of another", "new"])
+def test_a_version_that_does_not_load_leaves_the_repository_as_it_was(server, artifact, tmp_path, version):
+    broken = artifact.copy_to(tmp_path / "broken")
+    garbage(broken.folder, broken)
+    files = {path: path.read_bytes() for path in server.repository.rglob("*") if path.is_file()}
+    with pytest.raises(ServerError, match=r"tiny did not load"):
+        server.add("tiny", broken, version=version)
+    assert {path: path.read_bytes() for path in server.repository.rglob("*") if path.is_file()} == files
+    assert answers(server.model("tiny"))
+    server.load("tiny")
+    assert answers(server.model("tiny", 1))
+
+
 def output(**change):
     return {"outputs": (TensorSpec(**({"name": "sentence_embedding", "data_type": "FP32", "dims": (16,)} | change)),)}
 

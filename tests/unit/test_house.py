@@ -146,4 +146,5 @@ def test_no_file_holds_a_path_of_the_machine_it_was_written_on():
 
 def test_no_file_is_left_open():
     marks = re.compile("|".join(["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error", "X" * 3 + r"\b"]))
-    assert not [str(path.relative_to(ROOT)) for path, text in tracked() if marks.search(text)]
+    figure = re.compile(r'"image/png": ".*"')  # letters by chance
+    assert not [str(path.relative_to(ROOT)) for path, text in tracked() if marks.search(figure.sub("", text))]
