@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 from accel_lib.artifact import Profile
 from accel_lib.engines.trt import Library
 from accel_lib.errors import ConversionError
+from accel_lib.progress import watched
 
 _UPDATE_S = 0.25
 
@@ -65,10 +64,7 @@ def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Pro
             for number in range(network.num_inputs):
                 shape.set_shape(network.get_input(number).name, profile.min, profile.opt, profile.max)
             config.add_optimization_profile(shape)
-        in_notebook = "ipykernel" in sys.modules
-        monitor = _monitor(
-            library, show=progress and not os.environ.get("ACCEL_HEADLESS") and (in_notebook or sys.stdout.isatty())
-        )
+        monitor = _monitor(library, show=progress and watched())
         config.progress_monitor = monitor
         with _interrupting(monitor):
             plan = builder.build_serialized_network(network, config)

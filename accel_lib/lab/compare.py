@@ -18,7 +18,7 @@ from accel_lib.lab.measure import Result, columns, tidy
 from accel_lib.lab.race import Pace, affordable, race, sample
 from accel_lib.lab.words import listed, number, times
 from accel_lib.models import Model, load_model
-from accel_lib.triton.progress import Progress
+from accel_lib.progress import Progress
 
 _FEWEST_TEXTS, _FEWEST_COMPARED = 16, 48
 _RACING = 0.7  # share of the seconds that goes into speed

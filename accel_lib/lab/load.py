@@ -23,9 +23,9 @@ from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.generator import Generator, Reply
 from accel_lib.lab.measure import Result, tidy
 from accel_lib.lab.wire import Protocol, fault, serialize
+from accel_lib.progress import Progress
 from accel_lib.stats import median_interval, percentile, percentile_interval
 from accel_lib.triton.client import ServedModel
-from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import request_error
 from accel_lib.triton.statistics import Statistics
 

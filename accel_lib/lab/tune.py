@@ -14,9 +14,9 @@ from accel_lib.errors import AccelError
 from accel_lib.lab import findings
 from accel_lib.lab.load import LoadRun, load
 from accel_lib.lab.measure import Result, tidy
+from accel_lib.progress import Progress
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
-from accel_lib.triton.progress import Progress
 
 GRID: Mapping[str, Sequence[int]] = {
     "instance_count": (1, 2),

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import re
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from accel_lib.lab.words import number
+from accel_lib.progress import live_notebook
 
 _CLOSE = 0.1  # a guess within 10% is right
 
@@ -71,7 +70,7 @@ def predict(question: str, default: float | str | None = None, unit: str = "", *
     >>> guess = predict("p95 at 32 clients", unit="ms")
     >>> reveal(guess, 61.2)
     """
-    if not _is_live():
+    if not live_notebook() or importlib.util.find_spec("ipywidgets") is None:
         taken = f"; taking {_say(default, unit)}" if default is not None else ""
         options = f" {' / '.join(choices)}" if choices else ""
         print(f"{question}{options} (no guess given{taken})")
@@ -128,14 +127,6 @@ def check(name: str, passed: bool, hint: str = "") -> bool:
     """Print ``✓ name``, or ``not yet: hint``; returns `passed`, so that checks can be combined."""
     print(f"✓ {name}" if passed else f"not yet: {hint or name}")
     return bool(passed)
-
-
-def _is_live() -> bool:
-    """Whether somebody sits in front of a notebook that can show an input."""
-    if os.environ.get("ACCEL_HEADLESS") or importlib.util.find_spec("ipywidgets") is None:
-        return False
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return getattr(shell, "kernel", None) is not None
 
 
 def _say(value: float | str | None, unit: str) -> str:

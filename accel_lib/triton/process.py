@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from accel_lib.errors import ServerError
+from accel_lib.progress import Progress
 from accel_lib.triton import supervisor
 from accel_lib.triton.install import ensure_tritonserver
-from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import last_words
 
 HOST = "127.0.0.1"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from accel_lib.artifact import Artifact
 from accel_lib.errors import ServerError
+from accel_lib.progress import Progress
 from accel_lib.triton.client import Connection, ServedModel
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.install import TRITON_VERSION
 from accel_lib.triton.process import HOST, Ports, TritonProcess
-from accel_lib.triton.progress import Progress
 from accel_lib.triton.refusals import load_error
 from accel_lib.triton.repository import (
     MODEL_FILE,

@@ -10,7 +10,7 @@ from accel_lib.show.lesson import check, predict, reveal
 @pytest.fixture
 def _reader(monkeypatch):
     """A notebook with somebody in front of it; what it displays is swallowed."""
-    monkeypatch.setattr(lesson, "_is_live", lambda: True)
+    monkeypatch.setattr(lesson, "live_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", lambda *_: None)
 
 

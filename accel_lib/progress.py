@@ -7,6 +7,18 @@ import sys
 import time
 
 
+def live_notebook() -> bool:
+    """Whether a reader sits before this notebook kernel: not in a headless run, nor where ipykernel is only imported."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel") and os.environ.get("ACCEL_HEADLESS") != "1"
+
+
+def watched() -> bool:
+    """Whether somebody sees a line that is rewritten in place: in a live notebook or at a terminal."""
+    return live_notebook() or sys.stdout.isatty()
+
+
 class Progress:
     """A line rewritten in place while something starts, and one plain line at its end.
 
@@ -18,8 +30,7 @@ class Progress:
         self._what = what
         self._started = time.monotonic()
         self._shown = ""
-        notebook = "ipykernel" in sys.modules and os.environ.get("ACCEL_HEADLESS") != "1"
-        self._live = notebook or sys.stdout.isatty()
+        self._live = watched()
 
     def tick(self, step: str) -> None:
         """Show the present step and the seconds so far."""
