@@ -8,7 +8,7 @@ import time
 
 
 def live_notebook() -> bool:
-    """Whether a reader sits before this notebook kernel: not in a headless run, nor where ipykernel is only imported."""
+    """Whether a reader sits before this kernel: not in a headless run, nor where ipykernel is only imported."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel") and os.environ.get("ACCEL_HEADLESS") != "1"
