@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,35 +20,26 @@ from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.lab import findings
 from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.generator import Generator, Reply
-from accel_lib.lab.measure import Result, tidy
+from accel_lib.lab.measure import tidy
+from accel_lib.lab.run import Run
 from accel_lib.lab.wire import Protocol, fault, serialize
 from accel_lib.progress import Progress
-from accel_lib.stats import median_interval, percentile, percentile_interval
+from accel_lib.stats import percentile
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.refusals import request_error
 from accel_lib.triton.statistics import Statistics
 
-_SLICES = 10  # parts of the run whose throughputs give its interval
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 _BUSY = 0.85  # share of a core from which the generator, not the server, sets the pace
 _LATE_MS = 2.0  # lateness of sending that a machine's own clock ticks explain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class LoadRun(Result):
-    """What `load` measured; `frame` has one row a request.
+class LoadRun(Run):
+    """What `load` measured; `frame` has ``naive_ms`` beside ``ms``: latency from when a request was really sent.
 
     Parameters
     ----------
-    frame
-        ``start_s``: when it was due, since the measurement began. ``ms``: latency from then on. ``naive_ms``: latency
-        from when it was really sent. ``rows`` (texts), ``tokens``, ``priority``, ``error`` (empty if there was none).
-    concurrency
-        Closed loop: requests that were under way at any time. 0 in an open loop.
-    offered
-        Open loop: sentences a second that were due. NaN in a closed loop.
-    seconds
-        How long was measured.
     generator_busy
         Share of one core that sending and receiving took.
     statistics
@@ -58,42 +48,13 @@ class LoadRun(Result):
         Why the run ended early; empty if it did not.
     """
 
-    concurrency: int
-    offered: float
-    seconds: float
     generator_busy: float
     statistics: Statistics | None
     stopped: str = ""
 
     @property
-    def throughput(self) -> float:
-        """Sentences answered a second."""
-        return self.goodput(np.inf)
-
-    def goodput(self, target_ms: float) -> float:
-        """Sentences a second that were answered within `target_ms`."""
-        ended = self._answered["start_s"] + self._answered["ms"] / 1e3
-        counts = (ended <= self.seconds) & (self._answered["ms"] <= target_ms)
-        return float(self._answered.loc[counts, "rows"].sum() / self.seconds)
-
-    @property
-    def p50_ms(self) -> float:
-        """Median latency."""
-        return percentile(self._answered["ms"].to_numpy(), 50)
-
-    @property
-    def p95_ms(self) -> float:
-        """Latency that 95% of the answers stay under."""
-        return percentile(self._answered["ms"].to_numpy(), 95)
-
-    @property
-    def p99_ms(self) -> float:
-        """Latency that 99% of the answers stay under."""
-        return percentile(self._answered["ms"].to_numpy(), 99)
-
-    @property
     def naive_p95_ms(self) -> float:
-        """The same counted from the moment of sending, which hides the time that requests were late."""
+        """The p95 counted from the moment of sending, which hides the time that requests were late."""
         return percentile(self._answered["naive_ms"].to_numpy(), 95)
 
     @property
@@ -107,11 +68,6 @@ class LoadRun(Result):
         return self.generator_busy > _BUSY or self.lag_ms > max(_LATE_MS, 0.1 * self.p50_ms)
 
     @property
-    def errors(self) -> dict[str, int]:
-        """Requests that failed, by cause."""
-        return dict(Counter(error for error in self.frame["error"] if error))
-
-    @property
     def batch_sizes(self) -> pd.Series[Any]:
         """Executions by batch size, as Triton counted them."""
         sizes = self.statistics.batch_sizes if self.statistics else {}
@@ -120,40 +76,18 @@ class LoadRun(Result):
         return series
 
     @property
-    def summary(self) -> pd.DataFrame:
-        """The run in one row: throughput and percentiles with intervals, milliseconds inside Triton, mean batch."""
-        done = self._answered
-        ms = done["ms"].to_numpy()
-        ended = done["start_s"].to_numpy() + ms / 1e3
-        each = np.histogram(ended, bins=_SLICES, range=(0, self.seconds), weights=done["rows"])[0]
-        row: dict[str, Any] = {"concurrency": self.concurrency} if self.concurrency else {"offered_per_s": self.offered}
-        row["sentences_per_s"] = self.throughput
-        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(each * _SLICES / self.seconds)
-        for q in (50, 90, 95, 99):
-            row[f"p{q}_ms"] = percentile(ms, q)
-            row[f"p{q}_ms_low"], row[f"p{q}_ms_high"] = percentile_interval(ms, q)
-        if not self.concurrency:
-            row["naive_p95_ms"] = self.naive_p95_ms
-        if self.statistics and self.statistics.requests:
-            spent = {part: getattr(self.statistics, f"{part}_ns") / self.statistics.requests / 1e6 for part in _PARTS}
-            row |= {f"{part}_ms": value for part, value in spent.items()}
-            row["client_ms"] = max(float(done["naive_ms"].mean()) - sum(spent.values()), 0.0)
-            row["mean_batch_size"] = self.statistics.mean_batch_size
-        return pd.DataFrame([row | {"errors": sum(self.errors.values())}])
-
-    @property
     def finding(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
         return findings.load(self.summary, self.errors, self.stopped, generator_bound=self.generator_bound)
 
-    @property
-    def _answered(self) -> pd.DataFrame:
-        answered: pd.DataFrame = self.frame.loc[self.frame["error"] == ""]
-        return answered
-
-    @property
-    def _table(self) -> pd.DataFrame:
-        return self.summary
+    def _details(self) -> dict[str, Any]:
+        row: dict[str, Any] = {} if self.concurrency else {"naive_p95_ms": self.naive_p95_ms}
+        if self.statistics and self.statistics.requests:
+            spent = {part: getattr(self.statistics, f"{part}_ns") / self.statistics.requests / 1e6 for part in _PARTS}
+            row |= {f"{part}_ms": value for part, value in spent.items()}
+            row["client_ms"] = max(float(self._answered["naive_ms"].mean()) - sum(spent.values()), 0.0)
+            row["mean_batch_size"] = self.statistics.mean_batch_size
+        return row
 
 
 def load(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 from accel_lib.errors import ServerError
+
+_BY_SIZE = ("batch_sizes", "batch_ns")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,8 @@ class Statistics:
         Requests answered by the response cache.
     queue_ns, compute_input_ns, compute_infer_ns, compute_output_ns, total_ns
         Nanoseconds summed over the requests answered: waiting, gathering inputs, the model, answers, and all of it.
-    batch_sizes
-        Executions by rows.
+    batch_sizes, batch_ns
+        Executions by rows, and the nanoseconds that they kept an instance: inputs, model and outputs.
     resets
         Reloads that set these numbers back to zero.
     """
@@ -40,15 +43,18 @@ class Statistics:
     compute_output_ns: int
     total_ns: int
     batch_sizes: dict[int, int]
+    batch_ns: dict[int, int]
     resets: int = 0
 
     @classmethod
     def from_protobuf(cls, models: Any, resets: int) -> Statistics:
         """Sum over the versions of Triton's ``ModelStatistics`` messages."""
         parts = [model.inference_stats for model in models]
-        sizes: dict[int, int] = {}
+        sizes: Counter[int] = Counter()
+        spent: Counter[int] = Counter()
         for batch in (batch for model in models for batch in model.batch_stats):
-            sizes[batch.batch_size] = sizes.get(batch.batch_size, 0) + batch.compute_infer.count
+            sizes[batch.batch_size] += batch.compute_infer.count
+            spent[batch.batch_size] += batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns
         return cls(
             requests=sum(part.success.count for part in parts),
             failures=sum(part.fail.count for part in parts),
@@ -61,6 +67,7 @@ class Statistics:
             compute_output_ns=sum(part.compute_output.ns for part in parts),
             total_ns=sum(part.success.ns for part in parts),
             batch_sizes=dict(sorted(sizes.items())),
+            batch_ns=dict(spent),
             resets=resets,
         )
 
@@ -72,7 +79,9 @@ class Statistics:
         ServerError
             The model was loaded anew in between, which set its numbers back.
         """
-        counts = [field.name for field in dataclasses.fields(self) if field.name not in ("batch_sizes", "resets")]
+        counts = [
+            field.name for field in dataclasses.fields(self) if field.name not in _BY_SIZE and field.name != "resets"
+        ]
         change = {name: getattr(self, name) - getattr(earlier, name) for name in counts}
         if self.resets != earlier.resets or min(change.values()) < 0:
             raise ServerError(
@@ -80,13 +89,18 @@ class Statistics:
                 seen=f"{earlier.requests} requests before, {self.requests} after",
                 fix="take both readings after configure() or load()",
             )
-        sizes = {size: count - earlier.batch_sizes.get(size, 0) for size, count in self.batch_sizes.items()}
-        return Statistics(**change, batch_sizes={size: n for size, n in sizes.items() if n}, resets=self.resets)
+        sizes, spent = (Counter(getattr(self, name)) - Counter(getattr(earlier, name)) for name in _BY_SIZE)
+        return Statistics(**change, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
 
     @property
     def mean_batch_size(self) -> float:
         """Rows an execution, 0 when there was none."""
         return self.inferences / self.executions if self.executions else 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that executions kept an instance, summed over the instances."""
+        return sum(self.batch_ns.values()) / 1e9
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
