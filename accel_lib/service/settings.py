@@ -43,7 +43,7 @@ class Settings(BaseSettings):
         OpenTelemetry collector (OTLP over HTTP) that gets traces; none sends nothing.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ACCEL_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="ACCEL_", frozen=True)
 
     host: str = "127.0.0.1"
     port: Port = 8000
