@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.engines.memory import out_of_memory, remember_safe_tokens, safe_tokens
 from accel_lib.errors import EngineError
 from accel_lib.models.tokenizer import pad
 
@@ -86,7 +87,9 @@ def run_batches(
     max_batch_size: int | None = None,
     sort: bool = True,
 ) -> NDArray[np.float32]:
-    """Run ragged rows of token ids through an engine.
+    """Run ragged rows of token ids through an engine, in batches that its memory holds.
+
+    A batch that runs out of memory is cut in halves, and the engine gets none as large again: `safe_tokens` tells.
 
     Parameters
     ----------
@@ -108,6 +111,40 @@ def run_batches(
     budget = max_batch_tokens or (CPU_BATCH_TOKENS if engine.device == "cpu" else GPU_BATCH_TOKENS)
     limits = [limit for limit in (max_batch_size, getattr(engine, "max_batch_size", None)) if limit]
     output = np.empty((len(rows), engine.dimension), dtype=np.float32)
-    for batch in plan_batches(lengths, max_batch_tokens=budget, max_batch_size=min(limits, default=None), sort=sort):
-        output[batch] = engine.run(*pad([rows[i] for i in batch], pad_id))
+    left = np.arange(len(rows))
+    while len(left):
+        tokens = min(budget, safe_tokens(engine) or budget)
+        parts = plan_batches(
+            lengths[left], max_batch_tokens=tokens, max_batch_size=min(limits, default=None), sort=sort
+        )
+        left = _run_while_it_fits(engine, rows, pad_id, [left[part] for part in parts], output)
     return output
+
+
+def _run_while_it_fits(
+    engine: Engine,
+    rows: Sequence[NDArray[np.int64]],
+    pad_id: int,
+    batches: Sequence[NDArray[np.int64]],
+    output: NDArray[np.float32],
+) -> NDArray[np.int64]:
+    """Fill `output` batch by batch; rows that are left when one ran out of memory, with half of it remembered."""
+    for number, batch in enumerate(batches):
+        try:
+            ids, mask = pad([rows[i] for i in batch], pad_id)
+            output[batch] = engine.run(ids, mask)
+        except (EngineError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise EngineError(
+                    "A single text does not fit into memory.",
+                    seen=f"{len(rows[batch[0]])} tokens on {engine.device}",
+                    fix="shorter texts, fewer instances of the model, or a smaller model",
+                ) from error
+        else:
+            continue
+        widest = max(len(rows[i]) for i in batch)  # out of the handler, which held on to the failed run's memory
+        remember_safe_tokens(engine, len(batch) * widest // 2)
+        return np.concatenate(batches[number:])
+    return np.empty(0, dtype=np.int64)
