@@ -10,6 +10,7 @@ AccelError
 ├── ValidationError          an artifact that disagrees with its reference
 ├── EngineError              an engine that cannot run here, or failed while running
 ├── ServerError              Triton did not start, load, configure or stop
+├── StateError               the gateway's own state cannot be read or written
 └── RequestError             Triton refused or lost one request
 """
 
@@ -77,6 +78,10 @@ class EngineError(AccelError):
 
 class ServerError(AccelError):
     """Triton did not start, load, configure or stop."""
+
+
+class StateError(AccelError):
+    """The gateway's own state cannot be read or written."""
 
 
 class RequestError(AccelError):

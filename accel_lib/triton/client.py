@@ -43,6 +43,11 @@ class Connection:
         self._closed = False
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed, as it is when the server is stopped."""
+        return self._closed
+
+    @property
     def grpc(self) -> Any:
         """tritonclient's gRPC client; raises `RequestError` once the server was stopped."""
         if self._closed:
@@ -62,10 +67,10 @@ class Connection:
             clients[timeout_s] = module.InferenceServerClient(self._http_address, network_timeout=timeout_s)
         return clients[timeout_s]
 
-    def index(self) -> list[Any]:
+    def index(self, timeout_s: float | None = None) -> list[Any]:
         """Triton's repository index: messages with name, version, state and reason."""
         with _translated("the server"):
-            return list(self.grpc.get_model_repository_index().models)
+            return list(self.grpc.get_model_repository_index(client_timeout=timeout_s).models)
 
     def statistics(self, name: str, version: str = "") -> list[Any]:
         """Triton's statistics messages of one model, one a version."""

@@ -125,6 +125,16 @@ class Server:
         self.connection = Connection(grpc=f"{HOST}:{process.ports.grpc}", http=f"{HOST}:{process.ports.http}")
 
     @property
+    def ports(self) -> Ports:
+        """The ports of its three services."""
+        return self._process.ports
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its owner has ended it; one that died by itself was not stopped."""
+        return self.connection.closed
+
+    @property
     def http_url(self) -> str:
         """Address of the HTTP service."""
         return f"http://{HOST}:{self._process.ports.http}"

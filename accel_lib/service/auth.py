@@ -1,0 +1,70 @@
+"""Who asks, and may they: the dependency that each endpoint declares, ``Depends(needs("inference"))``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from accel_lib.service.keys import Keys, Principal, Role
+from accel_lib.service.problems import Problem
+from accel_lib.service.tokens import TokenError, Tokens
+
+__all__ = ["Authenticator", "Principal", "needs"]
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A key of `accel keys create`, or a JSON web token of the configured issuer.",
+)
+
+
+class Authenticator:
+    """Turns what stands behind ``Authorization: Bearer`` into a principal."""
+
+    def __init__(self, keys: Keys, tokens: Tokens | None = None) -> None:
+        self.keys, self._tokens = keys, tokens
+
+    def principal(self, credential: str) -> Principal:
+        """Whose key or token it is.
+
+        Raises
+        ------
+        Problem
+            401.
+        """
+        found = self.keys.principal(credential)
+        if found is not None:
+            return found
+        if self._tokens is None or credential.count(".") != 2:
+            raise _unknown("That key is not known, or was revoked.")
+        try:
+            return self._tokens.principal(credential)
+        except TokenError as error:
+            raise _unknown(str(error)) from error
+
+
+def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
+    """A dependency that gives the `Principal` of a request if it has a role, else refuses with 401 or 403."""
+
+    async def principal(
+        request: Request, credentials: HTTPAuthorizationCredentials | None = Security(_BEARER)
+    ) -> Principal:
+        if credentials is None:
+            raise _unknown("Send a key: Authorization: Bearer <key>.")
+        found: Principal = request.app.state.auth.principal(credentials.credentials)
+        if role not in found.roles:
+            raise Problem(
+                403,
+                f"This needs the role {role}; {found.name or found.id} has {', '.join(sorted(found.roles))}.",
+                code="insufficient_role",
+            )
+        request.state.principal = found
+        return found
+
+    return principal
+
+
+def _unknown(message: str) -> Problem:
+    return Problem(401, message, code="invalid_api_key")

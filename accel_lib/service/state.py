@@ -1,0 +1,142 @@
+"""What the gateway must not forget: one SQLite file, in write-ahead mode, that several processes may open.
+
+A change is either on the disk when the call returns or an error and not there: a full disk loses nothing, and reading
+goes on meanwhile. What the tables mean is the business of the modules that own them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from accel_lib.errors import StateError
+
+_BUSY_MS = 5_000
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, roles TEXT NOT NULL, digest BLOB NOT NULL,
+    created_s REAL NOT NULL, revoked_s REAL
+);
+CREATE TABLE experiments (name TEXT PRIMARY KEY, model TEXT NOT NULL, status TEXT NOT NULL, plan TEXT NOT NULL);
+CREATE TABLE live (model TEXT PRIMARY KEY, version TEXT NOT NULL, previous TEXT NOT NULL);
+CREATE TABLE batching (model TEXT PRIMARY KEY, settings TEXT NOT NULL);
+CREATE TABLE observations (
+    number INTEGER PRIMARY KEY, experiment TEXT NOT NULL, version TEXT NOT NULL,
+    latency_ms REAL, compute_ms REAL, texts INTEGER, failed INTEGER NOT NULL, agreement REAL
+);
+CREATE INDEX observed ON observations (experiment, number);
+CREATE TABLE audit (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at_s REAL NOT NULL, request_id TEXT NOT NULL, who TEXT NOT NULL,
+    action TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL, outcome TEXT NOT NULL
+);
+"""
+
+
+class State:
+    """An open state file; made if it is not there, readable by its owner only.
+
+    Parameters
+    ----------
+    path
+        The file; its folder is made too.
+
+    Raises
+    ------
+    StateError
+        It cannot be opened, or was written by another version of this library.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._closed = False
+        with self._translated("opened"):
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.touch(mode=0o600)
+            self._connection = sqlite3.connect(
+                self.path, timeout=_BUSY_MS / 1e3, check_same_thread=False, isolation_level=None
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk, also after a power cut
+            self._prepare()
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Rows of a query; raises `StateError` when the file cannot be read."""
+        with self._lock, self._translated("read"):
+            return self._connection.execute(query, values).fetchall()
+
+    def write(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Change one thing; returns the number of rows changed. Raises `StateError`, with nothing changed."""
+        with self.changing() as change:
+            return change.execute(statement, values).rowcount
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """Several changes that are made together or not at all.
+
+        Raises
+        ------
+        StateError
+            The disk is full, or the file cannot be written: everything is as it was.
+        """
+        with self._lock, self._translated("written"):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def changes(self) -> tuple[int, int]:
+        """A mark that is another one after each change, by this process or another."""
+        with self._lock, self._translated("read"):
+            (outside,) = self._connection.execute("PRAGMA data_version").fetchone()
+            return int(outside), self._connection.total_changes
+
+    def close(self) -> None:
+        """Close the file; later calls raise `StateError`."""
+        with self._lock:
+            self._closed = True
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        with self.changing() as change:
+            (version,) = change.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    change.execute(statement)
+                change.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            elif version != _SCHEMA_VERSION:
+                raise StateError(
+                    "The state was written by another version of this library.",
+                    seen=f"{self.path.name} has schema {version}, this version reads {_SCHEMA_VERSION}",
+                    fix=f"move it away and start anew: mv {self.path.name} {self.path.name}.old",
+                )
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            closed = "open it again: State(path)"
+            space = f"make room on the disk of {self.path.name}, and see that it can be written; nothing was lost"
+            raise StateError(
+                f"The gateway's state could not be {what}.", seen=error, fix=closed if self._closed else space
+            ) from error

@@ -1,0 +1,223 @@
+"""The owner of Triton: starts it, watches it, and starts it again when it died, a little later each time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from accel_lib.errors import AccelError, RequestError, ServerError
+from accel_lib.triton.config import ModelConfig
+from accel_lib.triton.process import Ports
+from accel_lib.triton.server import Server, serve
+
+_log = logging.getLogger("accel.supervisor")
+_WATCH_S, _ASK_S = 0.1, 2.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
+_CALM_S = 60.0  # after so long without a death the pauses start from the first again
+_KEPT_ERRORS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served:
+    """One version that Triton knows: its state, and the reason of a state that is not READY."""
+
+    model: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something that went wrong, `at_s` seconds since 1970."""
+
+    at_s: float
+    what: str
+
+
+class Supervisor:
+    """Keeps one Triton with its models alive.
+
+    Parameters
+    ----------
+    repository, models
+        What to serve; no models means all that are built.
+    ports
+        Of Triton; those of the first start are kept through every restart.
+    triton
+        A running server to watch; it stays its owner's, and is started again all the same when it dies.
+    settings
+        Settings of `ModelConfig` by model, in place of those in its file.
+    clock, now
+        Monotonic seconds, and seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        *,
+        models: Sequence[str] = (),
+        ports: Ports | None = None,
+        triton: Server | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._repository, self._ports = Path(repository), ports or Ports()
+        self._models = set(models)
+        self._owned = triton is None
+        self._server = triton
+        self._clock, self._now = clock, now
+        self._settings = {model: dict(changed) for model, changed in (settings or {}).items()}
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="accel-supervisor", daemon=True)
+        self._pause_s = 0.0
+        self._started_s = clock()
+        self._recovering = False
+        self.restarts = 0
+        self.incidents: list[Incident] = []
+
+    @property
+    def server(self) -> Server:
+        """The running server; raises `ServerError` before the first start."""
+        if self._server is None:
+            raise ServerError("Triton was not started.", seen="no server", fix="supervisor.start()")
+        return self._server
+
+    @property
+    def running(self) -> bool:
+        """Whether Triton runs and its models were loaded."""
+        return self._server is not None and not self._recovering and self._server.running
+
+    @property
+    def ready(self) -> bool:
+        """Whether Triton runs and every served model answers; asks Triton."""
+        return self.running and not self.missing()
+
+    @property
+    def served(self) -> frozenset[str]:
+        """The models that this gateway is there for."""
+        return frozenset(self._models)
+
+    def start(self) -> None:
+        """Start Triton, load the models and watch from now on.
+
+        Raises
+        ------
+        ServerError
+            Triton or a model does not come up.
+        """
+        if self._server is None:
+            self._server = self._serve(sorted(self._models) or "all")
+            self._started_s = self._clock()
+        self._ports = self.server.ports
+        self._models |= {each.model for each in self.versions() if each.state == "READY"}
+        for model in sorted(self._settings.keys() & self._models):
+            self._reload(model)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Watch no longer, and end a Triton that was started here."""
+        self._over.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        if self._server is not None and (self._owned or self.restarts):
+            self._server.stop()
+
+    def versions(self) -> list[Served]:
+        """Every version that Triton knows; none while it is away."""
+        if not self.running:
+            return []
+        with contextlib.suppress(RequestError):
+            found = self.server.connection.index(_ASK_S)
+            return [Served(model=m.name, version=m.version, state=m.state, reason=m.reason) for m in found if m.version]
+        return []
+
+    def missing(self) -> list[str]:
+        """Served models of which no version answers."""
+        ready = {each.model for each in self.versions() if each.state == "READY"}
+        return sorted(self._models - ready)
+
+    def load(self, model: str) -> None:
+        """Load a model, or load it anew from its files; it counts as served from now on.
+
+        Raises
+        ------
+        ServerError
+            It did not load: what answered before keeps answering.
+        """
+        self.server.load(model)
+        self._models.add(model)
+
+    def unload(self, model: str) -> None:
+        """Unload a model. It stays one that this gateway is there for, so `ready` is False until it is loaded again.
+
+        Raises
+        ------
+        ServerError
+            It is not loaded.
+        """
+        self.server.unload(model)
+
+    def configure(self, model: str, settings: Mapping[str, Any]) -> ModelConfig:
+        """Change settings of a model beside what was changed before; they hold through every restart of Triton.
+
+        Raises
+        ------
+        ServerError
+            There is no such setting or model, or Triton refused: what answered before keeps answering.
+        """
+        config = self.server.config(model).replace(**settings)
+        self.server.load(model, config)
+        self._settings[model] = {**self._settings.get(model, {}), **settings}
+        return config
+
+    def _watch(self) -> None:
+        while not self._over.wait(_WATCH_S):
+            if self.server.stopped:  # by its owner, who has no need of it any more
+                return
+            if not self.server.running:
+                self._recover()
+
+    def _recover(self) -> None:
+        """Start Triton again, and again, until it runs or nobody wants it any more."""
+        self._recovering = True
+        if self._clock() - self._started_s > _CALM_S:
+            self._pause_s = 0.0
+        self._note("Triton ended by itself")
+        while not self._over.wait(self._pause_s):
+            self._pause_s = min(max(2 * self._pause_s, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            try:
+                self._server = self._serve(())
+            except AccelError as error:
+                self._note(f"Triton did not start again: {error.cause}")
+                continue
+            self._started_s = self._clock()
+            self.restarts += 1
+            with ThreadPoolExecutor(max_workers=max(1, len(self._models))) as pool:
+                list(pool.map(self._reload, sorted(self._models)))
+            self._recovering = False
+            return
+
+    def _serve(self, models: Sequence[str] | Literal["all"]) -> Server:
+        ports = dataclasses.asdict(self._ports)
+        return serve(self._repository, models=models, **{f"{service}_port": port for service, port in ports.items()})
+
+    def _reload(self, model: str) -> None:
+        """Load a model into a new Triton as it was; one that does not load keeps no other from answering."""
+        try:
+            config = self.server.config(model).replace(**self._settings.get(model, {}))
+            self.server.load(model, config)
+        except AccelError as error:
+            self._note(f"{model} did not load again: {error.cause}")
+
+    def _note(self, what: str) -> None:
+        _log.error(what)
+        self.incidents = [*self.incidents[1 - _KEPT_ERRORS :], Incident(at_s=self._now(), what=what)]
