@@ -57,7 +57,8 @@ class Audit:
         values = (self._now(), request_id, who, action, target, json.dumps(detail, sort_keys=True), _BEGUN)
         with self._state.changing() as change:
             number = change.execute(
-                "INSERT INTO audit (at_s, request_id, who, action, target, detail, outcome) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO audit (at_s, request_id, who, action, target, detail, outcome) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             ).lastrowid
         outcome = _DONE

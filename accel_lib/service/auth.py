@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,6 +19,7 @@ _BEARER = HTTPBearer(
     scheme_name="key",
     description="A key of `accel keys create`, or a JSON web token of the configured issuer.",
 )
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 
 
 class Authenticator:
@@ -48,9 +50,7 @@ class Authenticator:
 def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
     """A dependency that gives the `Principal` of a request if it has a role, else refuses with 401 or 403."""
 
-    async def principal(
-        request: Request, credentials: HTTPAuthorizationCredentials | None = Security(_BEARER)
-    ) -> Principal:
+    async def principal(request: Request, credentials: _Credentials) -> Principal:
         if credentials is None:
             raise _unknown("Send a key: Authorization: Bearer <key>.")
         found: Principal = request.app.state.auth.principal(credentials.credentials)

@@ -78,8 +78,8 @@ def all_roles(roles: Iterable[str]) -> frozenset[Role]:
 class Keys:
     """The keys of one gateway.
 
-    A key is ``accel_<id>_<secret>`` with 256 random bits, so that a plain SHA-256 of it is as good as a slow hash: there
-    is no dictionary to try. A revocation counts from the next request on, also when another process made it.
+    A key is ``accel_<id>_<secret>`` with 256 random bits, so that a plain SHA-256 of it is as good as a slow hash:
+    there is no dictionary to try. A revocation counts from the next request on, also when another process made it.
     """
 
     def __init__(self, state: State, now: Callable[[], float] = time.time) -> None:
