@@ -51,7 +51,7 @@ def batching(frame: pd.DataFrame) -> Axes:
         One row a strategy: ``strategy``, ``sentences_per_s``, ``tokens_per_s`` (real ones), ``padding`` (share of the
         computed tokens), ``speedup``, ``speedup_low``, ``speedup_high`` over the first row.
     """
-    ax = _canvas(findings.batching(frame), rows=len(frame))
+    ax = canvas(findings.batching(frame), rows=len(frame))
     real = frame["tokens_per_s"].to_numpy()
     padded = real * frame["padding"].to_numpy() / (1 - frame["padding"].to_numpy())
     y = _rows(ax, frame["strategy"])
@@ -60,10 +60,10 @@ def batching(frame: pd.DataFrame) -> Axes:
     ax.barh(y[some], padded[some], left=real[some], height=0.62, **_WASTED)
     for row, rate, share, end in zip(y, frame["sentences_per_s"], frame["padding"], real + padded, strict=True):
         waste = f", {percent(share)} padding" if share > 0 else ""
-        _label(ax, end, row, f"{number(rate)} sentences/s{waste}")
+        label(ax, end, row, f"{number(rate)} sentences/s{waste}")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("tokens computed per second (solid: text, hatched: padding)")
-    return _finish(ax, frame, right=(real + padded).max() * 1.5)
+    return finish(ax, frame, right=(real + padded).max() * 1.5)
 
 
 def waterfall(frame: pd.DataFrame) -> Axes:
@@ -78,7 +78,7 @@ def waterfall(frame: pd.DataFrame) -> Axes:
         ``_low`` and ``_high``, ``speedup`` with ``_low`` and ``_high``, ``size_mb``, ``cosine_mean``, and
         ``top10_overlap`` or ``same_label``.
     """
-    ax = _canvas(findings.comparison(frame), rows=len(frame))
+    ax = canvas(findings.comparison(frame), rows=len(frame))
     rate = frame["sentences_per_s"].to_numpy()
     before = np.maximum.accumulate(np.concatenate([rate[:1], rate[:-1]]))
     y = _rows(ax, frame["name"])
@@ -86,10 +86,10 @@ def waterfall(frame: pd.DataFrame) -> Axes:
     up, down = rate > before, rate < before
     ax.barh(y[up], (rate - before)[up], left=before[up], color=GREEN, height=0.62)
     ax.barh(y[down], (before - rate)[down], left=rate[down], height=0.62, **_WASTED)
-    ax.errorbar(rate, y, xerr=_ends(frame, "sentences_per_s"), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
+    ax.errorbar(rate, y, xerr=ends(frame, "sentences_per_s"), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
     reach = np.maximum(before, frame["sentences_per_s_high"])
     for row, end, value, step in zip(y, reach, rate, rate / before, strict=True):
-        _label(ax, end, row, f"{number(value)}, step {times(step)}" if row else number(value))
+        label(ax, end, row, f"{number(value)}, step {times(step)}" if row else number(value))
     column = findings.agreement_column(frame)
     head = {"top10_overlap": "10 nearest kept", "same_label": "same label"}[column]
     size = [f"{number(size_mb)} MB" for size_mb in frame["size_mb"]]
@@ -97,7 +97,7 @@ def waterfall(frame: pd.DataFrame) -> Axes:
         for row, words in zip([-0.75, *y], cells, strict=True):
             ax.text(at, row, words, transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=BLUE)
     ax.set_xlabel("sentences per second (green: gained, hatched: lost; whiskers: interval of the median)")
-    return _finish(ax, frame, right=reach.max() * 1.38)
+    return finish(ax, frame, right=reach.max() * 1.38)
 
 
 def agreement(frame: pd.DataFrame) -> Axes:
@@ -108,7 +108,7 @@ def agreement(frame: pd.DataFrame) -> Axes:
     frame
         One row a candidate: ``name``, ``cosine_mean``, ``top10_overlap``.
     """
-    ax = _canvas(findings.agreement(frame), rows=len(frame))
+    ax = canvas(findings.agreement(frame), rows=len(frame))
     y = _rows(ax, frame["name"])
     cosine, kept = frame["cosine_mean"].to_numpy(), frame["top10_overlap"].to_numpy()
     ax.hlines(y, np.minimum(kept, cosine), np.maximum(kept, cosine), color=LIGHT, linewidth=3, zorder=1)
@@ -126,7 +126,7 @@ def agreement(frame: pd.DataFrame) -> Axes:
     ax.set_ylim(len(y) - 0.4, -0.5)
     ax.set_xlim(lowest - 0.05 * span, 1 + 0.05 * span)
     ax.set_xlabel("agreement with the reference, 1 = identical (dot: cosine, diamond: share of neighbours)")
-    return _finish(ax, frame)
+    return finish(ax, frame)
 
 
 def speedup_map(frame: pd.DataFrame) -> Axes:
@@ -141,7 +141,7 @@ def speedup_map(frame: pd.DataFrame) -> Axes:
     from matplotlib.colors import CenteredNorm
 
     table = frame.pivot(index="batch_size", columns="tokens", values="speedup")
-    ax = _canvas(findings.speedup(frame), rows=len(table) + 1)
+    ax = canvas(findings.speedup(frame), rows=len(table) + 1)
     logs = np.log2(table.to_numpy(dtype=float))
     limit = max(float(np.nanmax(np.abs(logs))), 0.25)
     ax.imshow(logs, cmap="PuOr_r", norm=CenteredNorm(0, limit), aspect="auto", origin="lower")
@@ -153,7 +153,7 @@ def speedup_map(frame: pd.DataFrame) -> Axes:
     ax.set_yticks(range(table.shape[0]), [f"{size:,}" for size in table.index])
     ax.set_xlabel("length of each text, tokens")
     ax.set_ylabel("batch size, texts")
-    return _finish(ax, frame)
+    return finish(ax, frame)
 
 
 def floor(frame: pd.DataFrame) -> Axes:
@@ -164,7 +164,7 @@ def floor(frame: pd.DataFrame) -> Axes:
     frame
         As for `speedup_map`, with ``baseline_ms`` and ``candidate_ms``.
     """
-    ax = _canvas(findings.floor(frame), rows=5)
+    ax = canvas(findings.floor(frame), rows=5)
     work = frame["batch_size"] * frame["tokens"]
     for role, color, up in (("baseline", VERMILLION, 9), ("candidate", BLUE, -16)):
         times_ms = frame[f"{role}_ms"]
@@ -180,7 +180,7 @@ def floor(frame: pd.DataFrame) -> Axes:
     ax.set_xlabel("tokens in one batch (texts × tokens of each)")
     ax.set_ylabel("time of one batch, ms")
     ax.margins(y=0.12)
-    return _finish(ax, frame)
+    return finish(ax, frame)
 
 
 def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
@@ -193,7 +193,7 @@ def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
     max_length
         The model's limit, at which longer texts are cut.
     """
-    ax = _canvas(findings.lengths(tokens, max_length), rows=4)
+    ax = canvas(findings.lengths(tokens, max_length), rows=4)
     bins = [max_length * step / 40 for step in range(41)]
     counts, _, _ = ax.hist(tokens, bins=bins, color=SKY, edgecolor="white", linewidth=0.5)
     top = float(np.max(counts)) * 1.1
@@ -205,7 +205,7 @@ def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
     ax.set_xlim(0, max_length * 1.01)
     ax.set_xlabel("length, tokens")
     ax.set_ylabel("texts")
-    return _finish(ax, pd.DataFrame())
+    return finish(ax, pd.DataFrame())
 
 
 def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> Axes:
@@ -218,7 +218,7 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
     profiles
         As ``accel_lib.convert.tensorrt.choose_profiles`` returns them.
     """
-    ax = _canvas(findings.profiles(lengths, profiles), rows=5)
+    ax = canvas(findings.profiles(lengths, profiles), rows=5)
     spans = sorted(profiles, key=lambda profile: profile.max[1])
     right = max(spans[-1].max[1], int(lengths.max()))
     counts, _, _ = ax.hist(
@@ -241,7 +241,7 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
     ax.set_ylim(0, top * (1.1 + 0.15 * len(spans)))
     ax.set_xlabel("length, tokens (profiles: batch × tokens)")
     ax.set_ylabel("texts")
-    return _finish(ax, pd.DataFrame())
+    return finish(ax, pd.DataFrame())
 
 
 def timeline(request: Timeline) -> Axes:
@@ -255,16 +255,16 @@ def timeline(request: Timeline) -> Axes:
     spent = dataclasses.asdict(request)
     frame = pd.DataFrame({"span": [_SPANS[name] for name in spent], "ms": spent.values()})
     frame.attrs["machine"] = machine_line()
-    ax = _canvas(findings.timeline(frame), rows=len(frame))
+    ax = canvas(findings.timeline(frame), rows=len(frame))
     y = _rows(ax, frame["span"])
     start = np.concatenate([[0.0], np.cumsum(frame["ms"].to_numpy())[:-1]])
     colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
     total = float(frame["ms"].sum())
     ax.barh(y, np.maximum(frame["ms"], total / 400), left=start, color=colors, height=0.62)
     for row, left, width in zip(y, start, frame["ms"], strict=True):
-        _label(ax, left + width, row, f"{number(width)} ms")
+        label(ax, left + width, row, f"{number(width)} ms")
     ax.set_xlabel("milliseconds since the call (green: the model computes)")
-    return _finish(ax, frame, right=total * 1.14)
+    return finish(ax, frame, right=total * 1.14)
 
 
 def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
@@ -278,10 +278,10 @@ def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
     p95_ms
         The latency target.
     """
-    ax = _canvas(findings.tuning(frame, p95_ms), rows=6)
+    ax = canvas(findings.tuning(frame, p95_ms), rows=6)
     best = findings.best_setting(frame, p95_ms)
     x, y = frame["p95_ms"], frame["sentences_per_s"]
-    across, up = _ends(frame, "p95_ms"), _ends(frame, "sentences_per_s")
+    across, up = ends(frame, "p95_ms"), ends(frame, "sentences_per_s")
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
     ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
     at, met = (best["p95_ms"], best["sentences_per_s"]), best["p95_ms"] <= p95_ms
@@ -296,7 +296,7 @@ def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
     )  # fmt: skip
     ax.set_xlabel("p95 latency, ms")
     ax.set_ylabel("throughput, sentences per second")
-    return _finish(ax, frame)
+    return finish(ax, frame)
 
 
 def batch_sizes(executions: pd.Series[Any]) -> Axes:
@@ -307,15 +307,16 @@ def batch_sizes(executions: pd.Series[Any]) -> Axes:
     executions
         Executions by batch size, the ``batch_sizes`` of a load run.
     """
-    ax = _canvas(findings.batch_sizes(executions), rows=5)
+    ax = canvas(findings.batch_sizes(executions), rows=5)
     ax.bar(executions.index.to_numpy(), executions.to_numpy(), color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
     ax.set_ylabel("executions")
     ax.locator_params(axis="x", integer=True)
-    return _finish(ax, executions)
+    return finish(ax, executions)
 
 
-def _canvas(title: str, *, rows: int) -> Axes:
+def canvas(title: str, *, rows: int) -> Axes:
+    """Axes with the finding as its figure's title, high enough for so many rows."""
     pyplot = require("matplotlib.pyplot", extra="notebook")
     figure, ax = pyplot.subplots(figsize=(_WIDTH_INCHES, 1.5 + 0.55 * rows), layout="constrained")
     glued = title.replace("≤ ", "≤\N{NO-BREAK SPACE}").replace(" × ", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}")
@@ -335,18 +336,20 @@ def _rows(ax: Axes, names: Sequence[str] | pd.Series[str]) -> NDArray[np.int64]:
     return y
 
 
-def _label(ax: Axes, x: float, y: float, words: str) -> None:
+def label(ax: Axes, x: float, y: float, words: str) -> None:
+    """Words to the right of a point."""
     ax.annotate(words, (x, y), (6, 0), textcoords="offset points", ha="left", va="center", fontsize=10)
 
 
-def _ends(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
+def ends(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
     """Distances from a value down and up to the ends of its interval, as matplotlib wants them."""
     value, low, high = (frame[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
     ends: NDArray[np.float64] = np.maximum(np.stack([value - low, high - value]), 0.0)
     return ends
 
 
-def _finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None = None) -> Axes:
+def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None = None) -> Axes:
+    """Where it was measured as the caption, and where the x axis ends."""
     if right is not None:
         ax.set_xlim(0, right)
     where = data.attrs.get("recorded") or data.attrs.get("machine")
