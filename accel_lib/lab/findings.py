@@ -18,7 +18,6 @@ from accel_lib.lab.words import listed, number, percent, times
 _CLOSE_COSINE = 0.95
 _FLAT = 1.25  # times the least: still the same time
 BASELINE = "sentence-transformers"
-SETTINGS = ("instance_count", "max_queue_delay_us", "max_batch_tokens")
 
 
 def comparison(frame: pd.DataFrame) -> str:
@@ -170,48 +169,9 @@ def timeline(frame: pd.DataFrame) -> str:
     return f"One request takes {number(total)} ms: {work}, and {cost}"
 
 
-def tuning(frame: pd.DataFrame, p95_ms: float) -> str:
-    """Which setting answers most within the latency target, or that none does."""
-    best = best_setting(frame, p95_ms)
-    if best["p95_ms"] > p95_ms:
-        closest = f"the closest, {setting(best)}, has {number(best['p95_ms'])} ms"
-        return f"No setting meets a p95 of {p95_ms:g} ms: {closest}"
-    said = f"{setting(best)}: {number(best['sentences_per_s'])} sentences/s at a p95 of {number(best['p95_ms'])} ms"
-    alike = len(_alike(frame, p95_ms))
-    if alike == len(frame) > 1:
-        return f"No significant difference between the {alike} settings: took the simplest, {said}"
-    return f"{said}; {alike} settings are indistinguishable, took the simplest" if alike > 1 else said
-
-
-def best_setting(frame: pd.DataFrame, p95_ms: float) -> pd.Series[Any]:
-    """The row with most throughput under the target, the simplest of equals; the lowest p95 where none meets it."""
-    alike = _alike(frame, p95_ms)
-    if alike.empty:
-        return _row(frame, "p95_ms", least=True)
-    simplest: pd.Series[Any] = alike.sort_values(list(SETTINGS)).iloc[0]
-    return simplest
-
-
-def setting(row: pd.Series[Any]) -> str:
-    """One setting in words: ``"1 instance, no queue delay, ≤ 512 tokens a batch"``."""
-    instances = f"{row['instance_count']:.0f} instance{'s' if row['instance_count'] > 1 else ''}"
-    delay = f"{row['max_queue_delay_us'] / 1e3:g} ms queue delay" if row["max_queue_delay_us"] else "no queue delay"
-    return f"{instances}, {delay}, ≤ {row['max_batch_tokens']:,.0f} tokens a batch"
-
-
 def agreement_column(frame: pd.DataFrame) -> str:
     """``"same_label"`` for classifiers, ``"top10_overlap"`` for embeddings."""
     return "same_label" if "same_label" in frame else "top10_overlap"
-
-
-def _alike(frame: pd.DataFrame, p95_ms: float) -> pd.DataFrame:
-    """The settings within the target whose throughput interval reaches the best one's."""
-    meets: pd.DataFrame = frame.loc[frame["p95_ms"] <= p95_ms]
-    if meets.empty:
-        return meets
-    best = _row(meets, "sentences_per_s")
-    alike: pd.DataFrame = meets.loc[meets["sentences_per_s_high"] >= best["sentences_per_s_low"]]
-    return alike
 
 
 def _kept(row: pd.Series[Any]) -> str:

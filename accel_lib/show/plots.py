@@ -267,38 +267,6 @@ def timeline(request: Timeline) -> Axes:
     return finish(ax, frame, right=total * 1.14)
 
 
-def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
-    """Every measured setting by its p95 and throughput, with the target.
-
-    Parameters
-    ----------
-    frame
-        One row a setting: ``instance_count``, ``max_queue_delay_us``, ``max_batch_tokens``, ``sentences_per_s`` with
-        ``_low`` and ``_high``, ``p95_ms`` with ``_low`` and ``_high``.
-    p95_ms
-        The latency target.
-    """
-    ax = canvas(findings.tuning(frame, p95_ms), rows=6)
-    best = findings.best_setting(frame, p95_ms)
-    x, y = frame["p95_ms"], frame["sentences_per_s"]
-    across, up = ends(frame, "p95_ms"), ends(frame, "sentences_per_s")
-    ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
-    ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
-    at, met = (best["p95_ms"], best["sentences_per_s"]), best["p95_ms"] <= p95_ms
-    ring = GREEN if met else ORANGE
-    ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
-    ax.annotate("chosen" if met else "closest", at, (-12, 8), textcoords="offset points", ha="right", color=ring)
-    ax.margins(x=0.14)
-    ax.axvline(p95_ms, color=VERMILLION, linestyle="--", linewidth=1.4)
-    ax.annotate(
-        f"target {p95_ms:g} ms", (p95_ms, 0.02), (5, 0), xycoords=("data", "axes fraction"),
-        textcoords="offset points", color=VERMILLION,
-    )  # fmt: skip
-    ax.set_xlabel("p95 latency, ms")
-    ax.set_ylabel("throughput, sentences per second")
-    return finish(ax, frame)
-
-
 def batch_sizes(executions: pd.Series[Any]) -> Axes:
     """How often Triton ran each batch size.
 
@@ -344,8 +312,8 @@ def label(ax: Axes, x: float, y: float, words: str) -> None:
 def ends(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
     """Distances from a value down and up to the ends of its interval, as matplotlib wants them."""
     value, low, high = (frame[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
-    ends: NDArray[np.float64] = np.maximum(np.stack([value - low, high - value]), 0.0)
-    return ends
+    distances: NDArray[np.float64] = np.maximum(np.stack([value - low, high - value]), 0.0)
+    return distances
 
 
 def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None = None) -> Axes:

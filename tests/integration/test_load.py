@@ -216,9 +216,9 @@ def test_a_target_that_nothing_meets_names_the_closest_setting(tiny):
     assert tuning.finding.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
 
 
-def test_a_grid_without_a_setting_is_refused_with_a_whole_one(tiny):
+def test_a_grid_of_something_else_is_refused_with_what_there_is(tiny):
     with pytest.raises(AccelError, match="instance_count"):
-        tune(tiny, TEXTS, p95_ms=50, grid={"max_batch_size": (8,)})
+        tune(tiny, TEXTS, p95_ms=50, grid={"max_queue": (8,)})
 
 
 def test_an_error_while_tuning_puts_the_own_setting_back(tiny):

@@ -8,7 +8,7 @@ import pytest
 matplotlib.use("Agg")
 
 from accel_lib.artifact import Profile
-from accel_lib.show import plots
+from accel_lib.show import plots, plots_tune
 from accel_lib.triton.statistics import Timeline
 
 BASELINE = "sentence-transformers"
@@ -215,24 +215,24 @@ def test_the_timeline_tells_what_serving_costs():
 
 
 def test_the_tuned_setting_is_the_fastest_within_the_target():
-    ax = plots.tuning(settings([60, 80], [100, 200]), 250)
+    ax = plots_tune.tuning(settings([60, 80], [100, 200]), 250)
     assert title(ax) == "2 instances, 2 ms queue delay, ≤ 512 tokens a batch: 80 sentences/s at a p95 of 200 ms"
     assert "chosen" in words(ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("p95 latency, ms", "throughput, sentences per second")
 
 
 def test_a_fast_setting_over_the_target_is_not_taken():
-    assert title(plots.tuning(settings([60, 80], [100, 200]), 150)).startswith("1 instance, no queue delay")
+    assert title(plots_tune.tuning(settings([60, 80], [100, 200]), 150)).startswith("1 instance, no queue delay")
 
 
 def test_an_unmet_target_is_said():
-    ax = plots.tuning(settings([60, 80], [100, 200]), 5)
+    ax = plots_tune.tuning(settings([60, 80], [100, 200]), 5)
     assert title(ax).startswith("No setting meets a p95 of 5 ms: the closest, 1 instance")
     assert "closest" in words(ax)
 
 
 def test_indistinguishable_settings_give_the_simplest():
-    assert title(plots.tuning(settings([60, 61], [100, 100]), 250)).startswith(
+    assert title(plots_tune.tuning(settings([60, 61], [100, 100]), 250)).startswith(
         "No significant difference between the 2 settings: took the simplest, 1 instance"
     )
 

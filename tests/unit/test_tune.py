@@ -1,0 +1,155 @@
+"""Sweeps without a server: which settings get another round, what the journal keeps, and what a table says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from accel_lib.errors import AccelError
+from accel_lib.lab import findings_tune
+from accel_lib.lab.journal import Journal
+from accel_lib.lab.rivals import leader, over, settle
+from accel_lib.lab.sweep import pooled
+from accel_lib.stats import mean_interval
+
+MEASURED = {"model": "tiny", "seconds": 1}
+
+
+def rounds(*rates, p95_ms=40.0, spread=0.1, first=1):
+    return [
+        {
+            "round": number, "errors": 0, "sentences_per_s": rate, "sentences_per_s_low": rate * (1 - spread),
+            "sentences_per_s_high": rate * (1 + spread), "p95_ms": p95_ms, "p95_ms_low": p95_ms * 0.9,
+            "p95_ms_high": p95_ms * 1.1, "p50_ms": 10.0, "p50_ms_low": 9.0, "p50_ms_high": 11.0,
+        }
+        for number, rate in enumerate(rates, first)
+    ]  # fmt: skip
+
+
+def again(runs, p95_ms=50, repeats=5, tolerance=0.05):
+    return settle(runs, p95_ms, repeats=repeats, tolerance=tolerance)
+
+
+def test_the_winner_of_one_round_and_its_runner_up_are_measured_again():
+    assert again({0: rounds(100), 1: rounds(10), 2: rounds(20)}) == [0, 2]
+
+
+def test_only_those_that_may_still_win_get_another_round():
+    assert again({0: rounds(100), 1: rounds(95), 2: rounds(20)}) == [0, 1]
+
+
+def test_a_rival_over_the_target_gets_none():
+    assert again({0: rounds(100, 100), 1: rounds(120, 120, p95_ms=70.0)}) == []
+
+
+def test_rounds_end_when_the_ratio_tells_them_apart():
+    assert again({0: rounds(100, 110, 105), 1: rounds(90, 99, 94.5)}) == []
+
+
+def test_rounds_end_when_a_rival_is_known_to_be_as_good():
+    assert again({0: rounds(100, 110, 105), 1: rounds(99.9, 110.1, 104.9)}) == []
+
+
+def test_rounds_go_on_while_noise_hides_the_difference_and_end_at_the_limit():
+    noisy = {0: rounds(100, 130, 105), 1: rounds(110, 95, 120)}
+    assert sorted(again(noisy)) == [0, 1]
+    assert again(noisy, repeats=3) == []
+
+
+def test_where_nothing_meets_the_target_the_two_closest_get_one_more_round():
+    far = {0: rounds(100, p95_ms=90.0), 1: rounds(99, p95_ms=80.0), 2: rounds(98, p95_ms=200.0)}
+    assert again(far) == [1, 0]
+    assert leader(far, 50) is None
+    assert again({index: runs * 2 for index, runs in far.items()}) == []
+
+
+def test_ratios_are_taken_within_a_round_where_the_machine_was_the_same():
+    ratio, low, high = over(rounds(50, 100, 200), rounds(100, 200, 400))
+    assert ratio == pytest.approx(0.5)
+    assert low == pytest.approx(0.5)
+    assert high == pytest.approx(0.5)
+    assert np.isnan(over(rounds(50, 60), rounds(100, 120))[1])
+
+
+def test_the_interval_of_three_rounds_is_that_of_their_mean():
+    row = pooled(rounds(90, 100, 110))
+    assert (row["sentences_per_s_low"], row["sentences_per_s_high"]) == mean_interval([90, 100, 110])
+    assert pooled(rounds(90, 110))["sentences_per_s_high"] == pytest.approx(121)
+
+
+def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_path):
+    file = tmp_path / "sweep.jsonl"
+    journal = Journal(file, MEASURED)
+    journal.alone_ms = 3.0
+    journal.add({"max_batch_size": 8}, rounds(100)[0] | {"p99": np.float64(3.0)})
+    file.write_text(file.read_text() + '{"setting": {"max_batch')
+    again = Journal(file, MEASURED)
+    assert again.alone_ms == 3.0
+    assert [run["sentences_per_s"] for run in again.runs({"max_batch_size": 8})] == [100]
+    again.add({"max_batch_size": 8}, rounds(101)[0])
+    assert len(Journal(file, MEASURED).runs({"max_batch_size": 8})) == 2
+    assert [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_journal_of_another_sweep_is_refused_and_says_what_differs(tmp_path):
+    Journal(tmp_path / "sweep.jsonl", MEASURED)
+    with pytest.raises(AccelError, match="seconds"):
+        Journal(tmp_path / "sweep.jsonl", MEASURED | {"seconds": 2})
+    (tmp_path / "notes.txt").write_text("no journal\n")
+    with pytest.raises(AccelError, match=r"notes\.txt"):
+        Journal(tmp_path / "notes.txt", MEASURED)
+
+
+def table(rates, p95, batches, **settings):
+    frame = pd.DataFrame(settings | {"sentences_per_s": rates, "p95_ms": p95, "mean_batch_size": batches})
+    for name in ("sentences_per_s", "p95_ms"):
+        frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] * 0.95, frame[name] * 1.05
+    return findings_tune.with_front(frame)
+
+
+def test_the_front_holds_what_nothing_beats_in_both():
+    frame = table([100, 200, 150, 90], [10, 20, 30, 5], [1, 1, 1, 1], max_batch_size=[1, 2, 4, 8])
+    assert frame["on_front"].tolist() == [True, True, False, True]
+
+
+def test_the_reason_for_a_batch_size_is_the_batches_it_makes():
+    frame = table([100, 200], [40, 20], [1, 6], max_batch_size=[1, 8])
+    (reason,) = findings_tune.reasons(frame, 50)
+    assert reason == (
+        "no batches instead of batches of up to 8: 0.50× throughput, 2.0× p95, "
+        "with batches of 1.0 on average instead of 6.0"
+    )
+
+
+def test_a_delay_that_gathers_nobody_is_said_to_only_add_latency():
+    frame = table([100, 100], [20, 24], [1.1, 1.1], max_queue_delay_us=[0, 4_000])
+    (reason,) = findings_tune.reasons(frame, 50)
+    assert reason.startswith("4 ms queue delay instead of no queue delay only adds latency, 1.2× the p95")
+    assert reason.endswith("batches of 1.1 on average either way")
+
+
+def test_a_setting_that_changes_nothing_is_said_to():
+    frame = table([100, 101], [20, 20], [2, 2], instance_count=[1, 2])
+    (reason,) = findings_tune.reasons(frame, 50)
+    assert "no significant difference" in reason
+
+
+def test_a_ratio_from_common_rounds_decides_where_intervals_overlap():
+    frame = table([100, 97], [20, 20], [2, 2], instance_count=[2, 1])
+    assert findings_tune.best_setting(frame, 50)["instance_count"] == 1
+    frame["over_best_high"] = [1.0, 0.99]
+    assert findings_tune.best_setting(frame, 50)["instance_count"] == 2
+
+
+def test_a_target_below_what_one_request_takes_is_named_as_out_of_reach():
+    said = findings_tune.tuning(table([100], [20], [2], instance_count=[1]), 5, alone_ms=8.0)
+    assert said.endswith("none can, as a request that is alone takes 8.0 ms already")
+
+
+def test_another_version_is_called_by_its_engine():
+    frame = table([100, 200], [20, 20], [2, 2], version=[1, 2], engine=["onnx fp32", "onnx int8"])
+    assert findings_tune.tuning(frame, 50).startswith("onnx int8, version 2: 200 sentences/s")
+    assert "(onnx fp32 instead of onnx int8)" in findings_tune.reasons(frame, 50)[0]
