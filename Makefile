@@ -5,6 +5,7 @@
 #   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
 #   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
 #   NB=00_start_here       the notebooks for course and outputs; default: all
+#   LIGHT=1                colab-check and kaggle-check without torch and the notebooks
 
 SHELL := /bin/bash
 .NOTPARALLEL:
@@ -23,7 +24,7 @@ has_gpu = { [ "$$(uname -s)" != Linux ] || nvidia-smi >/dev/null 2>&1; }
 
 .PHONY: help
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## make the environment in .venv and install the project
@@ -33,7 +34,7 @@ course: setup ## run every notebook headless into out/
 	@$(BIN)/accel course run $(NB)
 
 .PHONY: test
-test: lint types unit integration notebooks ## all of the checks below, as CI runs them
+test: lint types unit integration environments notebooks ## all of the checks below, as CI runs them
 
 .PHONY: lint
 lint: setup ## ruff: rules and format, notebooks too; badges and set-up cells
@@ -57,6 +58,18 @@ integration: setup ## tests on a real Triton
 notebooks: setup ## nbval on two notebooks, then each one alone from an empty cache
 	@ACCEL_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NBVAL)
 	@$(BIN)/accel course run --fresh
+
+.PHONY: colab-check
+colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)
+	@$(BIN)/python tests/environments/check.py colab $(if $(LIGHT),--light)
+
+.PHONY: kaggle-check
+kaggle-check: setup ## the same for Kaggle, by its script kernel
+	@$(BIN)/python tests/environments/check.py kaggle $(if $(LIGHT),--light)
+
+.PHONY: environments
+environments: setup ## the light form of both
+	@$(MAKE) --no-print-directory colab-check kaggle-check LIGHT=1
 
 .PHONY: outputs
 outputs: setup ## run notebooks and keep their outputs in notebooks/

@@ -7,12 +7,11 @@ import html
 import shutil
 import socket
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accel_lib.machine import Machine, cache_dir, inspect_machine
+from accel_lib.machine import DRIVERS, Machine, cache_dir, inspect_machine, libpython, major
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,9 +19,14 @@ if TYPE_CHECKING:
 State = Literal["ok", "warn", "fail"]
 
 MARKS: dict[State, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
-# The oldest driver for each CUDA release: https://docs.nvidia.com/deploy/cuda-compatibility/
-_DRIVERS = {"13": 580, "12": 525}
 _GLIBC = (2, 35)
+_OLDEST_CAPABILITY = (7, 5)  # what the builds of PyTorch for CUDA 12.8 and newer, and TensorRT, still hold code for
+# Where a runtime gets its GPU, on the machines that are lent with and without one.
+_ATTACH = {
+    "colab": "Runtime, Change runtime type, T4 GPU; then run the first cell again",
+    "kaggle": "Settings, Accelerator, GPU T4 x2; then run the first cell again",
+    "wsl2": "install NVIDIA's driver on Windows; it brings nvidia-smi into WSL2",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +114,11 @@ def _system(machine: Machine) -> Iterator[Finding]:
 def _libpython(machine: Machine) -> Iterator[Finding]:
     if sys.version_info >= (3, 13) or not machine.system.startswith("Linux"):
         return  # Triton's stub for Python 3.13 needs no shared library
-    name = f"libpython3.{sys.version_info.minor}.so.1.0"
-    folders = [
-        Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib"),
-        Path("/usr/lib", f"{sysconfig.get_platform()[6:]}-linux-gnu"),
-    ]
-    if any((folder / name).is_file() for folder in folders):
-        yield Finding("Python library", name)
+    if libpython() in machine.libraries:
+        yield Finding("Python library", libpython())
     else:
         fix = f"Triton's Python backend loads it: apt-get install libpython3.{sys.version_info.minor}"
-        yield Finding("Python library", f"no {name}", "warn", fix)
+        yield Finding("Python library", f"no {libpython()}", "warn", fix)
 
 
 def _processor(machine: Machine) -> Iterator[Finding]:
@@ -143,19 +142,23 @@ def _memory(machine: Machine) -> Iterator[Finding]:
 
 
 def _gpu(machine: Machine) -> Iterator[Finding]:
-    if not machine.gpus and shutil.which("nvidia-smi"):
+    if not machine.gpus and shutil.which("nvidia-smi") and machine.place not in ("colab", "kaggle"):
         yield Finding("GPU", "nvidia-smi is here and shows no GPU", "warn", "run nvidia-smi and read what it says")
+    elif not machine.gpus and machine.place in _ATTACH:
+        yield Finding("GPU", "none attached: CPU engines", "warn", _ATTACH[machine.place])
     elif not machine.gpus:
         yield Finding("GPU", "none: CPU engines")
     for gpu in machine.gpus:
-        yield Finding("GPU", str(gpu))
+        old = tuple(map(int, gpu.compute_capability.split("."))) < _OLDEST_CAPABILITY
+        fix = "PyTorch and TensorRT hold no code for it any more: choose a T4 or newer" if old else ""
+        yield Finding("GPU", str(gpu), "fail" if old else "ok", fix)
     if machine.gpus:
         driver = machine.gpus[0].driver
-        cuda = next((cuda for cuda, oldest in _DRIVERS.items() if _major(driver) >= oldest), None)
+        cuda = next((cuda for cuda, oldest in DRIVERS.items() if machine.driver >= oldest), None)
         if cuda:
             yield Finding("Driver", f"{driver}: CUDA {cuda}")
         else:
-            yield Finding("Driver", driver, "fail", f"install driver {_DRIVERS['12']} or newer")
+            yield Finding("Driver", driver, "fail", f"install driver {DRIVERS['12']} or newer")
 
 
 def _torch(machine: Machine) -> Iterator[Finding]:
@@ -165,13 +168,17 @@ def _torch(machine: Machine) -> Iterator[Finding]:
     elif machine.gpus and version.endswith("+cpu"):
         fix = "python -m pip uninstall -y torch, then python -m pip install torch"
         yield Finding("torch", f"{version}: it cannot see the GPU", "warn", fix)
+    elif machine.gpus and machine.torch_cuda and machine.driver < DRIVERS[machine.torch_cuda]:
+        seen = f"{version}: built for CUDA {machine.torch_cuda}, the driver is {machine.gpus[0].driver}"
+        fix = f"install driver {DRIVERS[machine.torch_cuda]} or newer, or a torch built for CUDA 12"
+        yield Finding("torch", seen, "fail", fix)
     else:
         yield Finding("torch", version)
 
 
 def _packages(machine: Machine) -> Iterator[Finding]:
     versions = machine.versions
-    old = _major(versions["numpy"]) < 2
+    old = major(versions["numpy"]) < 2
     yield Finding("numpy", versions["numpy"], *(("fail", "python -m pip install 'numpy>=2'") if old else ("ok", "")))
     extras = {"transformers": "models", "sentence-transformers": "models", "onnx": "convert", "tritonclient": "triton"}
     for package, extra in extras.items():
@@ -187,15 +194,28 @@ def _packages(machine: Machine) -> Iterator[Finding]:
 def _tensorrt(machine: Machine) -> Iterator[Finding]:
     found = {name: version for name, version in machine.versions.items() if name.startswith("tensorrt")}
     seen = ", ".join(f"{name} {version}" for name, version in found.items())
-    builds = {build for build in _DRIVERS for name in found if name.endswith(f"cu{build}")}
+    builds = {build for build in DRIVERS for name in found if name.endswith(f"cu{build}")}
+    full = [name for name in found if "rtx" not in name]
     if not found:
         yield Finding("TensorRT", "not installed: ONNX Runtime serves", fix="python -m pip install 'accel_lib[rtx]'")
     elif len(builds) > 1:
-        fix = "keep the build of your driver: python -m pip uninstall the other one"
+        fix = f"keep the build for CUDA {machine.cuda}: python -m pip uninstall the other one"
         yield Finding("TensorRT", f"{seen}: builds for two CUDA releases", "fail", fix)
-    elif machine.gpus and builds and _major(machine.gpus[0].driver) < _DRIVERS[min(builds)]:
-        fix = f"it needs driver {_DRIVERS[min(builds)]} or newer; or install the cu12 build"
-        yield Finding("TensorRT", seen, "fail", fix)
+    elif machine.gpus and builds and machine.driver < DRIVERS[min(builds)]:
+        fix = f"it needs driver {DRIVERS[min(builds)]} or newer; or install the cu12 build"
+        yield Finding("TensorRT", f"{seen}: the driver is {machine.gpus[0].driver}", "fail", fix)
+    elif machine.torch_cuda and builds and builds != {machine.torch_cuda}:
+        fix = f"python -m pip install the cu{machine.torch_cuda} build in its place"
+        yield Finding("TensorRT", f"{seen}: torch is built for CUDA {machine.torch_cuda}", "warn", fix)
+    elif full and "libnvinfer" not in machine.libraries:
+        fix = f"python -m pip install --force-reinstall {full[0]}: its libraries come from NVIDIA's own index"
+        yield Finding("TensorRT", f"{seen}: libnvinfer is missing", "fail", fix)
+    elif not full and any(gpu.compute_capability == "9.0" for gpu in machine.gpus):
+        fix = "python -m pip install 'accel_lib[tensorrt]'"
+        yield Finding("TensorRT", f"{seen}: TensorRT-RTX does not run on Hopper", "warn", fix)
+    elif not full and any(gpu.compute_capability == "7.5" for gpu in machine.gpus):
+        fix = 'accel.to_onnx(model, precision="fp16")'
+        yield Finding("TensorRT", f"{seen}: on Turing it runs FP16, and refuses FP32", "ok", fix)
     else:
         yield Finding("TensorRT", seen if machine.gpus else f"{seen}: builds engines, runs none without a GPU")
 
@@ -213,7 +233,3 @@ def _ports() -> Finding:
 def _free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def _major(version: str) -> int:
-    return int(version.partition(".")[0])

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from accel_lib.errors import require
-from accel_lib.machine import cache_dir
+from accel_lib.machine import cache_dir, inspect_machine
 
 NOTEBOOKS = ("00_start_here", "01_pytorch_to_onnx", "02_onnx_to_tensorrt", "03_triton_in_a_notebook", "your_model")
 
@@ -71,6 +73,35 @@ def run_notebooks(
         print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
         runs.append(run)
     return runs
+
+
+def summarize(runs: Sequence[NotebookRun], path: Path, *, status: int = 0, files: Sequence[Path] = ()) -> None:
+    """Write a headless run as JSON: where it ran, each notebook's seconds and verdict, and what else was measured.
+
+    Parameters
+    ----------
+    runs
+        What `run_notebooks` returned.
+    path
+        File to write.
+    status
+        Exit status of the whole.
+    files
+        JSON files of further experiments, taken in under their names.
+    """
+    machine = inspect_machine()
+    summary = {
+        "passed": status == 0,
+        "machine": str(machine),
+        "gpus": [str(gpu) for gpu in machine.gpus],
+        "place": machine.place,
+        "versions": machine.versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notebooks": [dataclasses.asdict(run) | {"verdict": run.verdict} for run in runs],
+        **{file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 def keep_outputs(path: Path, copy: Path) -> None:

@@ -1,7 +1,7 @@
 """The frame every notebook of the course has: badges and a set-up cell, generated from one setting.
 
 The setting is ``[project.urls] Repository`` in pyproject.toml. Change it, then run ``accel course frame --write``: the
-badges in notebooks and pages, the set-up cells and ``colab/bootstrap.py`` follow.
+badges in notebooks and pages, the set-up cells, ``colab/bootstrap.py`` and ``kaggle/run_course.py`` follow.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+from accel_lib.course import NOTEBOOKS
 from accel_lib.errors import MachineError, require
 
 _BRANCH = "main"
-_BADGE = re.compile(r"\[!\[Open in (Colab|Kaggle)\]\([^)]*\)\]\([^)]*/notebooks/([\w/]+)\.ipynb\)")
+_BADGE = re.compile(r"\[!\[Open in (Colab|Kaggle)\]\([^)]*\)\]\([^)]*/((?:notebooks|colab)/[\w/]+)\.ipynb\)")
 _SOURCE = re.compile(r'^REPOSITORY = ".*"$', re.MULTILINE)
+_INDEX = re.compile(r"(?:^\| \[.*\]\(\.\./notebooks/.*\n)+", re.MULTILINE)
+_SCRIPTS = ("colab/bootstrap.py", "kaggle/run_course.py")
 _PAGES = ("README.md", "colab/README.md", "kaggle/README.md")
 _SETUP = """\
 import importlib.util
@@ -53,7 +56,7 @@ def repository_url() -> str:
 
 def badges(notebook: str) -> str:
     """Two badges in a line: open a notebook, such as ``"00_start_here"``, on an empty Colab or Kaggle machine."""
-    return f"{_badge('Colab', notebook)} {_badge('Kaggle', notebook)}"
+    return f"{_badge('Colab', f'notebooks/{notebook}')} {_badge('Kaggle', f'notebooks/{notebook}')}"
 
 
 def setup_cell() -> str:
@@ -76,9 +79,9 @@ def frame(*, write: bool = False) -> list[str]:
     """
     root = project_root()
     wanted = {root / page: _pages_text(root / page) for page in _PAGES if (root / page).is_file()}
-    wanted |= {path: _notebook_text(path) for path in sorted((root / "notebooks").rglob("*.ipynb"))}
-    bootstrap = root / "colab" / "bootstrap.py"
-    wanted[bootstrap] = _SOURCE.sub(f'REPOSITORY = "{repository_url()}"', bootstrap.read_text(encoding="utf-8"))
+    for folder in ("notebooks", "colab"):
+        wanted |= {path: _notebook_text(path) for path in sorted((root / folder).rglob("*.ipynb"))}
+    wanted |= {root / script: _script_text(root / script) for script in _SCRIPTS if (root / script).is_file()}
     differing = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
     if write:
         for path, text in differing.items():
@@ -87,7 +90,22 @@ def frame(*, write: bool = False) -> list[str]:
 
 
 def _pages_text(path: Path) -> str:
-    return _BADGE.sub(lambda found: _badge(*found.groups()), path.read_text(encoding="utf-8"))
+    text = _INDEX.sub(lambda _: _index(path.parents[1] / "notebooks"), path.read_text(encoding="utf-8"))
+    return _BADGE.sub(lambda found: _badge(*found.groups()), text)
+
+
+def _index(folder: Path) -> str:
+    """A row for each notebook of the course: its title and its badges."""
+    rows = []
+    for name in NOTEBOOKS:
+        notebook = require("nbformat", extra="notebook").read(folder / f"{name}.ipynb", as_version=4)
+        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+        rows.append(f"| [{title}](../notebooks/{name}.ipynb) | {badges(name)} |\n")
+    return "".join(rows)
+
+
+def _script_text(path: Path) -> str:
+    return _SOURCE.sub(f'REPOSITORY = "{repository_url()}"', path.read_text(encoding="utf-8"))
 
 
 def _notebook_text(path: Path) -> str:
@@ -105,7 +123,7 @@ def _notebook_text(path: Path) -> str:
 
 
 def _badge(place: str, notebook: str) -> str:
-    page = f"{_slug()}/blob/{_BRANCH}/notebooks/{notebook}.ipynb"
+    page = f"{_slug()}/blob/{_BRANCH}/{notebook}.ipynb"
     image, link = {
         "Colab": (
             "https://colab.research.google.com/assets/colab-badge.svg",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +26,10 @@ PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "pandas", "onnx", "onnxscript"),
     *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12"),
     *("tensorrt-rtx-cu13", "tritonclient", "grpcio", "protobuf", "ipywidgets", "papermill"),
+    *("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"),
 )
+# The oldest driver for each CUDA release: https://docs.nvidia.com/deploy/cuda-compatibility/
+DRIVERS = {"13": 580, "12": 525}
 # Linux's names of the instructions that decide how fast 8-bit and 32-bit arithmetic is, weakest first.
 _ISA = {
     "avx2": "AVX2",
@@ -75,6 +80,8 @@ class Machine:
         NVIDIA GPUs, empty where there is none.
     versions
         Installed version of each package that matters, by package name.
+    libraries
+        Shared libraries that were found: the running Python's own, and ``libnvinfer`` where a TensorRT brought it.
     """
 
     place: Place
@@ -87,6 +94,27 @@ class Machine:
     memory_bytes: int
     gpus: tuple[Gpu, ...]
     versions: dict[str, str]
+    libraries: frozenset[str] = frozenset()
+
+    @property
+    def driver(self) -> int:
+        """The driver's major version, 0 without a GPU."""
+        return major(self.gpus[0].driver) if self.gpus else 0
+
+    @property
+    def torch_cuda(self) -> str:
+        """The CUDA release that PyTorch was built for, ``"12"`` or ``"13"``; empty for a CPU build and without it."""
+        local = self.versions.get("torch", "").partition("+")[2]
+        if local or "torch" not in self.versions:
+            return local[2:4] if local.startswith("cu") else ""
+        names = {"12": "nvidia-cuda-runtime-cu12", "13": "nvidia-cuda-runtime"}  # what the build on PyPI brings along
+        return next((release for release, name in names.items() if name in self.versions), "")
+
+    @property
+    def cuda(self) -> str:
+        """The CUDA release to take TensorRT for: PyTorch's own, else the newest that the driver runs, else 12."""
+        runs = next((release for release, oldest in DRIVERS.items() if self.driver >= oldest), "12")
+        return self.torch_cuda or runs
 
     def __str__(self) -> str:
         fast = f" ({self.isa[-1]})" if self.isa else ""
@@ -116,7 +144,18 @@ def inspect_machine() -> Machine:
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
         versions=_versions(),
+        libraries=_libraries(),
     )
+
+
+def libpython() -> str:
+    """File name of the running Python's shared library, which Triton's stub loads up to Python 3.12."""
+    return f"libpython3.{sys.version_info.minor}.so.1.0"
+
+
+def major(version: str) -> int:
+    """First number of a version."""
+    return int(version.partition(".")[0])
 
 
 def _place() -> Place:
@@ -178,6 +217,16 @@ def _gpus() -> tuple[Gpu, ...]:
         Gpu(name=name, compute_capability=capability, memory_bytes=int(mebibytes) * 2**20, driver=driver)
         for name, capability, mebibytes, driver in rows
     )
+
+
+def _libraries() -> frozenset[str]:
+    folders = [Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")]
+    folders += [Path("/usr/lib", f"{platform.machine()}-linux-gnu")]
+    found = {libpython()} if any((folder / libpython()).is_file() for folder in folders) else set()
+    spec = importlib.util.find_spec("tensorrt_libs")  # where the wheels of full TensorRT put them
+    folders += map(Path, (spec.submodule_search_locations or ()) if spec else ())
+    nvinfer = any(next(folder.glob("libnvinfer.so*"), None) for folder in folders if folder.is_dir())
+    return frozenset(found | {"libnvinfer"} if nvinfer else found)
 
 
 def _versions() -> dict[str, str]:

@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from accel_lib.artifact import Manifest
-from accel_lib.errors import MissingDependencyError
-from accel_lib.machine import Gpu
+from accel_lib.errors import MachineError, MissingDependencyError
+from accel_lib.machine import DRIVERS, Gpu, Machine, inspect_machine
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # import name -> extra
 
@@ -45,26 +45,52 @@ def installed() -> list[str]:
     return [name for name in LIBRARIES if importlib.util.find_spec(name)]
 
 
-def ensure_installed(requirement: str = "accel_lib[rtx]") -> None:
+def requirement(library: str = "tensorrt_rtx", machine: Machine | None = None) -> str:
+    """What pip installs for a library here: the build for the CUDA release of PyTorch, else for the driver's.
+
+    Without a driver it is the build for CUDA 12, which builds engines all the same and runs with newer drivers too.
+
+    Raises
+    ------
+    MachineError
+        The driver is too old for that build.
+    """
+    machine = machine or inspect_machine()
+    if machine.gpus and machine.driver < DRIVERS[machine.cuda]:
+        raise MachineError(
+            f"The driver is too old for CUDA {machine.cuda}, which PyTorch here was built for.",
+            seen=f"driver {machine.gpus[0].driver}, torch {machine.versions.get('torch', 'not installed')}",
+            fix=f"install driver {DRIVERS[machine.cuda]} or newer, or a PyTorch built for CUDA 12",
+        )
+    return {"tensorrt_rtx": "tensorrt-rtx-cu{}>=1.7", "tensorrt": "tensorrt-cu{}>=10.12"}[library].format(machine.cuda)
+
+
+def ensure_installed(wanted: str = "") -> None:
     """Install TensorRT-RTX with pip where no TensorRT is installed, and print which one is there.
 
-    The build for CUDA 12 is taken: newer drivers run it too, and without a driver it builds engines all the same.
+    Parameters
+    ----------
+    wanted
+        What to install in its place: a requirement for pip.
 
     Raises
     ------
     MissingDependencyError
         pip could not install it, or there is none for this system (it needs Linux on x86-64).
+    MachineError
+        The driver is too old.
     """
     if not installed():
-        print("installing TensorRT-RTX, once", flush=True)
+        wanted = wanted or requirement()
+        print(f"installing {wanted}, once", flush=True)
         pip = subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", requirement],
+            [sys.executable, "-m", "pip", "install", "--quiet", wanted],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         importlib.invalidate_caches()
         if not installed():
             raise MissingDependencyError(
-                "TensorRT-RTX could not be installed.",
+                "TensorRT could not be installed.",
                 seen=pip.stderr.strip() or f"pip has none for {sys.platform} and this Python",
                 fix="on Linux x86-64: python -m pip install 'accel_lib[rtx]'",
             )

@@ -1,12 +1,15 @@
 """The machine is described as it is, within its container's limits, and the doctor names each fix."""
 
 import dataclasses
+import re
 import stat
 
 import pytest
 
 from accel_lib import machine as machine_module
 from accel_lib.checkup import doctor
+from accel_lib.engines.trt import requirement
+from accel_lib.errors import MachineError
 from accel_lib.machine import Gpu, inspect_machine
 
 T4 = Gpu(name="Tesla T4", compute_capability="7.5", memory_bytes=15 * 2**30, driver="580.82.07")
@@ -123,6 +126,49 @@ def test_what_cannot_work_fails_with_a_fix(driver, versions, what):
     assert not checkup.ok
     assert finding(checkup, what).state == "fail"
     assert finding(checkup, what).fix
+
+
+@pytest.mark.parametrize(
+    ("changed", "what", "state", "words"),
+    [
+        ({"place": "colab", "gpus": ()}, "GPU", "warn", "none attached.*Change runtime type, T4 GPU"),
+        ({"place": "kaggle", "gpus": ()}, "GPU", "warn", "none attached.*Accelerator, GPU T4 x2"),
+        ({"gpus": (dataclasses.replace(T4, name="Tesla P100", compute_capability="6.0"),)}, "GPU", "fail", "a T4"),
+        ({"versions": {"torch": "2.11.0+cu130"}, "driver": "550.54"}, "torch", "fail", "CUDA 13.*driver 580"),
+        ({"versions": {"torch": "2.15.0", "nvidia-cuda-runtime": "13.0"}, "driver": "535.1"}, "torch", "fail", "13"),
+        (
+            {"versions": {"torch": "2.11.0+cu128", "tensorrt-rtx-cu13": "1.7.1"}},
+            *("TensorRT", "warn", "torch is built for CUDA 12.*cu12 build"),
+        ),
+        ({"versions": {"tensorrt-cu12": "10.13"}, "libraries": frozenset()}, "TensorRT", "fail", "libnvinfer is miss"),
+        ({"versions": {"tensorrt-rtx-cu12": "1.7.1"}}, "TensorRT", "ok", "on Turing it runs FP16, and refuses FP32"),
+        (
+            {
+                "versions": {"tensorrt-rtx-cu12": "1.7.1"},
+                "gpus": (dataclasses.replace(T4, name="NVIDIA H200", compute_capability="9.0"),),
+            },
+            *("TensorRT", "warn", "not run on Hopper"),
+        ),
+        ({"libc": "glibc 2.31"}, "System", "warn", "glibc 2.31.*needs Linux x86-64 with glibc 2.35"),
+        ({"libc": ""}, "System", "warn", "no glibc"),
+        ({"libraries": frozenset()}, "Python library", "warn", "no libpython.*apt-get install libpython"),
+    ],
+)
+def test_each_mismatch_is_explained_with_its_fix(changed, what, state, words):
+    changed = dict(changed)
+    seen = with_gpu(changed.pop("driver", "580.82"), **changed.pop("versions", {}))
+    row = finding(doctor(dataclasses.replace(seen, **changed)), what)
+    assert row.state == state, row
+    assert re.search(words, f"{row.seen} → {row.fix}"), row
+
+
+def test_tensorrt_follows_the_cuda_release_of_torch_and_the_driver():
+    assert requirement("tensorrt_rtx", with_gpu("580.82", torch="2.11.0+cu128")) == "tensorrt-rtx-cu12>=1.7"
+    assert requirement("tensorrt", with_gpu("580.82", torch="2.11.0+cu130")) == "tensorrt-cu13>=10.12"
+    assert requirement("tensorrt_rtx", with_gpu("550.54", torch="2.13.0+cpu")) == "tensorrt-rtx-cu12>=1.7"
+    assert requirement("tensorrt_rtx", dataclasses.replace(inspect_machine(), gpus=())) == "tensorrt-rtx-cu12>=1.7"
+    with pytest.raises(MachineError, match="too old for CUDA 13"):
+        requirement("tensorrt", with_gpu("550.54", torch="2.11.0+cu130"))
 
 
 def test_a_missing_package_names_the_extra_that_installs_it():

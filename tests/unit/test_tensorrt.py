@@ -82,7 +82,7 @@ def test_a_missing_tensorrt_is_installed_by_pip(monkeypatch, capsys):
     answers = iter([[], ["tensorrt_rtx"], ["tensorrt_rtx"]])
     monkeypatch.setattr(trt, "installed", lambda: next(answers))
     trt.ensure_installed()
-    assert "installing TensorRT-RTX" in capsys.readouterr().out
+    assert "installing tensorrt-rtx-cu12>=1.7" in capsys.readouterr().out
 
 
 def test_when_pip_fails_its_own_words_are_passed_on(monkeypatch, tmp_path):
