@@ -52,6 +52,9 @@ class Generator:
         Closed loop: requests under way at any time.
     schedule_s
         Open loop: when each request is to be sent, in seconds from the start, whatever has become of the others.
+    connections
+        Open loop: most requests under way, as of a client that has so many connections; further ones are sent late.
+        None sends every request when it is due.
     timeout_s
         How long a client waits for an answer.
     """
@@ -63,6 +66,7 @@ class Generator:
         *,
         concurrency: int = 1,
         schedule_s: Iterable[float] | None = None,
+        connections: int | None = None,
         protocol: Literal["grpc", "http"] = "grpc",
         timeout_s: float | None = None,
     ) -> None:
@@ -73,6 +77,7 @@ class Generator:
         self._url, self._payloads, self._concurrency = url, payloads, concurrency
         self._schedule_s, self._protocol, self._timeout_s = schedule_s, protocol, timeout_s
         # select() wakes within microseconds, epoll() only on whole milliseconds
+        self._free = asyncio.Semaphore(connections) if connections else contextlib.nullcontext()
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._stop = asyncio.Event()
         self._ended = threading.Event()
@@ -152,7 +157,9 @@ class Generator:
     async def _expect(self, send: _Send, number: int, due_s: float) -> None:
         """One request of a schedule; a drained one is counted as lost."""
         try:
-            await self._ask(send, number, due_s)
+            async with self._free:
+                if not self._stop.is_set():
+                    await self._ask(send, number, due_s)
         except asyncio.CancelledError:
             now = time.perf_counter()
             self.replies.append(Reply(number % len(self._payloads), due_s, due_s, now, None, "DEADLINE_EXCEEDED"))

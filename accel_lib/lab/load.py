@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from accel_lib.errors import AccelError, RequestError, ServerError
-from accel_lib.lab import findings
+from accel_lib.lab import findings, keep
 from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.generator import Generator, Reply
 from accel_lib.lab.measure import tidy
+from accel_lib.lab.mix import make_mix
 from accel_lib.lab.run import Run
-from accel_lib.lab.wire import Protocol, fault, serialize
+from accel_lib.lab.wire import Protocol, fault
 from accel_lib.progress import Progress
 from accel_lib.stats import percentile
 from accel_lib.triton.client import ServedModel
@@ -46,11 +48,14 @@ class LoadRun(Run):
         What Triton counted meanwhile; None where it was gone, or the model was loaded anew.
     stopped
         Why the run ended early; empty if it did not.
+    connections
+        Open loop: requests that the client could have under way; 0 if as many as were due.
     """
 
     generator_busy: float
     statistics: Statistics | None
     stopped: str = ""
+    connections: int = 0
 
     @property
     def naive_p95_ms(self) -> float:
@@ -64,8 +69,9 @@ class LoadRun(Run):
 
     @property
     def generator_bound(self) -> bool:
-        """Whether the generator was the bottleneck: it filled its core, or sent late."""
-        return self.generator_busy > _BUSY or self.lag_ms > max(_LATE_MS, 0.1 * self.p50_ms)
+        """Whether the generator was the bottleneck: it filled its core, or sent late without a reason."""
+        late = self.lag_ms > max(_LATE_MS, 0.1 * self.p50_ms) and not self.connections
+        return self.generator_busy > _BUSY or late
 
     @property
     def batch_sizes(self) -> pd.Series[Any]:
@@ -79,6 +85,34 @@ class LoadRun(Run):
     def finding(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
         return findings.load(self.summary, self.errors, self.stopped, generator_bound=self.generator_bound)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run with its machine and versions, as ``.json`` or ``.parquet``; returns the path.
+
+        Raises
+        ------
+        AccelError
+            Another suffix, or no pyarrow for ``.parquet``.
+        """
+        return keep.write(Path(path), self.frame, self._facts())
+
+    @classmethod
+    def open(cls, path: str | Path) -> LoadRun:
+        """Read a run that `save` wrote.
+
+        Raises
+        ------
+        AccelError
+            There is no such file, or it holds something else.
+        """
+        frame, facts = keep.read(Path(path))
+        counted = facts.pop("statistics")
+        return cls(frame=frame, statistics=Statistics.from_dict(counted) if counted else None, **facts)
+
+    def _facts(self) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("frame", "statistics")]
+        counted = dataclasses.asdict(self.statistics) if self.statistics else None
+        return {name: getattr(self, name) for name in names} | {"statistics": counted}
 
     def _details(self) -> dict[str, Any]:
         row: dict[str, Any] = {} if self.concurrency else {"naive_p95_ms": self.naive_p95_ms}
@@ -99,10 +133,11 @@ def load(
     arrivals: ArrayLike | None = None,
     seconds: float = 5,
     warmup_s: float = 1,
-    rows: int = 1,
+    rows: int | Sequence[int] = 1,
     priority: int | Sequence[int] = 0,
-    queue_timeout_us: int = 0,
+    queue_timeout_us: int | Sequence[int] = 0,
     timeout_s: float | None = None,
+    connections: int | None = None,
     protocol: Protocol = "grpc",
     seed: int = 0,
 ) -> LoadRun:
@@ -127,13 +162,17 @@ def load(
     seconds, warmup_s
         How long to measure (`arrivals` say it themselves), and how long to send beforehand.
     rows
-        Texts in one request.
+        Texts in one request; a sequence gives the requests' in turn.
     priority
         For Triton's priority levels, 1 first; a sequence gives the requests' in turn.
     queue_timeout_us
-        Shortens the queue's own timeout for these requests, microseconds.
+        Each request's own timeout in the queue, microseconds; a sequence gives the requests' in turn. It only counts
+        where the model's ``allow_timeout_override`` is set, and ``queue_timeout_us`` is one that it shortens.
     timeout_s
         How long a client waits for an answer.
+    connections
+        Open loop: requests that the client can have under way, as most load tools have it; when all wait for answers,
+        what is due is sent late. None sends everything when it is due.
     protocol
         ``"grpc"`` or ``"http"``.
     seed
@@ -156,17 +195,13 @@ def load(
     >>> run = accel.load(server.model("embedding"), texts, concurrency=32)  # doctest: +SKIP
     >>> run = accel.load(server.model("embedding"), texts, rate=200)  # doctest: +SKIP
     """
-    if not len(texts) or concurrency < 1 or seconds <= 0 or rows < 1:
-        asked = f"{len(texts)} texts, concurrency {concurrency}, {seconds:g} s, {rows} rows"
+    if min(concurrency, 1 if connections is None else connections) < 1 or seconds <= 0:
+        asked = f"concurrency {concurrency}, connections {connections}, {seconds:g} s"
         fix = "accel_lib.load(served, texts, concurrency=8, seconds=5)"
-        raise AccelError("A load needs texts, a request under way and time.", seen=asked, fix=fix)
+        raise AccelError("A load needs a request under way and time.", seen=asked, fix=fix)
     due = _due(rate, arrivals, seconds, seed)
-    ids = served._tokenize(texts, None)[1]
-    groups = [[ids[(start + i) % len(ids)] for i in range(rows)] for start in range(0, len(ids), rows)]
-    levels = [priority] if isinstance(priority, int) else list(priority)
-    wishes: dict[str, Any] = {"protocol": protocol, "queue_timeout_us": queue_timeout_us}
-    requests = [serialize(served, group, priority=levels[i % len(levels)], **wishes) for i, group in enumerate(groups)]
-    facts = [(len(group), sum(map(len, group)), levels[i % len(levels)]) for i, group in enumerate(groups)]
+    mix = make_mix(served, texts, rows=rows, priority=priority, queue_timeout_us=queue_timeout_us, protocol=protocol)
+    requests, facts = mix.payloads, list(zip(mix.rows, mix.tokens, mix.priorities, strict=True))
     url = served._server.grpc_url if protocol == "grpc" else served._server.http_url
     common: dict[str, Any] = {"protocol": protocol, "timeout_s": timeout_s}
     if due is None:
@@ -175,7 +210,9 @@ def load(
         if warmup_s:
             with Generator(url, requests, concurrency=2, **common) as warmup:
                 warmup.wait(warmup_s)
-        measured = _open(served, Generator(url, requests, schedule_s=due.tolist(), **common), float(due[-1]))
+        measured = _open(
+            served, Generator(url, requests, schedule_s=due.tolist(), connections=connections, **common), float(due[-1])
+        )
     generator, replies, begin, length, counted = measured
     if not any(reply.answer is not None for reply in replies):
         first = next((reply.refusal for reply in generator.replies if reply.refusal), "")
@@ -187,11 +224,12 @@ def load(
     return LoadRun(
         frame=frame,
         concurrency=0 if due is not None else concurrency,
-        offered=len(due) * rows / length if due is not None else float("nan"),
+        offered=float(np.resize(mix.rows, len(due)).sum()) / length if due is not None else float("nan"),
         seconds=length,
         generator_busy=generator.busy_s / max(generator.ended_s - generator.began_s, 1e-9),
         statistics=counted,
         stopped=request_error(served.name, generator.stopped).cause if generator.stopped else "",
+        connections=connections or 0,
     )
 
 

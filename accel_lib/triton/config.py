@@ -14,6 +14,7 @@ from accel_lib.errors import ServerError, require
 
 CONFIG_FILE = "config.pbtxt"
 Kind = Literal["auto", "cpu", "gpu", "model"]
+TimeoutAction = Literal["reject", "delay"]
 Versions = Literal["all", "latest"] | tuple[int, ...]
 
 # Field of ModelConfig -> field of Triton's message (model_config.proto of triton-inference-server/common).
@@ -24,7 +25,10 @@ _BATCHING = {
     "default_priority_level": "dynamic_batching.default_priority_level",
     "max_queue_size": "dynamic_batching.default_queue_policy.max_queue_size",
     "queue_timeout_us": "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+    "allow_timeout_override": "dynamic_batching.default_queue_policy.allow_timeout_override",
 }
+_NO_NUMBERS = ("preferred_batch_sizes", "allow_timeout_override")
+_TIMEOUT_ACTION = "dynamic_batching.default_queue_policy.timeout_action"
 _PATHS = {
     "name": "name",
     "backend": "backend",
@@ -34,7 +38,7 @@ _PATHS = {
 }
 _PARAMETERS: Mapping[str, Callable[[str], Any]] = {"max_batch_tokens": int, "threads": int, "device": str}
 _LEAST = {
-    **dict.fromkeys(["max_batch_size", *(name for name in _BATCHING if name != "preferred_batch_sizes")], 0),
+    **dict.fromkeys(["max_batch_size", *(name for name in _BATCHING if name not in _NO_NUMBERS)], 0),
     **dict.fromkeys(["instance_count", "max_batch_tokens", "threads"], 1),
 }
 _MOST = 2**31 - 1
@@ -74,6 +78,9 @@ class ModelConfig:
         Requests that may wait; more are refused. 0 means no limit.
     queue_timeout_us
         Refuse a request that waited longer, microseconds. 0 means never: deadlines belong to the gateway.
+    timeout_action, allow_timeout_override
+        What happens to a request that waited longer: ``"reject"``, or ``"delay"``, which lets all others pass first.
+        Whether a request's own timeout counts, as far as it is shorter.
     instance_count, instance_kind
         Copies of the model per device, and ``"auto"`` (GPU if there is one), ``"cpu"`` or ``"gpu"``.
     versions
@@ -107,6 +114,8 @@ class ModelConfig:
     default_priority_level: int = 0
     max_queue_size: int = 0
     queue_timeout_us: int = 0
+    timeout_action: TimeoutAction = "reject"
+    allow_timeout_override: bool = False
     instance_count: int = 1
     instance_kind: Kind = "auto"
     versions: Versions = "all"
@@ -164,6 +173,8 @@ class ModelConfig:
     def _write_to(self, message: Any) -> Any:
         for field, path in _PATHS.items():
             _write(message, path, getattr(self, field))
+        if self.timeout_action != _read_action(message):
+            _write(message, _TIMEOUT_ACTION, ("reject", "delay").index(self.timeout_action))
         if self.dynamic_batching:
             message.dynamic_batching.SetInParent()
         else:
@@ -190,6 +201,7 @@ class ModelConfig:
             inputs=_read_tensors(message.input),
             outputs=_read_tensors(message.output),
             dynamic_batching=message.HasField("dynamic_batching"),
+            timeout_action=_read_action(message),
             instance_count=max(1, group.count) if group else 1,
             instance_kind=type(group).Kind.Name(group.kind).removeprefix("KIND_").lower() if group else "auto",
             versions=_read_versions(message.version_policy),
@@ -250,6 +262,10 @@ def _write(message: Any, path: str, value: Any) -> None:
         getattr(message, last)[:] = value
     else:
         setattr(message, last, value)
+
+
+def _read_action(message: Any) -> TimeoutAction:
+    return "delay" if _read(message, _TIMEOUT_ACTION) else "reject"
 
 
 def _read_tensors(tensors: Any) -> tuple[TensorSpec, ...]:

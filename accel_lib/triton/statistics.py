@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from accel_lib.errors import ServerError
@@ -70,6 +71,12 @@ class Statistics:
             batch_ns=dict(spent),
             resets=resets,
         )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Statistics:
+        """The counts in ``dataclasses.asdict(statistics)``, also after a way through JSON, whose keys are words."""
+        by_size = {name: {int(size): n for size, n in values[name].items()} for name in _BY_SIZE}
+        return cls(**{**values, **by_size})
 
     def __sub__(self, earlier: Statistics) -> Statistics:
         """What happened between two readings of one model.
