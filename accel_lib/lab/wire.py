@@ -5,20 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, Literal
+from typing import Protocol as Shape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import require
 from accel_lib.models.tokenizer import pad
-from accel_lib.triton.client import ServedModel
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 Protocol = Literal["grpc", "http"]
 
 
+class Addressed(Shape):
+    """What a request is addressed to: a model, and one of its versions or ``""`` for the newest."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+
 def serialize(
-    served: ServedModel,
+    served: Addressed,
     rows: Sequence[NDArray[np.int64]],
     *,
     protocol: Protocol = "grpc",
@@ -43,7 +55,7 @@ def fault(answer: bytes, protocol: Protocol = "grpc") -> str:
     return "" if len(values) and np.isfinite(values).all() else "The answer is empty or not finite."
 
 
-def _message(served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
+def _message(served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
     message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
         model_name=served.name, model_version=served.version
     )
@@ -58,7 +70,7 @@ def _message(served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes:
 
 
 def _post(
-    served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
+    served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
 ) -> tuple[str, dict[str, str], bytes]:
     blobs = [array.tobytes() for array in tensors.values()]
     inputs = [

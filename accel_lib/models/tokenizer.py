@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tokenizers
@@ -49,8 +50,36 @@ class Tokenizer:
         TextError
             A text is blank, not a string, holds lone surrogates, or leaves no token at all.
         """
+        return self.counted(texts, prompt=prompt)[0]
+
+    def counted(
+        self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str] | None = None
+    ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Tokenize texts, and count the tokens each had before it was cut.
+
+        Parameters
+        ----------
+        seconds
+            The second halves of pairs, one a text.
+
+        Returns
+        -------
+        rows
+            As `__call__` gives them.
+        lengths
+            int64 ``[n]``: more than the row has if it was cut.
+
+        Raises
+        ------
+        TextError
+            As `__call__`.
+        """
         checked = clean(texts)
-        encoded = self._backend.encode_batch([prompt + text for text in checked])
+        firsts = [prompt + text for text in checked]
+        encoded = self._backend.encode_batch(
+            firsts if seconds is None else list(zip(firsts, clean(seconds), strict=True))
+        )
+        special = self._backend.num_special_tokens_to_add(seconds is not None)
         rows = [np.array(item.ids, dtype=np.int64) for item in encoded]
         for index, row in enumerate(rows):
             if not row.size:
@@ -59,7 +88,14 @@ class Tokenizer:
                     seen=repr(checked[index][:40]),
                     fix="leave it out",
                 )
-        return rows
+        lengths = [len(item.ids) + sum(len(rest.ids) - special for rest in item.overflowing) for item in encoded]
+        return rows, np.array(lengths, dtype=np.int64)
+
+    def cutting(self, side: Literal["left", "right"]) -> Tokenizer:
+        """The same tokenizer, which cuts what is too long at this side."""
+        other = Tokenizer(self._backend, max_length=self.max_length, pad_id=self.pad_id)
+        other._backend.enable_truncation(self.max_length, direction=side)
+        return other
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`; truncation, lower-casing and the padding id travel inside."""

@@ -1,0 +1,226 @@
+"""The edge of the gateway: what happens to every HTTP request before and after its handler.
+
+It gives the request an id and a deadline, reads its body up to a limit and within the deadline, refuses while the
+gateway drains, ends the work when the client is gone, and leaves one line of log and the metrics. No text is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from accel_lib.service.limits import Deadline, Limits
+from accel_lib.service.metrics import Metrics
+from accel_lib.service.problems import Problem
+from accel_lib.service.settings import Settings
+
+DEADLINE_HEADER = "x-request-timeout-ms"
+_OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the openai client with every request
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_ALWAYS_OPEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
+_DRAIN_RETRY_S = 1.0
+_CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
+
+log = logging.getLogger("accel.gateway")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Record:
+    """What is known of one request; handlers fill in what only they know.
+
+    Parameters
+    ----------
+    request_id, deadline
+        From the client's headers, or made here.
+    model, version
+        That answered.
+    inputs, tokens
+        Texts, and tokens of all of them.
+    stages_s
+        Seconds by stage: tokenize, queue, inference.
+    """
+
+    request_id: str
+    deadline: Deadline
+    model: str = ""
+    version: str = ""
+    inputs: int = 0
+    tokens: int = 0
+    stages_s: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Edge:
+    """ASGI middleware; a handler finds the `Record` in ``request.state.record``."""
+
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, limits: Limits, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one ASGI event stream."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, headers = self._clock(), Headers(scope=scope)
+        asked = headers.get("x-request-id", "")
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        record = Record(request_id=request_id, deadline=Deadline(began + self._settings.deadline_s, self._clock))
+        scope.setdefault("state", {})["record"] = record
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = request_id
+                out["x-total-time"] = f"{(self._clock() - began) * 1e3:.3f}"
+                if self._limits.draining:
+                    out["connection"] = "close"
+            await send(message)
+
+        try:
+            record.deadline = self._deadline(headers, began)
+            await self._handle(scope, receive, answer, headers, record)
+        except Problem as problem:
+            await problem.response()(scope, receive, answer)
+        except _ClientGone:
+            status = status or _CLIENT_GONE
+        except Exception:
+            log.exception("unforeseen", extra={"fields": {"request_id": request_id}})
+            if not status:
+                message = "The gateway failed on this request; its log has the cause."
+                await Problem(500, message, code="internal").response()(scope, receive, answer)
+        finally:
+            self._note(scope, record, status or _CLIENT_GONE, self._clock() - began)
+
+    def _deadline(self, headers: Headers, began: float) -> Deadline:
+        """What the client's headers ask for, at most what the settings allow."""
+        seconds = self._settings.deadline_s
+        for name, unit in ((_OPENAI_DEADLINE_HEADER, 1.0), (DEADLINE_HEADER, 1e-3)):
+            with contextlib.suppress(ValueError):
+                value = float(headers[name]) * unit if name in headers else math.nan
+                if math.isfinite(value) and value > 0:
+                    seconds = value
+                    continue
+            if name == DEADLINE_HEADER and name in headers:
+                raise Problem(400, f"{name} is a number of milliseconds above 0.", param=name, code="invalid_header")
+        return Deadline(began + min(seconds, self._settings.max_deadline_s), self._clock)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record) -> None:
+        if self._limits.draining and scope["path"] not in _ALWAYS_OPEN:
+            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
+        body = await self._body(receive, headers, record.deadline)
+        work = asyncio.ensure_future(self._app(scope, _replay(body, receive), send))
+        if scope["method"] != "POST" or "/models/" in scope["path"]:  # what changes a model is finished in any case
+            await work
+            return
+        gone = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise _ClientGone
+            await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _body(self, receive: Receive, headers: Headers, deadline: Deadline) -> bytes:
+        limit = self._settings.max_body_bytes
+        too_large = Problem(413, f"A body has at most {limit:,} bytes.", code="body_too_large", headers={"connection": "close"})
+        with contextlib.suppress(ValueError):
+            if int(headers.get("content-length", "0")) > limit:
+                raise too_large
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(deadline.left_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGone
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError as error:
+            closing = {"connection": "close"}
+            message = "The deadline passed before the request was there."
+            raise Problem(504, message, code="deadline_exceeded", headers=closing) from error
+
+    def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
+        endpoint = getattr(scope.get("route"), "path", "none")
+        labels = (endpoint, record.model, record.version)
+        self._metrics.request_duration.labels(*labels).observe(seconds)
+        self._metrics.requests.labels(*labels, str(status)).inc()
+        if record.stages_s:
+            for stage, spent in (record.stages_s | {"total": seconds}).items():
+                self._metrics.stage_duration.labels(stage, record.model).observe(spent)
+        principal = getattr(scope["state"].get("principal"), "id", "")
+        fields = {
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "endpoint": endpoint,
+            "status": status,
+            "ms": round(seconds * 1e3, 3),
+            "principal": principal,
+            "model": record.model,
+            "version": record.version,
+            "inputs": record.inputs,
+            "tokens": record.tokens,
+        } | {f"{stage}_ms": round(spent * 1e3, 3) for stage, spent in record.stages_s.items()}
+        log.info("request", extra={"fields": {key: value for key, value in fields.items() if value != ""}})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, event, and the fields of the record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class _ClientGone(Exception):
+    """The client closed its connection before the answer."""
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the whole body at once, and afterwards what comes."""
+    left = [body]
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+
+    return replay

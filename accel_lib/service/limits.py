@@ -1,0 +1,182 @@
+"""Whom to let in: a bound on requests under way, admission by estimated wait, token quotas, and the drain at the end.
+
+A request that would not be answered in time is refused at once with 429 and the time to come back, rather than late
+with 504: the wait is estimated from the tokens under way and the rate at which they have lately been computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from accel_lib.service.metrics import Metrics
+from accel_lib.service.problems import Problem
+
+_WINDOW_S = 0.25  # of busy time, over which a rate is measured
+_FADE = 0.93  # how fast the best rate is forgotten: by half in ten windows of busy time
+_FULL_RETRY_S = 1.0
+_MINUTE_S = 60.0
+_MOST_BUCKETS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+    """The moment by which an answer must be there, on the injected clock."""
+
+    at_s: float
+    clock: Callable[[], float] = dataclasses.field(repr=False)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until then; negative afterwards."""
+        return self.at_s - self.clock()
+
+    def check(self) -> None:
+        """Raise the `Problem` 504 once it has passed."""
+        if self.left_s <= 0:
+            raise Problem(504, "The deadline passed before the answer was there.", code="deadline_exceeded")
+
+
+class Backlog:
+    """Tokens under way to one model, and how fast they go."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.tokens = 0
+        self.rate = 0.0  # tokens a second, the best that was lately seen; 0 before the first measurement
+        self._done = 0
+        self._busy_s = 0.0
+        self._since_s = 0.0
+
+    def begin(self, tokens: int) -> None:
+        """Some tokens are on their way."""
+        if not self.tokens:
+            self._since_s = self._clock()
+        self.tokens += tokens
+
+    def end(self, tokens: int, *, computed: bool) -> None:
+        """They are back, computed or not."""
+        now = self._clock()
+        self._busy_s += now - self._since_s
+        self._since_s = now
+        self.tokens -= tokens
+        self._done += tokens if computed else 0
+        if self._busy_s >= _WINDOW_S:
+            self.rate = max(self._done / self._busy_s, self.rate * _FADE)
+            self._done, self._busy_s = 0, 0.0
+
+    def wait_s(self, tokens: int = 0) -> float:
+        """Estimated seconds until `tokens` more would be computed."""
+        return (self.tokens + tokens) / self.rate if self.rate and self.tokens else 0.0
+
+
+class Quota:
+    """A bucket of tokens a principal, filled evenly, a minute's worth at most."""
+
+    def __init__(self, tokens_per_minute: int, clock: Callable[[], float]) -> None:
+        self.tokens_per_minute = tokens_per_minute
+        self._clock = clock
+        self._levels: dict[str, tuple[float, float]] = {}
+
+    def take(self, principal: str, tokens: int) -> float:
+        """Take the tokens and return 0, or take none and return the seconds until they would be there."""
+        if not self.tokens_per_minute:
+            return 0.0
+        now, each_s = self._clock(), self.tokens_per_minute / _MINUTE_S
+        level, at_s = self._levels.get(principal, (float(self.tokens_per_minute), now))
+        level = min(self.tokens_per_minute, level + max(0.0, now - at_s) * each_s)
+        if tokens > level:
+            return (tokens - level) / each_s
+        if len(self._levels) > _MOST_BUCKETS:  # full buckets need not be remembered
+            self._levels = {who: kept for who, kept in self._levels.items() if now - kept[1] < _MINUTE_S}
+        self._levels[principal] = (level - tokens, now)
+        return 0.0
+
+
+class Limits:
+    """Admission to one gateway; used from its event loop only."""
+
+    def __init__(
+        self, *, max_in_flight: int, quota_tokens_per_minute: int, metrics: Metrics, clock: Callable[[], float]
+    ) -> None:
+        self.max_in_flight = max_in_flight
+        self.in_flight = 0
+        self.draining = False
+        self._quota = Quota(quota_tokens_per_minute, clock)
+        self._metrics = metrics
+        self._clock = clock
+        self._backlogs: dict[str, Backlog] = {}
+
+    @contextlib.contextmanager
+    def entering(self, model: str) -> Iterator[None]:
+        """Hold one of the places for requests under way.
+
+        Raises
+        ------
+        Problem
+            429 when all are taken.
+        """
+        if self.in_flight >= self.max_in_flight:
+            self._metrics.sheds.labels(model, "queue_full").inc()
+            raise Problem(
+                429, f"{self.in_flight} requests are under way already.", code="queue_full", retry_after_s=_FULL_RETRY_S
+            )
+        self.in_flight += 1
+        self._metrics.in_flight.set(self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._metrics.in_flight.set(self.in_flight)
+
+    def charge(self, principal: str, tokens: int) -> None:
+        """Count tokens against a principal's quota.
+
+        Raises
+        ------
+        Problem
+            429 when it is used up, with the time until there is enough again.
+        """
+        wait_s = self._quota.take(principal, tokens)
+        if not wait_s:
+            return
+        self._metrics.quota_rejections.labels("tokens_per_minute").inc()
+        quota = self._quota.tokens_per_minute
+        message = f"The quota is {quota:,} tokens a minute; this request has {tokens:,}."
+        if tokens > quota:
+            never = {"x-should-retry": "false"}
+            raise Problem(429, f"{message} Split it.", code="rate_limit_exceeded", retry_after_s=_MINUTE_S, headers=never)
+        raise Problem(429, message, code="rate_limit_exceeded", retry_after_s=wait_s)
+
+    @contextlib.contextmanager
+    def admitted(self, model: str, tokens: int, deadline: Deadline) -> Iterator[None]:
+        """Count tokens as under way while Triton has them; an idle model always takes some.
+
+        Raises
+        ------
+        Problem
+            429 when they would not be computed before the deadline.
+        """
+        backlog = self._backlogs.setdefault(model, Backlog(self._clock))
+        wait_s, left_s = backlog.wait_s(tokens), deadline.left_s
+        if wait_s > left_s:
+            self._metrics.sheds.labels(model, "estimated_wait").inc()
+            raise Problem(
+                429,
+                f"The answer would take about {wait_s:.1f} s and has {max(left_s, 0):.1f} s.",
+                code="queue_full",
+                retry_after_s=wait_s - left_s,
+            )
+        computed = False
+        backlog.begin(tokens)
+        self._show(model, backlog)
+        try:
+            yield
+            computed = True
+        finally:
+            backlog.end(tokens, computed=computed)
+            self._show(model, backlog)
+
+    def _show(self, model: str, backlog: Backlog) -> None:
+        self._metrics.queue_wait_estimate.labels(model).set(backlog.wait_s())

@@ -1,0 +1,172 @@
+"""The way of one request: token ids in sub-batches over gRPC to Triton, vectors back in order, checked.
+
+Rows of similar length travel together, at most a budget of padded tokens at a time, so that no request holds up the
+others for long. Each sub-batch carries the time that is left: Triton drops what nobody waits for any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.engines.batching import padding_share, plan_batches
+from accel_lib.errors import require
+from accel_lib.lab.wire import serialize
+from accel_lib.service.limits import Deadline
+from accel_lib.service.metrics import Metrics
+from accel_lib.service.problems import Problem
+from accel_lib.service.served import ServedVersion
+
+_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_PARALLEL = 8  # sub-batches of one request that are with Triton at once
+_RETRY_S = 1.0
+_CHANNEL = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+# What Triton's message holds -> status, code, message.
+_REFUSALS = (
+    (r"maximum queue size", 429, "queue_full", "The model's queue is full."),
+    (r"[Rr]equest timeout expired", 504, "deadline_exceeded", "The request waited in the queue until its deadline."),
+    (r"unknown model|not found", 404, "model_not_found", "The model was unloaded."),
+)
+
+
+class InferencePath:
+    """The gateway's channel to Triton.
+
+    Parameters
+    ----------
+    address
+        Gives Triton's gRPC address.
+    max_batch_tokens
+        Padded tokens in one sub-batch.
+    """
+
+    def __init__(self, address: Callable[[], str], *, max_batch_tokens: int, metrics: Metrics) -> None:
+        self._address = address
+        self._max_batch_tokens = max_batch_tokens
+        self._metrics = metrics
+        self._channels: dict[str, Any] = {}
+
+    async def infer(
+        self,
+        served: ServedVersion,
+        rows: Sequence[NDArray[np.int64]],
+        *,
+        deadline: Deadline,
+        priority: int = 0,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> NDArray[np.float32]:
+        """Vectors or logits, one for each row, in their order.
+
+        Parameters
+        ----------
+        priority
+            1 is served first where the model has priority levels; 0 is its default.
+        metadata
+            gRPC metadata, such as the trace that this request belongs to.
+
+        Returns
+        -------
+        float32 array ``[n, dimension]``
+
+        Raises
+        ------
+        Problem
+            429, 503 or 504 as Triton says, or 500 if an answer is no use.
+        """
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        most = max(1, served.config.max_batch_size)
+        batches = plan_batches(lengths, max_batch_tokens=self._max_batch_tokens, max_batch_size=most)
+        output = np.empty((len(rows), served.manifest.dimension), dtype=np.float32)
+        places = asyncio.Semaphore(_PARALLEL)
+
+        async def one(batch: NDArray[np.int64]) -> None:
+            async with places:
+                deadline.check()
+                self._metrics.batch_tokens.labels(served.name).observe(len(batch) * int(lengths[batch].max()))
+                self._metrics.batch_padding.labels(served.name).observe(padding_share(lengths, [batch]))
+                part = [rows[index] for index in batch]
+                output[batch] = await self._ask(served, part, deadline, priority, metadata)
+
+        await _all([one(batch) for batch in batches])
+        return output
+
+    async def close(self) -> None:
+        """Close the channel."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def _ask(
+        self,
+        served: ServedVersion,
+        rows: Sequence[NDArray[np.int64]],
+        deadline: Deadline,
+        priority: int,
+        metadata: Sequence[tuple[str, str]],
+    ) -> NDArray[np.float32]:
+        left_s = deadline.left_s
+        message = serialize(served, rows, priority=priority, queue_timeout_us=int(left_s * 1e6))
+        try:
+            answer = await self._call()(message, timeout=left_s, metadata=tuple(metadata))
+        except grpc.aio.AioRpcError as error:
+            raise refusal(error.code(), error.details() or "") from error
+        output = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
+        values = np.frombuffer(b"".join(output.raw_output_contents), dtype=np.float32)
+        if values.size != len(rows) * served.manifest.dimension:
+            raise self._useless(served, "shape")
+        vectors = values.reshape(len(rows), -1)
+        if not np.isfinite(vectors).all():
+            raise self._useless(served, "not_finite")
+        if served.manifest.task == "embedding" and not vectors.any(axis=1).all():
+            raise self._useless(served, "zero")
+        return vectors
+
+    def _call(self) -> Any:
+        address = self._address()
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
+        return self._channels[address].unary_unary(_METHOD)
+
+    def _useless(self, served: ServedVersion, reason: str) -> Problem:
+        self._metrics.guard_rejections.labels(served.name, reason).inc()
+        message = f"{served.name} version {served.version} gave an answer that is no use ({reason}); it was held back."
+        return Problem(500, message, code="invalid_output")
+
+
+def refusal(code: grpc.StatusCode, details: str) -> Problem:
+    """The problem that a client gets for what Triton, or the lack of it, said."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return Problem(504, "The deadline passed before the answer was there.", code="deadline_exceeded")
+    for pattern, status, word, message in _REFUSALS:
+        if re.search(pattern, details):
+            return Problem(status, message, code=word, retry_after_s=_RETRY_S if status == 429 else None)
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or "is not healthy" in details:
+        return Problem(503, "Triton does not answer now; try again soon.", code="not_ready", retry_after_s=_RETRY_S)
+    return Problem(500, "The model failed on this request.", code="model_error")
+
+
+async def _all(work: Sequence[Any]) -> None:
+    """Run all of them; the first error ends the others and is raised as it is."""
+    if len(work) == 1:
+        await work[0]
+        return
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

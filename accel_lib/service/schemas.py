@@ -1,0 +1,204 @@
+"""Bodies of requests and answers, as OpenAPI shows them; a field that nobody knows is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from accel_lib.service.problems import Problem
+from accel_lib.service.served import InputType, Truncate
+
+MAX_INPUTS = 2048
+_Text = Annotated[str, Field(min_length=1)]
+Texts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_INPUTS)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EmbeddingRequest(_Body):
+    """OpenAI's and NIM's fields together."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "embedding", "input": "a cat on a mat"},
+                {"model": "embedding", "input": ["one", "two"], "encoding_format": "base64", "truncate": "END"},
+            ]
+        }
+    )
+
+    model: str = Field(description="A served model; a -query or -passage suffix says the input_type.")
+    input: Texts
+    input_type: InputType | None = None
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="base64 is little-endian float32: a quarter of the bytes."
+    )
+    dimensions: int | None = Field(default=None, ge=1, description="Keep so many, and normalize again.")
+    truncate: Truncate = Field(default="NONE", description="Where to cut a text that is too long; NONE refuses it.")
+    embedding_type: Literal["float"] = "float"
+    modality: Literal["text"] | list[Literal["text"]] = "text"
+    user: str | None = Field(default=None, description="Whom the request is for; experiments stick to it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_token_ids(cls, data: Any) -> Any:
+        refuse_token_ids(data)
+        return data
+
+
+class Usage(BaseModel):
+    """Tokens, special tokens included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(BaseModel):
+    """Vectors in the order of the input."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    vector_space_id: str = Field(description="Compare vectors only with others of the same id.")
+
+
+class ClassifyRequest(_Body):
+    """vLLM's fields."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "sentiment", "input": ["what a lovely day", "never again"]}]}
+    )
+
+    model: str
+    input: Texts
+    truncate: Truncate = "NONE"
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_token_ids(cls, data: Any) -> Any:
+        refuse_token_ids(data)
+        return data
+
+
+class Classification(BaseModel):
+    """The classes of one text."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+    scores: dict[str, float]
+
+
+class ClassifyResponse(BaseModel):
+    """Classes in the order of the input."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
+    usage: Usage
+
+
+class EmbedRequest(_Body):
+    """text-embeddings-inference's ``/embed``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a cat on a mat"], "truncate": True}]})
+
+    inputs: Texts
+    normalize: bool = True
+    truncate: bool = False
+    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
+    prompt_name: str | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+_Pair = Annotated[list[_Text], Field(min_length=1, max_length=2)]
+
+
+class PredictRequest(_Body):
+    """text-embeddings-inference's ``/predict``: a text, one pair ``["a", "b"]``, or a batch ``[["a"], ["b", "c"]]``."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [["what a lovely day"], ["never again"]]}]})
+
+    inputs: _Text | _Pair | Annotated[list[_Pair], Field(min_length=1, max_length=MAX_INPUTS)]
+    raw_scores: bool = False
+    truncate: bool = False
+    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
+
+
+class Prediction(BaseModel):
+    """One class of one text."""
+
+    label: str
+    score: float
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The one body of every error."""
+
+    error: ErrorDetail
+    object: Literal["error"] = "error"
+    message: str
+    detail: dict[str, Any]
+    type: str
+
+
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+def parse(schema: type[_Request], body: bytes) -> _Request:
+    """A request's body, checked.
+
+    Raises
+    ------
+    Problem
+        400 that names the first field at fault.
+    """
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        branch = {"str", "list", "constrained-str", "constrained-list"}
+        place = [str(part) for part in first["loc"] if not any(str(part).startswith(word) for word in branch)]
+        field = ".".join(place) or None
+        message = f"{field}: {first['msg']}" if field else first["msg"]
+        raise Problem(400, message, param=field, code=first["type"]) from error
+
+
+def refuse_token_ids(data: Any) -> None:
+    """LangChain's OpenAIEmbeddings sends token ids of OpenAI's own tokenizer, which mean nothing here."""
+    given = data.get("input") if isinstance(data, dict) else None
+    first = given[0] if isinstance(given, list) and given else None
+    first = first[0] if isinstance(first, list) and first else first
+    if isinstance(first, int) and not isinstance(first, bool):
+        raise Problem(
+            400,
+            "input holds token ids of another tokenizer; send text. In LangChain: "
+            "OpenAIEmbeddings(check_embedding_ctx_length=False).",
+            param="input",
+            code="token_ids",
+        )
