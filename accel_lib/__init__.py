@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accel_lib.models import load_model
     from accel_lib.models.sentiment import train_classifier
     from accel_lib.prepare import ensure
+    from accel_lib.service.gateway import serve_gateway
     from accel_lib.show.lesson import check, predict, reveal
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve
@@ -45,6 +46,7 @@ _ROOMS = {
     "predict": "show.lesson",
     "reveal": "show.lesson",
     "serve": "triton.server",
+    "serve_gateway": "service.gateway",
     "to_onnx": "convert.onnx",
     "to_tensorrt": "convert.tensorrt",
     "to_torch": "convert.onnx",
@@ -68,6 +70,7 @@ __all__ = [
     "predict",
     "reveal",
     "serve",
+    "serve_gateway",
     "to_onnx",
     "to_tensorrt",
     "to_torch",

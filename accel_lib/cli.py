@@ -131,6 +131,25 @@ def _build_engine(onnx: Artifact, model: Model, texts: Sequence[str], target: st
         print(f"{plan.name}: built; not validated, as this machine has no such GPU. Validate it there before serving.")
 
 
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models of the repository to serve; default: all that are built.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gateway; 0 takes a free one.")] = None,
+) -> None:
+    """Start Triton and the gateway in front of it; ACCEL_* variables set everything else."""
+    from accel_lib.prepare import ensure
+    from accel_lib.service.command import run_gateway
+    from accel_lib.service.settings import Settings
+
+    asked: dict[str, Any] = {"models": tuple(model) if model else None, "port": port}
+    settings = Settings(**{name: value for name, value in asked.items() if value is not None})
+    if not settings.models or "embedding" in settings.models:
+        settings = settings.model_copy(update={"repository": ensure("embedding")})
+    run_gateway(settings)
+
+
 @course.command("run")
 def run_course(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,

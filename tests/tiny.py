@@ -61,7 +61,9 @@ def tiny_texts(count):
     return [" ".join(f"w{word}" for word in random.integers(1, WORDS, length)) for length in lengths]
 
 
-def tiny_artifact(folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding"):
+def tiny_artifact(
+    folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding", labels=()
+):
     """A real ONNX file of the same network, with the manifest that a converter would write."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["found"]),
@@ -88,6 +90,7 @@ def tiny_artifact(folder, table, *, precision="fp32", validated=True, target="an
     facts = {"model": "tiny", "source": "made here", "task": task, "output_name": "sentence_embedding"}
     manifest = Manifest(
         **facts, format=form, precision=precision, dimension=table.shape[1], max_length=LONGEST, target=target,
+        labels=labels,
         profiles=(Profile(min=(1, 2), opt=(8, 16), max=(8, LONGEST)),) if form == "tensorrt" else (),
     )  # fmt: skip
     with writing(folder) as draft:

@@ -5,28 +5,58 @@ A request finds these on ``request.app.state``:
 =============  =======================================================================================================
 ``settings``   `Settings`, frozen
 ``clock``      monotonic seconds, injected by tests; deadlines and quotas know no other time
-``supervisor`` owns Triton: ``.server`` (`accel_lib.triton.server.Server`, a new one after a restart, on the same
-               ports), ``.ready`` (bool), ``.start()`` and ``.stop()`` (blocking)
-``state``      SQLite: keys, experiments, audit
-``path``       texts in, vectors or logits out: the way of one request
-``limits``     admission, quotas, drain
-``metrics``    Prometheus
+``supervisor`` `Supervisor`, the owner of Triton
+``catalogue``  `Catalogue`: the versions that answer now, with tokenizers and manifests
+``state``      `State`, the SQLite file
+``auth``       `Authenticator`: whose key or token it is
+``path``       `InferencePath`: token ids in, vectors or logits out
+``limits``     `Limits`: admission, quotas, drain
+``metrics``    `Metrics`, for Prometheus
+``telemetry``  `Telemetry`, for traces
+``pool``       threads for what burns CPU
 =============  =======================================================================================================
 
 A handler says who may call it, ``Depends(needs("inference"))``, and refuses by raising `problems.Problem`.
+``request.state.record`` is the `edge.Record` of the request: its id, its deadline, and what is logged of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI
 
 import accel_lib
-from accel_lib.service import problems
+from accel_lib.errors import AccelError
+from accel_lib.service import health, inference, problems, tei
+from accel_lib.service.auth import Authenticator
+from accel_lib.service.edge import Edge
+from accel_lib.service.keys import Keys
+from accel_lib.service.limits import Limits
+from accel_lib.service.metrics import Metrics
+from accel_lib.service.path import InferencePath
+from accel_lib.service.served import Catalogue
 from accel_lib.service.settings import Settings
+from accel_lib.service.state import State
+from accel_lib.service.supervisor import Supervisor
+from accel_lib.service.telemetry import Telemetry
+from accel_lib.service.tokens import Tokens
+from accel_lib.triton.process import Ports
 from accel_lib.triton.server import Server
+
+_REFRESH_S = 1.0
+_MOST_THREADS = 4
+_DESCRIPTION = """\
+Embeddings and classification by models behind a Triton server. OpenAI's, NVIDIA's and text-embeddings-inference's
+clients use it unmodified. Send a key of `accel keys create` as `Authorization: Bearer <key>`."""
+
+log = logging.getLogger("accel.gateway")
 
 
 def create_app(
@@ -37,6 +67,8 @@ def create_app(
 ) -> FastAPI:
     """The gateway's ASGI app.
 
+    It listens while Triton starts: ``/v1/health/ready`` says 503 until the models answer.
+
     Parameters
     ----------
     settings
@@ -45,10 +77,82 @@ def create_app(
         A running server to stand in front of; None starts one, and owns it.
     clock
         Monotonic seconds.
+
+    Raises
+    ------
+    AccelError
+        The state file or the public key cannot be used.
     """
-    app = FastAPI(title="accel gateway", version=accel_lib.__version__)
-    app.state.settings = settings or Settings()
-    app.state.clock = clock
-    app.state.triton = triton
+    settings = settings or Settings()
+    app = FastAPI(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
+    ports = Ports(http=settings.triton_http_port, grpc=settings.triton_grpc_port, metrics=settings.triton_metrics_port)
+    metrics, state = Metrics(), State(settings.state_file)
+    supervisor = Supervisor(settings.repository, models=settings.models, ports=ports, triton=triton, clock=clock)
+    limits = Limits(
+        max_in_flight=settings.max_in_flight,
+        quota_tokens_per_minute=settings.quota_tokens_per_minute,
+        metrics=metrics,
+        clock=clock,
+    )
+    app.state.settings, app.state.clock = settings, clock
+    app.state.supervisor, app.state.catalogue = supervisor, Catalogue(supervisor)
+    app.state.state, app.state.auth = state, Authenticator(Keys(state), _tokens(settings))
+    app.state.limits, app.state.metrics, app.state.failed = limits, metrics, None
+    app.state.telemetry = Telemetry(settings.otlp_endpoint)
+    app.state.path = InferencePath(
+        lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
+    )
+    app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="accel-gateway")
+    for room in (inference, tei, health):
+        app.include_router(room.router)
     problems.install(app)
+    app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, clock=clock)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Start Triton and watch what it serves; end both, what is below last."""
+    watching = asyncio.create_task(_watch(app))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await app.state.path.close()
+        app.state.supervisor.stop()  # blocks, as it must also do while the interpreter ends and starts no thread
+        app.state.pool.shutdown(wait=False, cancel_futures=True)
+        app.state.telemetry.close()
+        app.state.state.close()
+
+
+async def _watch(app: FastAPI) -> None:
+    """Start Triton, then read once a second what answers."""
+    try:
+        await asyncio.to_thread(app.state.supervisor.start)
+    except AccelError as error:
+        log.error(
+            "Triton did not start", extra={"fields": {"cause": error.cause, "seen": error.seen, "fix": error.fix}}
+        )
+        app.state.failed = error
+        return
+    while True:
+        await asyncio.to_thread(refresh, app)
+        await asyncio.sleep(_REFRESH_S)
+
+
+def refresh(app: FastAPI) -> None:
+    """Read what answers now; blocks for some milliseconds."""
+    state = app.state
+    state.catalogue.refresh()
+    ready = {(each.model, each.version) for each in state.supervisor.versions() if each.state == "READY"}
+    for model, version in ready | state.metrics.seen:
+        state.metrics.model_ready.labels(model, version).set((model, version) in ready)
+    state.metrics.seen |= ready
+    state.metrics.ready.set(state.supervisor.served <= {model for model, _ in ready} and bool(ready))
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    if settings.jwt_public_key_file is None:
+        return None
+    return Tokens(settings.jwt_public_key_file, issuer=settings.jwt_issuer, audience=settings.jwt_audience)

@@ -30,6 +30,8 @@ _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the ope
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _ALWAYS_OPEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
 _DRAIN_RETRY_S = 1.0
+_CLOSING = {"connection": "close"}
+_DISCARDED = 4  # times the largest body is read for the sake of an answer
 _CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
 
 log = logging.getLogger("accel.gateway")
@@ -100,7 +102,7 @@ class Edge:
             await self._handle(scope, receive, answer, headers, record)
         except Problem as problem:
             await problem.response()(scope, receive, answer)
-        except _ClientGone:
+        except _ClientGoneError:
             status = status or _CLIENT_GONE
         except Exception:
             log.exception("unforeseen", extra={"fields": {"request_id": request_id}})
@@ -112,15 +114,13 @@ class Edge:
 
     def _deadline(self, headers: Headers, began: float) -> Deadline:
         """What the client's headers ask for, at most what the settings allow."""
-        seconds = self._settings.deadline_s
-        for name, unit in ((_OPENAI_DEADLINE_HEADER, 1.0), (DEADLINE_HEADER, 1e-3)):
-            with contextlib.suppress(ValueError):
-                value = float(headers[name]) * unit if name in headers else math.nan
-                if math.isfinite(value) and value > 0:
-                    seconds = value
-                    continue
-            if name == DEADLINE_HEADER and name in headers:
-                raise Problem(400, f"{name} is a number of milliseconds above 0.", param=name, code="invalid_header")
+        seconds = _positive(headers.get(_OPENAI_DEADLINE_HEADER)) or self._settings.deadline_s
+        if DEADLINE_HEADER in headers:
+            asked_ms = _positive(headers[DEADLINE_HEADER])
+            if asked_ms is None:
+                message = f"{DEADLINE_HEADER} is a number of milliseconds above 0."
+                raise Problem(400, message, param=DEADLINE_HEADER, code="invalid_header")
+            seconds = asked_ms / 1e3
         return Deadline(began + min(seconds, self._settings.max_deadline_s), self._clock)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record) -> None:
@@ -135,7 +135,7 @@ class Edge:
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise _ClientGone
+                raise _ClientGoneError
             await work
         finally:
             for task in (work, gone):
@@ -144,27 +144,32 @@ class Edge:
 
     async def _body(self, receive: Receive, headers: Headers, deadline: Deadline) -> bytes:
         limit = self._settings.max_body_bytes
-        too_large = Problem(413, f"A body has at most {limit:,} bytes.", code="body_too_large", headers={"connection": "close"})
+        too_large = Problem(413, f"A body has at most {limit:,} bytes.", code="body_too_large", headers=_CLOSING)
         with contextlib.suppress(ValueError):
-            if int(headers.get("content-length", "0")) > limit:
+            if int(headers.get("content-length", "0")) > _DISCARDED * limit:
                 raise too_large
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         try:
             async with asyncio.timeout(deadline.left_s):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _ClientGone
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
+                        raise _ClientGoneError
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:  # the rest is read and thrown away: a client reads no answer while it still sends
+                        parts.clear()
+                    else:
+                        parts.append(part)
+                    last = not message.get("more_body")
+                    if size > _DISCARDED * limit or (last and size > limit):
                         raise too_large
-                    if not message.get("more_body"):
+                    if last:
                         return b"".join(parts)
         except TimeoutError as error:
-            closing = {"connection": "close"}
-            message = "The deadline passed before the request was there."
-            raise Problem(504, message, code="deadline_exceeded", headers=closing) from error
+            text = "The deadline passed before the request was there."
+            raise Problem(504, text, code="deadline_exceeded", headers=_CLOSING) from error
 
     def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
         endpoint = getattr(scope.get("route"), "path", "none")
@@ -207,8 +212,16 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-class _ClientGone(Exception):
+class _ClientGoneError(Exception):
     """The client closed its connection before the answer."""
+
+
+def _positive(text: str | None) -> float | None:
+    """The number above zero that a header holds, or None."""
+    with contextlib.suppress(ValueError):
+        value = float(text or "")
+        return value if math.isfinite(value) and value > 0 else None
+    return None
 
 
 async def _until_gone(receive: Receive) -> None:

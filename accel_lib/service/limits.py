@@ -146,7 +146,9 @@ class Limits:
         message = f"The quota is {quota:,} tokens a minute; this request has {tokens:,}."
         if tokens > quota:
             never = {"x-should-retry": "false"}
-            raise Problem(429, f"{message} Split it.", code="rate_limit_exceeded", retry_after_s=_MINUTE_S, headers=never)
+            raise Problem(
+                429, f"{message} Split it.", code="rate_limit_exceeded", retry_after_s=_MINUTE_S, headers=never
+            )
         raise Problem(429, message, code="rate_limit_exceeded", retry_after_s=wait_s)
 
     @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,38 +18,66 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        common = {"registry": self.registry}
+        common: dict[str, Any] = {"registry": self.registry}
         self.request_duration = Histogram(
-            "accel_request_duration_seconds", "From the request's head to the answer.",
-            ("endpoint", "model", "version"), buckets=_SECONDS, **common,
+            "accel_request_duration_seconds",
+            "From the request's head to the answer.",
+            ("endpoint", "model", "version"),
+            buckets=_SECONDS,
+            **common,
         )
         self.requests = Counter("accel_requests", "Answers.", ("endpoint", "model", "version", "code"), **common)
         self.tokens = Counter("accel_tokens", "Tokens of answered requests, padding left out.", ("model",), **common)
         self.batch_tokens = Histogram(
-            "accel_batch_tokens", "Tokens in one request to Triton, padding counted.", ("model",), buckets=_TOKENS, **common,
+            "accel_batch_tokens",
+            "Tokens in one request to Triton, padding counted.",
+            ("model",),
+            buckets=_TOKENS,
+            **common,
         )
         self.batch_padding = Histogram(
-            "accel_batch_padding_ratio", "Share of these tokens that is padding.", ("model",), buckets=_SHARES, **common,
+            "accel_batch_padding_ratio",
+            "Share of these tokens that is padding.",
+            ("model",),
+            buckets=_SHARES,
+            **common,
         )
         self.queue_wait_estimate = Gauge(
-            "accel_queue_wait_estimate_seconds", "How long a new request would wait.", ("model",), **common,
+            "accel_queue_wait_estimate_seconds",
+            "How long a new request would wait.",
+            ("model",),
+            **common,
         )
         self.in_flight = Gauge("accel_requests_in_flight", "Requests under way.", **common)
-        self.sheds = Counter("accel_sheds", "Requests refused before they were computed.", ("model", "reason"), **common)
+        self.sheds = Counter(
+            "accel_sheds", "Requests refused before they were computed.", ("model", "reason"), **common
+        )
         self.quota_rejections = Counter("accel_quota_rejections", "Requests over a quota.", ("reason",), **common)
         self.guard_rejections = Counter(
-            "accel_guard_rejections", "Answers that were no use and never left.", ("model", "reason"), **common,
+            "accel_guard_rejections",
+            "Answers that were no use and never left.",
+            ("model", "reason"),
+            **common,
         )
         self.exposures = Counter(
-            "accel_experiment_exposures", "Requests that an experiment sent to a version.",
-            ("experiment", "version"), **common,
+            "accel_experiment_exposures",
+            "Requests that an experiment sent to a version.",
+            ("experiment", "version"),
+            **common,
         )
         self.triton_restarts = Counter("accel_triton_restarts", "Starts of Triton after it died.", **common)
         self.ready = Gauge("accel_ready", "1 while Triton and every served model answer.", **common)
         self.model_ready = Gauge("accel_model_ready", "1 while this version answers.", ("model", "version"), **common)
         self.stage_duration = Histogram(
-            "accel_stage_duration_seconds", "Where a request's time goes.", ("stage", "model"), buckets=_SECONDS, **common,
+            "accel_stage_duration_seconds",
+            "Where a request's time goes.",
+            ("stage", "model"),
+            buckets=_SECONDS,
+            **common,
         )
+        self.seen: set[tuple[str, str]] = (
+            set()
+        )  # versions that were ready once, so that they are shown when they are not
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
 

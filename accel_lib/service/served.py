@@ -31,6 +31,26 @@ _PASSAGE_PROMPTS = ("passage", "document")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Texts as a client sent them.
+
+    Parameters
+    ----------
+    texts, seconds
+        The texts; of pairs, the first and the second halves.
+    truncate
+        Where one that is too long is cut; NONE refuses it.
+    input_type
+        What they are for, if the client said so.
+    """
+
+    texts: Sequence[str]
+    seconds: Sequence[str] | None = None
+    truncate: Truncate = "NONE"
+    input_type: InputType | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedVersion:
     """One version of a model that answers: everything that is needed before and after Triton.
 
@@ -64,15 +84,7 @@ class ServedVersion:
         """Whether queries and passages are embedded differently."""
         return self._prompt("query") != self._prompt("passage")
 
-    def tokenize(
-        self,
-        texts: Sequence[str],
-        *,
-        truncate: Truncate = "NONE",
-        input_type: InputType | None = None,
-        seconds: Sequence[str] | None = None,
-        max_tokens: int,
-    ) -> list[NDArray[np.int64]]:
+    def tokenize(self, inputs: Inputs, *, max_tokens: int) -> list[NDArray[np.int64]]:
         """Rows of ids, shortened or refused as asked; burns CPU, so not for an event loop.
 
         Raises
@@ -80,63 +92,53 @@ class ServedVersion:
         Problem
             400: a text is too long, blank or no text, or there are too many tokens.
         """
-        if self.asymmetric and input_type is None:
-            raise Problem(
-                400, f"{self.name} embeds queries and passages differently: say which.", param="input_type", code="missing"
-            )
-        prompt = prompt_text(self.manifest.prompts, self.manifest.default_prompt) if input_type is None else self._prompt(input_type)
-        tokenizer = self.tokenizers["left" if truncate == "START" else "right"]
+        if self.asymmetric and inputs.input_type is None:
+            message = f"{self.name} embeds queries and passages differently: say which these are."
+            raise Problem(400, message, param="input_type", code="missing")
         rows: list[NDArray[np.int64]] = []
-        tokens = start = 0
-        while start < len(texts):
-            chunk = self._chunk(texts, start, truncate)
-            parts = None if seconds is None else seconds[start : start + len(chunk)]
-            found = self._rows(tokenizer, chunk, prompt, parts, start, truncate)
+        tokens = 0
+        while len(rows) < len(inputs.texts):
+            found = self._rows(inputs, len(rows))
             rows += found
             tokens += sum(map(len, found))
             if tokens > max_tokens:
-                raise Problem(
-                    400,
-                    f"The input has more than {max_tokens:,} tokens; send it in several requests.",
-                    param="input",
-                    code="too_many_tokens",
-                )
-            start += len(chunk)
+                message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
+                raise Problem(400, message, param="input", code="too_many_tokens")
         return rows
 
-    def _chunk(self, texts: Sequence[str], start: int, truncate: Truncate) -> list[str]:
-        """The next texts that are tokenized together, without the ends that no token limit could keep."""
-        most, chunk, chars = self.manifest.max_length * _CHARS_PER_TOKEN, [], 0
-        for index in range(start, len(texts)):
-            text = texts[index]
+    def _rows(self, inputs: Inputs, start: int) -> list[NDArray[np.int64]]:
+        """The rows of the next texts that are tokenized together."""
+        kind = inputs.input_type
+        prompt = self._prompt(kind) if kind else prompt_text(self.manifest.prompts, self.manifest.default_prompt)
+        texts = self._chunk(inputs, start)
+        seconds = None if inputs.seconds is None else inputs.seconds[start : start + len(texts)]
+        tokenizer = self.tokenizers["left" if inputs.truncate == "START" else "right"]
+        try:
+            rows, lengths = tokenizer.counted(texts, prompt=prompt, seconds=seconds)
+        except AccelError as error:
+            raise Problem(400, f"{error.cause} Fix: {error.fix}.", param="input", code="invalid_text") from error
+        if inputs.truncate == "NONE":
+            for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                if length > len(row):
+                    raise self._too_long(start + index, f"{length:,} tokens")
+        return rows
+
+    def _chunk(self, inputs: Inputs, start: int) -> list[str]:
+        """The next texts, without the ends that no token limit could keep."""
+        most = self.manifest.max_length * _CHARS_PER_TOKEN
+        chunk: list[str] = []
+        chars = 0
+        for index in range(start, len(inputs.texts)):
+            text = inputs.texts[index]
             if len(text) > most:
-                if truncate == "NONE":
+                if inputs.truncate == "NONE":
                     raise self._too_long(index, f"{len(text):,} characters")
-                text = text[-most:] if truncate == "START" else text[:most]
+                text = text[-most:] if inputs.truncate == "START" else text[:most]
             if chunk and chars + len(text) > _CHUNK_CHARS:
                 break
             chunk.append(text)
             chars += len(text)
         return chunk
-
-    def _rows(
-        self,
-        tokenizer: Tokenizer,
-        texts: list[str],
-        prompt: str,
-        seconds: Sequence[str] | None,
-        first: int,
-        truncate: Truncate,
-    ) -> list[NDArray[np.int64]]:
-        try:
-            rows, lengths = tokenizer.counted(texts, prompt=prompt, seconds=seconds)
-        except AccelError as error:
-            raise Problem(400, f"{error.cause} {error.fix}.", param="input", code="invalid_text") from error
-        if truncate == "NONE":
-            for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                if length > len(row):
-                    raise self._too_long(first + index, f"{length:,} tokens")
-        return rows
 
     def _too_long(self, index: int, size: str) -> Problem:
         return Problem(
@@ -196,7 +198,12 @@ class Catalogue:
             return fitting[-1]
         if known:
             numbers = ", ".join(each.version for each in known)
-            raise Problem(404, f"{name} has no version {version!r}; {numbers} answer.", param="x-model-version", code="version_not_found")
+            raise Problem(
+                404,
+                f"{name} has no version {version!r}; {numbers} answer.",
+                param="x-model-version",
+                code="version_not_found",
+            )
         names = ", ".join(sorted({each.name for each in self.versions})) or "none"
         raise Problem(404, f"There is no model {name!r}; loaded: {names}.", param="model", code="model_not_found")
 

@@ -1,0 +1,86 @@
+"""What OpenAPI says of an endpoint that reads its body itself: schema, examples, every code and header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from accel_lib.service.schemas import ErrorBody
+
+_ERRORS = {
+    400: "A field, a text or a header is wrong; `param` names it.",
+    401: "No key, or one that is not known.",
+    403: "The key has not the role.",
+    404: "No such model or version.",
+    413: "The body is too large.",
+    429: "A quota is used up (`rate_limit_exceeded`), or the answer would be late (`queue_full`).",
+    500: "The model failed, or its answer was no use and was held back.",
+    503: "Starting, restarting or shutting down.",
+    504: "The deadline passed.",
+}
+_TEXT_CODES = (400, 401, 403, 404, 413, 429, 500, 503, 504)
+_SECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."}
+_MILLISECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "The same in milliseconds."}
+_ID = {"schema": {"type": "string"}, "description": "The request's id, the client's own if it sent one."}
+_TIMES = {
+    "x-total-time": "Milliseconds from the request's head to the answer's.",
+    "x-tokenization-time": "Milliseconds for text to token ids.",
+    "x-queue-time": "Milliseconds in Triton's queue: the share of the time in Triton that its counters last gave.",
+    "x-inference-time": "Milliseconds in the model.",
+}
+_ANSWER_HEADERS = {
+    "x-request-id": _ID,
+    "x-model-version": {"schema": {"type": "string"}, "description": "The version that answered."},
+    **{name: {"schema": {"type": "number"}, "description": text} for name, text in _TIMES.items()},
+}
+_ASKED_HEADERS = {
+    "x-request-id": ("string", "An id for logs and traces."),
+    "x-request-timeout-ms": ("number", "The deadline, counted from the request's head; it travels to Triton."),
+    "x-request-priority": ("integer", "Triton's priority level, 1 first."),
+    "x-model-version": ("string", "A version of the model; else the one that is live."),
+}
+
+
+def described(request: type[BaseModel], response: type[BaseModel] | None, **more: Any) -> dict[str, Any]:
+    """Arguments for the route of an endpoint that takes texts.
+
+    Parameters
+    ----------
+    request, response
+        Its bodies; a response that is no model is described by `more`.
+    more
+        Overrides the description of the answer with status 200.
+    """
+    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, **more}
+    if response is not None:
+        answer["model"] = response
+    headers = [
+        {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": text}
+        for name, (kind, text) in _ASKED_HEADERS.items()
+    ]
+    schema = request.model_json_schema()
+    content = {"application/json": {"schema": schema, "examples": _named(schema.pop("examples", []))}}
+    return {
+        "response_model": None,
+        "responses": {200: answer, **problems(*_TEXT_CODES)},
+        "openapi_extra": {"requestBody": {"required": True, "content": content}, "parameters": headers},
+    }
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's entries for errors with these codes."""
+    return {code: _problem(code) for code in codes}
+
+
+def _problem(code: int) -> dict[str, Any]:
+    headers: dict[str, Any] = {"x-request-id": _ID}
+    if code in (429, 503):
+        headers |= {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
+    if code == 504:
+        headers["x-should-retry"] = {"schema": {"type": "string", "enum": ["false"]}, "description": "Do not retry."}
+    return {"model": ErrorBody, "description": _ERRORS[code], "headers": headers}
+
+
+def _named(examples: list[Any]) -> dict[str, Any]:
+    return {f"example {number}": {"value": value} for number, value in enumerate(examples, 1)}

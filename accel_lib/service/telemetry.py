@@ -1,0 +1,67 @@
+"""OpenTelemetry traces, sent where an endpoint says and nowhere else; without one this costs nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accel_lib.errors import require
+
+_EXTRA = "telemetry"
+
+
+class Telemetry:
+    """Spans of one gateway.
+
+    Parameters
+    ----------
+    endpoint
+        Base address of a collector that takes OTLP over HTTP, such as ``http://localhost:4318``; empty for none.
+
+    Raises
+    ------
+    MissingDependencyError
+        There is an endpoint, and OpenTelemetry is not installed.
+    """
+
+    def __init__(self, endpoint: str = "") -> None:
+        self._tracer: Any = None
+        if not endpoint:
+            return
+        sdk = require("opentelemetry.sdk.trace", extra=_EXTRA)
+        export = require("opentelemetry.sdk.trace.export", extra=_EXTRA)
+        otlp = require("opentelemetry.exporter.otlp.proto.http.trace_exporter", extra=_EXTRA)
+        resources = require("opentelemetry.sdk.resources", extra=_EXTRA)
+        self._propagate = require("opentelemetry.propagate", extra=_EXTRA)
+        self._kind = require("opentelemetry.trace", extra=_EXTRA).SpanKind
+        self._provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": "accel-gateway"}))
+        exporter = otlp.OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(export.BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("accel_lib.service")
+
+    @contextlib.contextmanager
+    def request(self, name: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        """A span for a whole request, a child of the client's if its headers name one; yields it, or None."""
+        if self._tracer is None:
+            yield None
+            return
+        parent = self._propagate.extract(headers)
+        with self._tracer.start_as_current_span(name, context=parent, kind=self._kind.SERVER) as span:
+            yield span
+
+    @contextlib.contextmanager
+    def span(self, name: str) -> Iterator[tuple[tuple[str, str], ...]]:
+        """A span inside it; yields the gRPC metadata that carries it on."""
+        if self._tracer is None:
+            yield ()
+            return
+        with self._tracer.start_as_current_span(name, kind=self._kind.CLIENT):
+            carrier: dict[str, str] = {}
+            self._propagate.inject(carrier)
+            yield tuple(carrier.items())
+
+    def close(self) -> None:
+        """Send what is waiting."""
+        if self._tracer is not None:
+            self._provider.shutdown()

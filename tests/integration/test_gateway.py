@@ -1,0 +1,272 @@
+"""The gateway in front of a real Triton, asked over real sockets: its contract, answer by answer and code by code."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+
+import httpx
+import numpy as np
+import pytest
+
+import accel_lib
+from accel_lib.service.gateway import Gateway, wait_until_ready
+from accel_lib.service.settings import Settings
+from accel_lib.triton.repository import default_config
+from tests.tiny import NOISE, TABLE, WIDTH, tiny_artifact, tiny_model, tiny_texts
+
+pytestmark = pytest.mark.triton
+TEXTS = tiny_texts(40)
+EXPECTED = tiny_model().reference(TEXTS)
+LABELS = tuple(f"label {number}" for number in range(WIDTH))
+ERROR_FIELDS = {"error", "object", "message", "detail", "type"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gateway")
+    (folder / "model_repository").mkdir()
+    with accel_lib.serve(folder / "model_repository") as running:
+        running.add("embedding", tiny_artifact(folder / "one", TABLE))
+        running.add("embedding", tiny_artifact(folder / "two", TABLE + 0.3 * NOISE), version=2)
+        classes = tiny_artifact(folder / "classes", TABLE, task="classification", labels=LABELS)
+        levels = default_config("sentiment", classes).replace(priority_levels=2, default_priority_level=2)
+        running.add("sentiment", classes, config=levels)
+        yield running
+
+
+@contextlib.contextmanager
+def gateway_on(server, folder, **settings):
+    """One more gateway in front of the same server."""
+    made = Gateway(Settings(port=0, state_file=folder / "state.sqlite3", **settings), server)
+    with made:
+        wait_until_ready(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gateway(server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("state")
+    with gateway_on(server, folder, max_body_bytes=100_000, max_request_tokens=2_000) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(gateway):
+    with gateway.client() as made:
+        yield made
+
+
+def ask(client, **fields):
+    return client.post("/v1/embeddings", json={"model": "embedding", "input": TEXTS[0]} | fields)
+
+
+def vectors(answer):
+    return np.array([item["embedding"] for item in answer.json()["data"]])
+
+
+def refused(answer, status, code=None, param=None):
+    """Check an error's one body and return its message."""
+    body = answer.json()
+    assert answer.status_code == status, body
+    assert set(body) == ERROR_FIELDS
+    assert body["detail"] == {}
+    assert body["object"] == "error"
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert (body["message"], body["type"]) == (body["error"]["message"], body["error"]["type"])
+    if code:
+        assert body["error"]["code"] == code
+    if param:
+        assert body["error"]["param"] == param
+    assert answer.headers["x-request-id"]
+    return body["message"]
+
+
+def test_vectors_come_back_in_order_from_the_version_that_was_asked(client):
+    first = ask(client, input=TEXTS, user="somebody")
+    assert first.status_code == 200
+    body = first.json()
+    assert (body["object"], body["model"]) == ("list", "embedding")
+    assert [item["index"] for item in body["data"]] == list(range(len(TEXTS)))
+    assert body["usage"]["prompt_tokens"] == sum(len(text.split()) for text in TEXTS)
+    old = client.post("/v1/embeddings", json={"model": "embedding", "input": TEXTS}, headers={"x-model-version": "1"})
+    np.testing.assert_allclose(vectors(old), EXPECTED, atol=1e-6)
+    assert (first.headers["x-model-version"], old.headers["x-model-version"]) == ("2", "1")
+    assert body["vector_space_id"] != old.json()["vector_space_id"]
+
+
+def test_base64_holds_the_same_float32_in_fewer_bytes(client):
+    plain, packed = ask(client, input=TEXTS[:3]), ask(client, input=TEXTS[:3], encoding_format="base64")
+    read = [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in packed.json()["data"]]
+    np.testing.assert_array_equal(np.array(read), vectors(plain).astype(np.float32))
+    assert len(packed.content) < len(plain.content)
+
+
+def test_fewer_dimensions_are_the_first_ones_at_length_one(client):
+    whole, half = vectors(ask(client))[0], vectors(ask(client, dimensions=WIDTH // 2))[0]
+    np.testing.assert_allclose(half, whole[: WIDTH // 2] / np.linalg.norm(whole[: WIDTH // 2]), atol=1e-6)
+    refused(ask(client, dimensions=WIDTH + 1), 400, "unsupported_dimensions", "dimensions")
+
+
+def test_the_headers_say_where_the_time_went(client):
+    answer = client.post(
+        "/v1/embeddings", json={"model": "embedding", "input": "w1"}, headers={"x-request-id": "mine-1"}
+    )
+    assert answer.headers["x-request-id"] == "mine-1"
+    names = ("x-tokenization-time", "x-queue-time", "x-inference-time")
+    parts = [float(answer.headers[name]) for name in names]
+    assert 0 < sum(parts) < float(answer.headers["x-total-time"])
+
+
+@pytest.mark.parametrize("suffix", ["-query", "-passage"])
+def test_a_symmetric_model_embeds_queries_and_passages_alike(client, suffix):
+    np.testing.assert_array_equal(vectors(ask(client, model=f"embedding{suffix}")), vectors(ask(client)))
+    np.testing.assert_array_equal(vectors(ask(client, input_type=suffix[1:])), vectors(ask(client)))
+
+
+def test_a_text_that_is_too_long_is_refused_or_cut_where_asked(client):
+    words = [f"w{1 + i % 150}" for i in range(90)]
+    assert "90 tokens" in refused(ask(client, input=["w1", " ".join(words)]), 400, "context_length_exceeded", "input")
+    for truncate, kept in (("END", words[:64]), ("START", words[-64:])):
+        cut = ask(client, input=" ".join(words), truncate=truncate)
+        np.testing.assert_allclose(vectors(cut), vectors(ask(client, input=" ".join(kept))), atol=1e-6)
+        assert cut.json()["usage"]["total_tokens"] == 64
+
+
+def test_a_classification_names_label_and_probabilities(client):
+    body = client.post("/v1/classify", json={"model": "sentiment", "input": TEXTS[:2]}).json()
+    assert set(body) == {"id", "object", "created", "model", "data", "usage"}
+    one = body["data"][1]
+    assert set(one) == {"index", "label", "probs", "num_classes", "scores"}
+    assert sum(one["probs"]) == pytest.approx(1, abs=1e-5)
+    assert one["label"] == LABELS[int(EXPECTED[1].argmax())] == max(one["scores"], key=one["scores"].get)
+
+
+def test_text_embeddings_inference_shapes(client):
+    one, many = client.post("/embed", json={"inputs": "w1 w2"}), client.post("/embed", json={"inputs": TEXTS[:2]})
+    assert np.array(one.json()).shape == (1, WIDTH)
+    assert np.array(many.json()).shape == (2, WIDTH)
+    refused(client.post("/embed", json={"inputs": "w1", "normalize": False}), 400, "unsupported", "normalize")
+    single, pair, batch = (
+        client.post("/predict", json={"inputs": inputs}).json()
+        for inputs in ("w1 w2", ["w1", "w2"], [["w1 w2"], ["w3"]])
+    )
+    assert single[0]["score"] >= single[1]["score"]
+    assert (len(single), len(pair)) == (WIDTH, WIDTH)
+    assert [len(classes) for classes in batch] == [WIDTH, WIDTH]
+    assert {one["label"]: one["score"] for one in batch[0]} == pytest.approx({o["label"]: o["score"] for o in single})
+    raw = client.post("/predict", json={"inputs": "w1 w2", "raw_scores": True}).json()
+    assert sum(one["score"] for one in raw) != pytest.approx(1)
+    mixed = client.post("/predict", json={"inputs": [["w1"], ["w1", "w2"]]})
+    refused(mixed, 400, "mixed_batch", "inputs")
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"input": None}, None, "input"),
+        ({"input": ""}, None, "input"),
+        ({"input": []}, None, "input"),
+        ({"input": ["w1"] * 2049}, None, "input"),
+        ({"input": "   "}, "invalid_text", "input"),
+        ({"input": ["w1 w2 w3"] * 700}, "too_many_tokens", "input"),
+        ({"input": [[1, 2, 3]]}, "token_ids", "input"),
+        ({"encoding_format": "hex"}, None, "encoding_format"),
+        ({"dimensions": 0}, None, "dimensions"),
+        ({"truncate": "MIDDLE"}, None, "truncate"),
+        ({"modality": "image"}, None, "modality"),
+        ({"embedding_type": "binary"}, None, "embedding_type"),
+        ({"truncat": "END"}, "extra_forbidden", "truncat"),
+    ],
+)
+def test_a_wrong_field_is_a_400_that_names_it(client, fields, code, param):
+    refused(ask(client, **fields), 400, code, param)
+
+
+def test_what_is_no_json_is_a_400(client):
+    refused(client.post("/v1/embeddings", content=b"{"), 400)
+
+
+def test_token_ids_name_the_setting_that_sends_text(client):
+    assert "check_embedding_ctx_length=False" in refused(ask(client, input=[1, 2]), 400, "token_ids")
+
+
+def test_a_key_is_needed_before_anything_is_read(gateway):
+    with httpx.Client(base_url=gateway.url) as stranger:
+        answer = stranger.post("/v1/embeddings", content=b"{")
+        refused(answer, 401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        viewer = gateway.app.state.auth.keys.create("viewer", ["viewer"])
+        answer = stranger.post("/v1/embeddings", content=b"{", headers={"Authorization": f"Bearer {viewer}"})
+        refused(answer, 403, "insufficient_role")
+
+
+def test_what_is_not_there_is_a_404(client):
+    refused(ask(client, model="nothing"), 404, "model_not_found", "model")
+    answer = client.post("/v1/embeddings", json={"model": "embedding", "input": "w1"}, headers={"x-model-version": "9"})
+    refused(answer, 404, "version_not_found")
+    refused(client.get("/v1/nothing"), 404)
+    refused(ask(client, model="sentiment"), 400, "wrong_task", "model")
+
+
+def test_a_body_over_the_limit_is_a_413_with_and_without_a_length(client):
+    refused(client.post("/v1/embeddings", content=b"x" * 150_000), 413, "body_too_large")
+    refused(client.post("/v1/embeddings", content=iter([b"x" * 50_000] * 3)), 413, "body_too_large")
+
+
+def test_a_priority_is_one_of_the_models_levels(client):
+    body = {"model": "sentiment", "input": "w1"}
+    assert client.post("/v1/classify", json=body, headers={"x-request-priority": "1"}).status_code == 200
+    answer = client.post("/v1/classify", json=body, headers={"x-request-priority": "3"})
+    refused(answer, 400, "invalid_header", "x-request-priority")
+
+
+def test_a_deadline_that_passes_is_a_504_that_must_not_be_retried(client):
+    answer = client.post(
+        "/v1/embeddings", json={"model": "embedding", "input": TEXTS}, headers={"x-request-timeout-ms": "0.01"}
+    )
+    refused(answer, 504, "deadline_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
+    wrong = client.post("/v1/embeddings", json={}, headers={"x-request-timeout-ms": "soon"})
+    refused(wrong, 400, "invalid_header", "x-request-timeout-ms")
+
+
+def test_a_quota_gives_the_time_to_come_back(server, tmp_path):
+    with gateway_on(server, tmp_path, quota_tokens_per_minute=60) as own, own.client() as client:
+        assert ask(client, input=" ".join(["w1"] * 50)).status_code == 200
+        late = ask(client, input=" ".join(["w1"] * 40))
+        refused(late, 429, "rate_limit_exceeded")
+        assert 25 <= int(late.headers["retry-after"]) <= 31
+        assert int(late.headers["retry-after-ms"]) <= 30_000
+        assert "accel_quota_rejections_total" in client.get("/metrics").text
+
+
+def test_health_asks_triton_for_every_model(server, gateway):
+    with httpx.Client(base_url=gateway.url) as stranger:
+        live, ready = stranger.get("/v1/health/live"), stranger.get("/v1/health/ready")
+        assert (live.status_code, ready.status_code) == (200, 200)
+        assert ready.json() == {"object": "health.response", "message": "ready", "ready": True}
+        server.unload("sentiment")
+        try:
+            gone = stranger.get("/v1/health/ready")
+            assert (gone.status_code, gone.json()["ready"]) == (503, False)
+        finally:
+            server.load("sentiment")
+
+
+def test_the_metrics_count_by_endpoint_model_version_and_code(client):
+    ask(client)
+    text = client.get("/v1/metrics").text
+    assert 'accel_requests_total{code="200",endpoint="/v1/embeddings",model="embedding",version="2"}' in text
+    assert 'accel_stage_duration_seconds_count{model="embedding",stage="inference"}' in text
+    for name in ("accel_tokens_total", "accel_batch_padding_ratio_bucket", "accel_ready 1.0", "process_cpu_seconds"):
+        assert name in text
+
+
+def test_openapi_shows_every_code_with_an_example_of_the_request(client):
+    document = client.get("/openapi.json").json()
+    for path in ("/v1/embeddings", "/v1/classify", "/embed", "/predict"):
+        operation = document["paths"][path]["post"]
+        assert set(operation["responses"]) >= {"200", "400", "401", "403", "404", "413", "429", "500", "503", "504"}
+        assert operation["requestBody"]["content"]["application/json"]["examples"]
+        assert operation["security"]
