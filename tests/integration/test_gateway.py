@@ -255,7 +255,7 @@ def test_health_asks_triton_for_every_model(server, gateway):
 
 
 def test_the_metrics_count_by_endpoint_model_version_and_code(client):
-    ask(client)
+    assert (ask(client).status_code, client.get("/v1/health/ready").status_code) == (200, 200)
     text = client.get("/v1/metrics").text
     assert 'accel_requests_total{code="200",endpoint="/v1/embeddings",model="embedding",version="2"}' in text
     assert 'accel_stage_duration_seconds_count{model="embedding",stage="inference"}' in text
