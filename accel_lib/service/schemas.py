@@ -11,12 +11,13 @@ from accel_lib.service.problems import Problem
 from accel_lib.service.served import InputType, Truncate
 
 MAX_INPUTS = 2048
+_REFUSED: Literal["forbid"] = "forbid"
 _Text = Annotated[str, Field(min_length=1)]
 Texts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra=_REFUSED, frozen=True)
 
 
 class EmbeddingRequest(_Body):
