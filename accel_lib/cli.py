@@ -150,6 +150,21 @@ def serve(
     run_gateway(settings)
 
 
+@app.command()
+def build(
+    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
+    target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
+    wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
+) -> None:
+    """Build models into the model repository, validated, or wait until another process has."""
+    from accel_lib import build as work
+
+    if wait is None:
+        work.build(names, target=target)
+    else:
+        work.wait_until_built(names, engine=target is not None, timeout_s=wait)
+
+
 @course.command("run")
 def run_course(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,

@@ -180,7 +180,8 @@ def wanted_manifests() -> dict[str, str]:
                 re.sub(r"^---\n|^# Source: .*\n", "", document, flags=re.MULTILINE).strip()
             )
     head = "# Written by `python deploy/check/check.py --write` from the chart's default values; change those.\n"
-    return {name: head + "".join(f"---\n{text}\n" for text in texts) for name, texts in sorted(parts.items())}
+    whole = {name: head + "".join(f"---\n{text}\n" for text in texts) for name, texts in sorted(parts.items())}
+    return {name: re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE) for name, text in whole.items()}
 
 
 def write() -> None:

@@ -103,7 +103,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{/* Home, caches and temporary files of a container whose root cannot be written. */}}
 {{- define "accel.scratchEnv" -}}
 - {name: HOME, value: /tmp}
-- {name: ACCEL_HOME, value: /tmp/accel}
+- {name: ACCEL_HOME, value: /tmp}
 - {name: ACCEL_REPOSITORY, value: /models}
 {{- end }}
 
@@ -115,5 +115,15 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- if eq .Values.store.kind "pvc" }}
 - name: models
   persistentVolumeClaim: {claimName: {{ include "accel.claim" . }}}
+{{- end }}
+{{- end }}
+
+{{/* What is built, and what is waited for. */}}
+{{- define "accel.buildArgs" -}}
+{{- if and (eq .Values.profile "gpu") (eq .Values.build.engine "auto") }}
+- --target=auto
+{{- end }}
+{{- range .Values.models }}
+- {{ . }}
 {{- end }}
 {{- end }}
