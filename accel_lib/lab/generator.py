@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from accel_lib.errors import require
 
@@ -23,6 +23,8 @@ _DRAIN_S = 10.0  # how long requests that are under way at the end may take
 _GONE = re.compile(
     r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|[Cc]onnect call|stopping|unavailable$"
 )
+
+SHED = "not let in"
 
 _Send = Callable[[Any], Awaitable[tuple[bytes | None, str]]]
 
@@ -37,6 +39,16 @@ class Reply:
     ended_s: float
     answer: bytes | None
     refusal: str
+
+
+class Gate(Protocol):
+    """Who may be let in: a request that may `enter` has to `leave`, once it is over."""
+
+    def enter(self) -> bool:
+        """Whether one more may go in."""
+
+    def leave(self) -> None:
+        """One is over."""
 
 
 class Generator:
@@ -57,6 +69,8 @@ class Generator:
         None sends every request when it is due.
     timeout_s
         How long a client waits for an answer.
+    gate
+        Open loop: asked before each request is sent; one that it turns away is over at once, refused as `SHED`.
     """
 
     def __init__(
@@ -69,7 +83,9 @@ class Generator:
         connections: int | None = None,
         protocol: Literal["grpc", "http"] = "grpc",
         timeout_s: float | None = None,
+        gate: Gate | None = None,
     ) -> None:
+        self._gate = gate
         self.replies: list[Reply] = []
         self.stopped = ""
         self.busy_s = 0.0  # processor time of the loop's thread
@@ -156,6 +172,10 @@ class Generator:
 
     async def _expect(self, send: _Send, number: int, due_s: float) -> None:
         """One request of a schedule; a drained one is counted as lost."""
+        if self._gate and not self._gate.enter():
+            now = time.perf_counter()
+            self.replies.append(Reply(number % len(self._payloads), due_s, now, now, None, SHED))
+            return
         try:
             async with self._free:
                 if not self._stop.is_set():
@@ -164,6 +184,9 @@ class Generator:
             now = time.perf_counter()
             self.replies.append(Reply(number % len(self._payloads), due_s, due_s, now, None, "DEADLINE_EXCEEDED"))
             raise
+        finally:
+            if self._gate:
+                self._gate.leave()
 
     async def _ask(self, send: _Send, number: int, due_s: float | None = None) -> str:
         index, sent_s = number % len(self._payloads), time.perf_counter()

@@ -210,10 +210,8 @@ class _Sweeping:
         )
 
     def _alone(self) -> float:
-        """Median latency of one request at a time, at the model's own setting."""
         if not self.journal.alone_ms:
-            seconds = min(1.0, self.seconds)
-            self.journal.alone_ms = load(self.served, self.texts, concurrency=1, seconds=seconds, warmup_s=0.2).p50_ms
+            self.journal.alone_ms = alone_ms(self.served, self.texts, seconds=min(1.0, self.seconds))
         return self.journal.alone_ms
 
     def _repeat(self, repeats: int, tolerance: float) -> None:
@@ -291,6 +289,12 @@ class _Sweeping:
         folder = self.served._server.repository / self.served.name
         wanted = {setting["version"] for setting in self.settings if "version" in setting}
         return {version: Artifact.load(folder / str(version) / ARTIFACT_FOLDER).name for version in wanted}
+
+
+def alone_ms(served: ServedModel, texts: Sequence[str], *, seconds: float = 0.5) -> float:
+    """Median latency of one request at a time, ms, without the queue delay that is set: nothing answers sooner."""
+    run = load(served, texts, concurrency=1, seconds=seconds, warmup_s=0.2)
+    return max(run.p50_ms - served.config.max_queue_delay_us / 1e3, 0.0)
 
 
 def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""What a batcher can do, from how long its batches take: t(n) = a + b·n, capacity, latency, and how many to let in.
+
+A batch costs `a` whatever is in it (reading the weights, the calls) and `b` for each request in it. Both come from
+Triton's own statistics, which tell by batch size how long executions kept an instance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+GUESS = 0.5  # share of a lone request's time taken for `a`, until a batch was seen
+_FULL = 0.95  # share of the capacity from which a queue has no end
+_MOST = 4_096  # requests let in, at most
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchTime:
+    """Seconds of a batch: ``fixed_s + each_s × n``; `guessed` while batches of one size alone were seen."""
+
+    fixed_s: float
+    each_s: float
+    guessed: bool = False
+
+    def seconds(self, size: float) -> float:
+        """How long a batch of `size` keeps an instance."""
+        return self.fixed_s + self.each_s * size
+
+    def __str__(self) -> str:
+        guess = " (a guess: only one batch size was seen)" if self.guessed else ""
+        return f"t(n) = {self.fixed_s * 1e3:.1f} + {self.each_s * 1e3:.1f}·n ms{guess}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving:
+    """How a model is served, as far as this plan goes."""
+
+    instance_count: int
+    max_batch_size: int
+    max_queue_delay_us: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """What a way of serving should do at some load: most requests a second, and p95 in ms (infinite if too many)."""
+
+    serving: Serving
+    capacity_per_s: float
+    p95_ms: float
+
+
+def fit_batch_time(
+    sizes: Mapping[int, float], spent_s: Mapping[int, float], *, share: float = GUESS
+) -> BatchTime | None:
+    """Fit executions and their seconds, both by batch size; None where there was none.
+
+    Where batches of one size alone were seen, `share` of a lone request's time is taken for what a batch costs once.
+
+    Examples
+    --------
+    >>> fit_batch_time({1: 10, 4: 5}, {1: 0.03, 4: 0.03})
+    BatchTime(fixed_s=0.002, each_s=0.001, guessed=False)
+    """
+    seen = sorted(size for size, count in sizes.items() if count > 0 and spent_s.get(size, 0) > 0)
+    if not seen:
+        return None
+    n = np.array(seen, dtype=float)
+    count = np.array([sizes[size] for size in seen], dtype=float)
+    each = np.array([spent_s[size] for size in seen]) / count
+    total = float((each * count).sum() / (n * count).sum())  # seconds a request, over all
+    if len(seen) == 1:
+        lone = float(each[0]) / (share + (1 - share) * n[0])
+        return BatchTime(fixed_s=share * lone, each_s=(1 - share) * lone, guessed=True)
+    slope, start = np.polyfit(n, each, 1, w=np.sqrt(count))
+    if start < 0 or slope < 0:  # no batch pays, or none costs: the nearest line that may be
+        mean = float((each * count).sum() / count.sum())
+        return BatchTime(fixed_s=0.0, each_s=total) if start < 0 else BatchTime(fixed_s=mean, each_s=0.0)
+    return BatchTime(fixed_s=round(float(start), 9), each_s=round(float(slope), 9))
+
+
+def prospect(time: BatchTime, serving: Serving, rate_per_s: float, *, parallel: float | None = None) -> Prospect:
+    """What a way of serving should do.
+
+    The batch settles where as many requests arrive as are served while one runs: ``n = rate × t(n) / instances``. A
+    request waits for the batch that runs, then for its own: twice t(n), with n two standard deviations up.
+
+    Parameters
+    ----------
+    time
+        How long a batch takes.
+    serving
+        How the model is served.
+    rate_per_s
+        Requests a second.
+    parallel
+        As how many undisturbed instances they work together; None takes all of them.
+    """
+    width = parallel or serving.instance_count
+    capacity = width * serving.max_batch_size / time.seconds(serving.max_batch_size)
+    if rate_per_s >= _FULL * capacity:
+        return Prospect(serving=serving, capacity_per_s=capacity, p95_ms=math.inf)
+    settled = rate_per_s * time.fixed_s / max(width - rate_per_s * time.each_s, 1e-9)
+    usual = min(max(settled, 1.0), float(serving.max_batch_size))
+    crowded = min(usual + 2 * math.sqrt(usual), float(serving.max_batch_size))
+    rounds = 2.0 if crowded < serving.max_batch_size else 2.0 / (1 - rate_per_s / capacity)
+    p95_s = serving.max_queue_delay_us / 1e6 + rounds * time.seconds(crowded)
+    return Prospect(serving=serving, capacity_per_s=capacity, p95_ms=p95_s * 1e3)
+
+
+def admissible(time: BatchTime, serving: Serving, target_ms: float) -> int:
+    """How many requests may be under way so that the last one is answered within a time; at least one an instance.
+
+    It waits for the rest of the batch that runs, and for ``ceil(requests / (instances × batch))`` more.
+    """
+    room_s = (target_ms - serving.max_queue_delay_us / 1e3) / 1e3
+    together = serving.instance_count * serving.max_batch_size
+
+    def needed_s(count: int) -> float:
+        return time.fixed_s * (math.ceil(count / together) + 1) + time.each_s * count / serving.instance_count
+
+    low, high = serving.instance_count, _MOST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if needed_s(middle) <= room_s else (low, middle - 1)
+    return low
