@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from accel_lib.convert.validate import validate
     from accel_lib.engines import open_engine
     from accel_lib.errors import AccelError
+    from accel_lib.lab.calibrate import calibrate
     from accel_lib.lab.compare import choose, compare
     from accel_lib.lab.load import load
+    from accel_lib.lab.simulate import simulate
     from accel_lib.lab.tune import tune
     from accel_lib.models import load_model
     from accel_lib.models.sentiment import train_classifier
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "AccelError": "errors",
     "Artifact": "artifact",
+    "calibrate": "lab.calibrate",
     "check": "show.lesson",
     "choose": "lab.compare",
     "compare": "lab.compare",
@@ -47,6 +50,7 @@ _ROOMS = {
     "reveal": "show.lesson",
     "serve": "triton.server",
     "serve_gateway": "service.gateway",
+    "simulate": "lab.simulate",
     "to_onnx": "convert.onnx",
     "to_tensorrt": "convert.tensorrt",
     "to_torch": "convert.onnx",
@@ -58,6 +62,7 @@ _ROOMS = {
 __all__ = [
     "AccelError",
     "Artifact",
+    "calibrate",
     "check",
     "choose",
     "compare",
@@ -71,6 +76,7 @@ __all__ = [
     "reveal",
     "serve",
     "serve_gateway",
+    "simulate",
     "to_onnx",
     "to_tensorrt",
     "to_torch",

@@ -29,8 +29,8 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
-AccelError Artifact check choose compare doctor ensure load load_model load_texts open_engine predict reveal serve
-serve_gateway to_onnx to_tensorrt to_torch train_classifier tune validate
+AccelError Artifact calibrate check choose compare doctor ensure load load_model load_texts open_engine predict reveal
+serve serve_gateway simulate to_onnx to_tensorrt to_torch train_classifier tune validate
 """
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tritonclient", "matplotlib", "pandas", "sklearn", "IPython")
 

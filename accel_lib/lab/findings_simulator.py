@@ -1,0 +1,72 @@
+"""What the simulator's tables say, computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from accel_lib.lab.words import listed, number, percent
+from accel_lib.triton.config import ModelConfig
+
+_SATURATED = 0.97  # share of the offered load, under which a run falls behind
+_BUSY = 0.9  # share of the time from which instances are the limit
+_MUCH = 0.4  # share of the latency that names its cause
+
+
+def service_time(frame: pd.DataFrame) -> str:
+    """What the smallest and the largest execution cost, and how well the fitted time meets the measured points."""
+    off = percent(float(np.median(np.abs(frame["predicted_ms"] / frame["ms"] - 1))))
+    parts = []
+    for count, points in frame.groupby("instance_count"):
+        mean = points.groupby("rows")["ms"].mean()
+        few, many = int(mean.index.min()), int(mean.index.max())
+        parts.append(f"{number(mean[few])} ms for {_texts(few)}, {number(mean[many])} ms for {_texts(many)}")
+        parts[-1] += f" with {_instances(int(str(count)))}"
+    return f"An execution takes {listed(parts)}; the fitted time is off by {off} in the median of {len(frame)} points"
+
+
+def bottleneck(summary: pd.DataFrame, busy: float, config: ModelConfig) -> str:
+    """What sets the latency of a run, and what would help."""
+    run = summary.iloc[0]
+    parts = {"queue": run["queue_ms"], "model": run["compute_infer_ms"], "client": run["client_ms"]}
+    total = max(sum(parts.values()), 1e-9)
+    behind = "offered_per_s" in run and run["sentences_per_s"] < _SATURATED * run["offered_per_s"]
+    if behind or busy > _BUSY:
+        busy_all = f"the {_instances(config.instance_count)}, busy {percent(min(busy, 1.0))} of the time"
+        return f"{busy_all}: more load only waits longer"
+    if parts["queue"] > _MUCH * total and config.max_queue_delay_us and run["queue_ms"] * 1e3 < _delay_us(config):
+        return f"the queue delay: requests wait for company, while instances are idle {percent(1 - busy)} of the time"
+    if parts["queue"] > _MUCH * total:
+        return (
+            f"the queue: requests come in bunches and wait, though instances are idle {percent(1 - busy)} of the time"
+        )
+    if parts["client"] > _MUCH * total:
+        return "client and transport: the server is done long before"
+    return "the model's own time: nobody waits long for an instance"
+
+
+def simulation(summary: pd.DataFrame, errors: Mapping[str, int], cause: str) -> str:
+    """What a simulated load comes to."""
+    run = summary.iloc[0]
+    asked = (
+        f"of {number(run['offered_per_s'])} offered"
+        if "offered_per_s" in run
+        else f"with {run['concurrency']:.0f} under way"
+    )
+    said = f"Simulated: {number(run['sentences_per_s'])} sentences/s {asked}, 95% within {number(run['p95_ms'])} ms"
+    lost = f"; refused: {sum(errors.values()):,}" if errors else ""
+    return f"{said}{lost}. The limit is {cause}"
+
+
+def _delay_us(config: ModelConfig) -> float:
+    return 1.5 * config.max_queue_delay_us
+
+
+def _instances(count: int) -> str:
+    return f"{count} instance{'s' if count != 1 else ''}"
+
+
+def _texts(count: int) -> str:
+    return f"{count} text{'s' if count != 1 else ''}"

@@ -1,0 +1,141 @@
+"""How long one execution takes, from what is in it; fitted by `calibrate`, drawn from by `simulate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from accel_lib.errors import AccelError
+from accel_lib.lab import findings_simulator as findings
+from accel_lib.lab.measure import Result
+from accel_lib.triton.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What executions cost with a number of instances, milliseconds.
+
+    Parameters
+    ----------
+    execution, call, row, token, square
+        An execution by itself, each call of the engine in it, each row, each padded token, and each padded token times
+        its row's width (attention).
+    crowding
+        How many times as long an execution takes while every instance computes.
+    gap
+        From an answer to the same instance's next execution.
+    """
+
+    execution: float
+    call: float
+    row: float
+    token: float
+    square: float
+    crowding: float = 1.0
+    gap: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class ServiceTime(Result):
+    """What `calibrate` found: how long executions take, and what a client adds.
+
+    Parameters
+    ----------
+    frame
+        One row a point: ``instance_count``, ``rows``, ``tokens`` (of each row; NaN under load, where texts are mixed),
+        ``ms``, ``predicted_ms``, ``executions`` measured.
+    costs
+        By instance count.
+    noise
+        Measured over mean time of single executions, from which a simulation draws.
+    lengths
+        Tokens of the workload's texts, in their order.
+    transport_ms
+        What a request spends outside of the server.
+    client_ms
+        The part of it that requests take one after the other: the client's own work.
+    config
+        The configuration it was measured with.
+    budget
+        Padded tokens of an engine call where the configuration names none.
+    """
+
+    costs: Mapping[int, Cost]
+    noise: tuple[float, ...]
+    lengths: tuple[int, ...]
+    transport_ms: float
+    client_ms: float
+    config: ModelConfig
+    budget: int
+
+    @property
+    def finding(self) -> str:
+        """What an execution costs, and how well the points fit."""
+        return findings.service_time(self.frame)
+
+    def cost(self, config: ModelConfig) -> Cost:
+        """What executions cost under a configuration.
+
+        Raises
+        ------
+        AccelError
+            The number of instances was not calibrated.
+        """
+        if config.instance_count in self.costs:
+            return self.costs[config.instance_count]
+        known = ", ".join(map(str, self.costs))
+        raise AccelError(
+            "That number of instances was not calibrated.",
+            seen=f"{config.instance_count}; calibrated: {known}",
+            fix=f"accel_lib.calibrate(served, texts, instance_counts=({known}, {config.instance_count}))",
+        )
+
+    def of(self, config: ModelConfig) -> Callable[[Sequence[int], int], float]:
+        """A function from the tokens of an execution's rows, and the executions under way, to its mean seconds."""
+        cost, budget, others = self.cost(config), config.max_batch_tokens or self.budget, config.instance_count - 1
+        slower = (cost.crowding - 1) / others if others else 0.0
+
+        def seconds(tokens: Sequence[int], busy: int = 1) -> float:
+            ms = cost.execution
+            for rows, width in calls(tokens, budget):
+                ms += cost.call + rows * (cost.row + width * (cost.token + cost.square * width))
+            return ms * (1 + slower * (busy - 1)) / 1e3
+
+        return seconds
+
+    def capacity(self, config: ModelConfig | None = None) -> float:
+        """Sentences a second that full batches of this workload would reach with every instance busy."""
+        config = config or self.config
+        cost, seconds, size = self.cost(config), self.of(config), max(1, config.max_batch_size)
+        batches = batches_of(self.lengths, size if config.dynamic_batching else 1)
+        mean_s = float(np.mean([seconds(batch, config.instance_count) for batch in batches])) + cost.gap / 1e3
+        return config.instance_count * len(batches[0]) / mean_s
+
+
+def calls(tokens: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    """Rows and width of each engine call of an execution, cut as ``plan_batches`` cuts."""
+    if len(tokens) == 1:
+        return [(1, tokens[0])]
+    cut: list[tuple[int, int]] = []
+    rows, widest = 0, 0
+    for width in sorted(tokens):
+        if rows and (rows + 1) * width > budget:
+            cut.append((rows, widest))
+            rows = 0
+        rows, widest = rows + 1, width
+    return [*cut, (rows, widest)]
+
+
+def features(tokens: Sequence[int], budget: int) -> list[float]:
+    """What the costs of an execution are multiplied with, in the order of `Cost`."""
+    cut = calls(tokens, budget)
+    padded = sum(rows * width for rows, width in cut)
+    return [1.0, len(cut), len(tokens), padded, sum(rows * width * width for rows, width in cut)]
+
+
+def batches_of(lengths: Sequence[int], size: int, most: int = 200) -> list[list[int]]:
+    """Batches of texts that arrive one after the other, at most so many, spread over the workload."""
+    starts = np.unique(np.linspace(0, len(lengths) - 1, min(most, len(lengths))).astype(int))
+    return [np.take(lengths, range(start, start + size), mode="wrap").tolist() for start in starts]

@@ -1,0 +1,110 @@
+"""The simulator's batcher puts the same requests together as a real Triton whose model sleeps."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import accel_lib
+from accel_lib.lab.generator import Generator
+from accel_lib.lab.scheduler import Scheduler
+from accel_lib.lab.wire import serialize
+from accel_lib.triton.refusals import request_error
+
+pytestmark = pytest.mark.triton
+MODELS = Path(__file__).parent / "models"
+QUIET_S = 0.25
+
+
+def arrivals(step_ms, group, pause_ms, count=20):
+    """Groups of requests; no case turns on less than the 3 ms that a busy machine may be late."""
+    return [(step_ms * n + pause_ms * (n // group)) / 1e3 for n in range(count)]
+
+
+BURSTS, SPARSE, CROWD = arrivals(1, 6, 94, 24), arrivals(17, 5, 130), arrivals(4, 28, 0, 28)
+CASES = {
+    "no delay": (arrivals(14, 7, 110), {}),
+    "no delay, bursts": (BURSTS, {}),
+    "small batches": (BURSTS, {"max_batch_size": 4}),
+    "one at a time": (SPARSE, {"max_batch_size": 1}),
+    "no dynamic batching": (SPARSE, {"dynamic_batching": False}),
+    "a delay nobody fills": (SPARSE, {"max_queue_delay_us": 25_000}),
+    "a delay that a burst fills": (BURSTS, {"max_queue_delay_us": 60_000, "max_batch_size": 6}),
+    "preferred sizes": (arrivals(13, 24, 0), {"preferred_batch_sizes": (2, 4)}),
+    "preferred sizes and a delay": (
+        arrivals(5, 8, 210, 24),
+        {"preferred_batch_sizes": (3, 6), "max_queue_delay_us": 60_000},
+    ),
+    "two instances": (arrivals(11, 24, 0), {"instance_count": 2}),
+    "two instances and a delay": (arrivals(13, 7, 130), {"instance_count": 2, "max_queue_delay_us": 15_000}),
+    "a timeout": (arrivals(16, 5, 110), {"queue_timeout_us": 70_000, "max_batch_size": 2}),
+    "a timeout before the delay is over": (SPARSE, {"queue_timeout_us": 12_500, "max_queue_delay_us": 40_000}),
+    "priorities": (CROWD, {"priority_levels": 2, "default_priority_level": 2, "max_batch_size": 3}),
+}
+
+
+@pytest.fixture(scope="module")
+def sleeper(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("scheduler") / "model_repository"
+    shutil.copytree(MODELS, repository)
+    with accel_lib.serve(repository, models=["sleeper"]) as server:
+        yield server.model("sleeper")
+
+
+def priorities(config, count):
+    return [1 if config.priority_levels and n % 3 == 2 else 0 for n in range(count)]
+
+
+def measured(served, due):
+    """Which requests ran together, and why others did not, by a real Triton."""
+    levels = [0, *priorities(served.config, len(due))]
+    payloads = [serialize(served, [np.full(3, number)], priority=level) for number, level in enumerate(levels, -1)]
+    schedule = [0.0, *(QUIET_S + at_s for at_s in due)]  # the first one only connects
+    with Generator(served._server.grpc_url, payloads, schedule_s=schedule) as generator:
+        generator.finish()
+    together, refused = defaultdict(set), {}
+    for reply in generator.replies:
+        if not reply.index:
+            continue
+        if reply.answer is None:
+            refused[reply.index - 1] = request_error("sleeper", reply.refusal).cause
+        else:
+            together[reply.answer[-8:]].add(reply.index - 1)
+    return sorted(map(sorted, together.values())), refused
+
+
+def simulated(config, due, overhead_s=0.001):
+    together, refused = [], {}
+
+    def execute(requests, _):
+        together.append(sorted(requests))
+        return 0.04 + overhead_s + 0.005 * len(requests)
+
+    def answer(request, _, refusal):
+        if refusal:
+            refused[request] = refusal
+
+    scheduler = Scheduler(config, execute, answer)
+    for request, (at_s, level) in enumerate(zip(due, priorities(config, len(due)), strict=True)):
+        scheduler.send(request, at_s, level)
+    scheduler.run()
+    return sorted(together), refused
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_requests_run_together_as_in_triton(sleeper, name):
+    due, settings = CASES[name]
+    before = sleeper.config
+    sleeper.configure(**settings)
+    try:
+        predicted = simulated(sleeper.config, due)
+        attempts = []
+        while predicted not in attempts and len(attempts) < 4:  # a busy machine may send one late
+            attempts.append(measured(sleeper, due))
+    finally:
+        sleeper._server.load("sleeper", before)
+    assert attempts[-1] == predicted
