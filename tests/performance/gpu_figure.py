@@ -1,0 +1,101 @@
+"""One figure of a GPU run: engines, instances, delay and batch size, with the card and the date as its caption."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from accel_lib.show.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION
+
+COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
+
+
+def draw(kept: dict, path: Path) -> None:
+    """Draw what `gpu_check` kept; panels of steps that did not run are left out."""
+    steps = kept["steps"]
+    experiments = steps.get("served", {}).get("experiments", {})
+    panels = [(_engines, steps["engines"])] if "rows" in steps.get("engines", {}) else []
+    panels += [
+        (panel, experiments[name])
+        for panel, name in ((_instances, "instances"), (_delay, "delay"), (_batch_size, "batch size"))
+        if name in experiments
+    ]
+    if not panels:
+        return
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.4), layout="constrained")
+    for (panel, step), ax in zip(panels, axes.flat, strict=False):
+        panel(step, ax)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    note = f" · {kept['note']}" if kept["note"] else ""
+    figure.suptitle(f"all-MiniLM-L6-v2 on {kept['card']}, {kept['date']}", x=0.01, ha="left", fontweight="bold")
+    figure.supxlabel(f"measured on {kept['machine']}{note}", x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _title(ax, words: str) -> None:
+    ax.set_title(words, loc="left", fontsize=10.5)
+
+
+def _engines(step: dict, ax) -> None:
+    names = list(dict.fromkeys(row["name"] for row in step["rows"]))
+    shapes = list(dict.fromkeys((row["batch_size"], row["tokens"]) for row in step["rows"]))
+    wide = 0.8 / len(names)
+    for number, name in enumerate(names):
+        mine = [row for row in step["rows"] if row["name"] == name]
+        at = [index + (number - (len(names) - 1) / 2) * wide for index in range(len(mine))]
+        bars = ax.bar(at, [row["ms"] for row in mine], wide, color=COLORS[number], label=name)
+        ax.bar_label(bars, [f"{row['ms']:.2g}" for row in mine], fontsize=8, padding=2)
+    ax.set_yscale("log")
+    ax.margins(y=0.25)
+    ax.set_xticks(range(len(shapes)), [f"{batch} × {tokens} tokens" for batch, tokens in shapes])
+    ax.set_ylabel("one batch, ms (log)")
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    _title(ax, step["finding"])
+
+
+def _lines(step: dict):
+    """Rows by load, in the order of the settings."""
+    for number, load in enumerate(dict.fromkeys(row["load"] for row in step["rows"])):
+        yield COLORS[number], load, [row for row in step["rows"] if row["load"] == load]
+
+
+def _instances(step: dict, ax) -> None:
+    for color, load, rows in _lines(step):
+        ax.plot([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], "o-", color=color)
+        ax.annotate(f"{load:.0f} requests under way", (len(rows) - 1, rows[-1]["sentences_per_s"]), (0, 6), ha="right",
+                    textcoords="offset points", color=color, fontsize=9)  # fmt: skip
+    ax.set_ylim(0, None)
+    ax.margins(y=0.15)
+    ax.set_ylabel("sentences/s")
+    _title(ax, "Instances on one GPU")
+
+
+def _delay(step: dict, ax) -> None:
+    for color, load, rows in _lines(step):
+        ax.plot([row["sentences_per_s"] for row in rows], [row["p95_ms"] for row in rows], "o-", color=color)
+        for row in rows:
+            ax.annotate(row["setting"], (row["sentences_per_s"], row["p95_ms"]), (5, 4), fontsize=8, color=color,
+                        textcoords="offset points")  # fmt: skip
+        last = rows[-1]
+        ax.annotate(f"{load:.0f} requests under way", (last["sentences_per_s"], last["p95_ms"]), (0, 14), color=color,
+                    textcoords="offset points", fontsize=9)  # fmt: skip
+    ax.set_yscale("log")
+    ax.margins(0.2)
+    ax.set_xlabel("sentences/s")
+    ax.set_ylabel("p95, ms (log)")
+    _title(ax, "Queue delay")
+
+
+def _batch_size(step: dict, ax) -> None:
+    rows = step["rows"]
+    bars = ax.bar([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], color=BLUE, width=0.6)
+    ax.bar_label(bars, [f"{row['sentences_per_s']:,.0f}\np95 {row['p95_ms']:.3g} ms" for row in rows], fontsize=8)
+    ax.margins(y=0.2)
+    ax.set_xlabel("max_batch_size")
+    ax.set_ylabel("sentences/s")
+    _title(ax, f"Largest batch, {rows[0]['load']:.0f} requests under way")
