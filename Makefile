@@ -71,6 +71,14 @@ kaggle-check: setup ## the same for Kaggle, by its script kernel
 environments: setup ## the light form of both
 	@$(MAKE) --no-print-directory colab-check kaggle-check LIGHT=1
 
+.PHONY: drift
+drift: setup ## the unit tests with the newest and with the lowest allowed dependencies; says what broke
+	@$(BIN)/python tests/environments/drift.py
+
+.PHONY: gpu-check
+gpu-check: setup ## on a machine with a GPU: engines, Triton, memory and tests, into out/gpu
+	@$(BIN)/python tests/performance/gpu_check.py --output out/gpu
+
 .PHONY: outputs
 outputs: setup ## run notebooks and keep their outputs in notebooks/
 	@$(BIN)/accel course run --write $(NB)

@@ -66,6 +66,8 @@ class Manifest:
         TensorRT optimization profiles, in engine order.
     versions
         Package versions at the time of conversion.
+    machine
+        For an engine: ``gpu`` and ``driver`` that it was built on; empty where it was built without a GPU.
     seconds
         Duration of the conversion step that wrote this artifact.
     notes
@@ -90,6 +92,7 @@ class Manifest:
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    machine: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     created: str = ""
@@ -171,6 +174,12 @@ class Artifact:
     def record_validation(self, verdict: dict[str, Any]) -> Artifact:
         """Write a validation's verdict into the manifest and return the updated artifact."""
         manifest = dataclasses.replace(self.manifest, validation=verdict)
+        _write_aside(self.folder / MANIFEST_FILE, manifest.to_json())
+        return Artifact(self.folder, manifest)
+
+    def with_note(self, sentence: str) -> Artifact:
+        """Write one more sentence that a user should know into the manifest and return the updated artifact."""
+        manifest = dataclasses.replace(self.manifest, notes=(*self.manifest.notes, sentence))
         _write_aside(self.folder / MANIFEST_FILE, manifest.to_json())
         return Artifact(self.folder, manifest)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from accel_lib.choice import choices
 from accel_lib.machine import DRIVERS, Machine, cache_dir, inspect_machine, libpython, major
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def doctor(machine: Machine | None = None) -> Checkup:
     True
     """
     machine = machine or inspect_machine()
-    looks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt)
+    looks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt, _engines)
     findings = [finding for look in looks for finding in look(machine)]
     return Checkup(machine, (*findings, _triton(), _ports()))
 
@@ -218,6 +219,10 @@ def _tensorrt(machine: Machine) -> Iterator[Finding]:
         yield Finding("TensorRT", f"{seen}: on Turing it runs FP16, and refuses FP32", "ok", fix)
     else:
         yield Finding("TensorRT", seen if machine.gpus else f"{seen}: builds engines, runs none without a GPU")
+
+
+def _engines(machine: Machine) -> Iterator[Finding]:
+    yield Finding("Engines", ", then ".join(map(str, choices(machine))))
 
 
 def _triton() -> Finding:

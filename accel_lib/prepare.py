@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_lib.artifact import Artifact, Format
+from accel_lib.choice import choices
+from accel_lib.convert.cache import unfit
 from accel_lib.errors import AccelError, ArtifactError, require
 from accel_lib.frame import project_root
 from accel_lib.machine import inspect_machine
@@ -23,14 +25,18 @@ _Recipes = dict[int, tuple[Format, str]]
 _REPOSITORY = "model_repository"
 _ON_CPU: _Recipes = {1: ("onnx", "fp32"), 2: ("onnx", "int8")}
 _ON_GPU: _Recipes = {1: ("torch", "fp32"), 2: ("torch", "fp16")}
+_WITH_TENSORRT: _Recipes = {1: ("torch", "fp32"), 2: ("tensorrt", "fp16")}
+_IN_PLACE_OF = "in place of a TensorRT engine: "
 
 
 def ensure(name: str = "embedding") -> Path:
     """Build both versions of a model into the model repository, or reuse them.
 
     Version 1 is FP32, version 2 the optimized one; both are validated. On a CPU they are ONNX, the second in INT8;
-    where PyTorch has a GPU they are PyTorch programs, the second in FP16. The repository is ``$ACCEL_REPOSITORY`` (made
-    if it is not there), else the nearest ``model_repository`` folder upward from here, else the course's own.
+    where PyTorch has a GPU they are PyTorch programs, the second in FP16, or a TensorRT engine where one is installed
+    that suits the GPU; an engine that was built for another GPU, driver or TensorRT is built again. The repository is
+    ``$ACCEL_REPOSITORY`` (made if it is not there), else the nearest ``model_repository`` folder upward from here, else
+    the course's own.
 
     Parameters
     ----------
@@ -52,13 +58,13 @@ def ensure(name: str = "embedding") -> Path:
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
     repository = _repository(name)
-    recipes = _ON_GPU if _torch_has_a_gpu() else _ON_CPU
+    recipes = _recipes()
     folders = {version: repository / name / str(version) / "artifact" for version in recipes}
     missing = [version for version, folder in folders.items() if not _usable(folder, *recipes[version])]
     if missing:
         model, texts = source_model(name)
         for version in missing:
-            _build(model, *recipes[version], texts, folders[version])
+            _build_or_fall_back(model, *recipes[version], texts, folders[version])
     print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
     return repository
 
@@ -81,6 +87,12 @@ def _repository(name: str) -> Path:
     return next((folder for folder in above if (folder / name).is_dir()), None) or project_root() / _REPOSITORY
 
 
+def _recipes() -> _Recipes:
+    if not _torch_has_a_gpu():
+        return _ON_CPU
+    return _WITH_TENSORRT if choices()[0].engine.startswith("tensorrt") else _ON_GPU
+
+
 def _torch_has_a_gpu() -> bool:
     return bool(inspect_machine().gpus) and bool(require("torch", extra="models").cuda.is_available())
 
@@ -93,6 +105,11 @@ def _usable(folder: Path, form: Format, precision: str) -> bool:
     except ArtifactError:
         return False
     held = artifact.manifest
+    if form == "tensorrt" and held.format == "tensorrt" and (reason := unfit(held)):
+        print(f"the engine in {folder.parent.parent.name} is built again: {reason}", flush=True)
+        return False
+    if form == "tensorrt" and any(note.startswith(_IN_PLACE_OF) for note in held.notes):
+        form = "torch"
     fits = (held.format, held.precision) == (form, precision) and held.source.startswith(locate(DEFAULT).source)
     return artifact.validated and fits
 
@@ -118,11 +135,33 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
 _BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
 
 
+def _build_or_fall_back(model: Model, form: Format, precision: str, texts: Sequence[str], folder: Path) -> None:
+    """Build a recipe; PyTorch in the same precision where TensorRT refuses, said and kept in the manifest."""
+    try:
+        _build(model, form, precision, texts, folder)
+    except AccelError as refusal:
+        if form != "tensorrt":
+            raise
+        print(f"no TensorRT engine: {refusal.cause} {refusal.seen or ''}".rstrip(), flush=True)
+        _build(model, "torch", precision, texts, folder)
+        Artifact.load(folder).with_note(f"{_IN_PLACE_OF}{refusal.cause}")
+
+
+def _to_tensorrt(model: Model, *, precision: str, progress: bool) -> Artifact:
+    """An engine for this GPU and texts of the corpus's lengths."""
+    from accel_lib.convert.onnx import to_onnx
+    from accel_lib.convert.tensorrt import to_tensorrt
+    from accel_lib.texts import load_texts
+
+    onnx = to_onnx(model, precision=precision, progress=progress)
+    return to_tensorrt(onnx, lengths=model.lengths(load_texts("mixed")), max_batch_size=64, progress=progress)
+
+
 def _build(model: Model, form: Format, precision: str, texts: Sequence[str], folder: Path) -> None:
     from accel_lib.convert.onnx import to_onnx, to_torch
     from accel_lib.convert.validate import validate
 
-    convert = {"onnx": to_onnx, "torch": to_torch}[form]
+    convert = {"onnx": to_onnx, "torch": to_torch, "tensorrt": _to_tensorrt}[form]
     with _step(f"converting to {form} {precision}, and validating"):
         artifact = convert(model, precision=precision, progress=False)
         if not artifact.validated:

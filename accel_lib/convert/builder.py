@@ -16,6 +16,7 @@ from accel_lib.errors import ConversionError
 from accel_lib.progress import watched
 
 _UPDATE_S = 0.25
+_WORKSPACE_BYTES = 4 * 2**30  # of a T4's 15 GB; the rest is for two versions, PyTorch and the notebook
 
 
 @contextlib.contextmanager
@@ -56,6 +57,7 @@ def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Pro
     with parsed(library, onnx_file) as (builder, network):
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names alone
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, _WORKSPACE_BYTES)
         if library.name == "tensorrt_rtx":
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)

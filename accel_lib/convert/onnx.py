@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import accel_lib
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
 from accel_lib.convert import precision as precisions
+from accel_lib.convert.overflow import check_fp16_range
 from accel_lib.errors import ArtifactError, ConversionError, require
 from accel_lib.machine import cache_dir
 
@@ -80,9 +81,10 @@ def to_onnx(
         if precision == "fp32":
             _export(model, path)
             return ()
+        range_notes = check_fp16_range(model) if precision == "fp16" else ()
         fp32 = to_onnx(model, progress=progress)
         with _failing_as("quantization" if precision.startswith("int8") else "conversion to half precision"):
-            return precisions.convert(fp32, path, precision, keep=keep, texts=texts)
+            return (*range_notes, *precisions.convert(fp32, path, precision, keep=keep, texts=texts))
 
     label = "-".join(["onnx", precision, *([_short_hash("\n".join(keep).encode())] if keep else [])])
     return _make(model, "onnx", precision, label, write, output, progress)
@@ -118,13 +120,14 @@ def to_torch(
 
         from accel_lib.engines.torch import halve
 
+        range_notes = check_fp16_range(model) if precision == "fp16" else ()
         with _failing_as("export"):
             module = model.module
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
             torch.export.save(_program(module, model.max_length), path)
-        return ()
+        return range_notes
 
     return _make(model, "torch", precision, f"torch-{precision}", write, output, progress)
 

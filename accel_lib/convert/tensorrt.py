@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Profile, seal, writing
+from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Profile, seal, sha256, writing
 from accel_lib.convert.builder import build, parsed
+from accel_lib.convert.cache import built_on, cached
 from accel_lib.convert.targets import check_precision, choose_library, resolve_target
 from accel_lib.engines.trt import LIBRARIES, Library, built_with, load_library
 from accel_lib.errors import ArtifactError, ConversionError
@@ -53,7 +54,8 @@ def to_tensorrt(
     max_batch_size
         Most rows in one batch.
     output
-        Folder to write; None takes one in the cache.
+        Folder to write; None takes one in the cache, and reuses the engine there if it was built from the same weights
+        for the same shapes by the same TensorRT, GPU and driver; else its manifest says why it was not used.
     progress
         Show what the builder is doing.
 
@@ -84,6 +86,24 @@ def to_tensorrt(
     folder = (
         Path(output) if output else cache_dir("artifacts", slug, f"tensorrt-{artifact.manifest.precision}-{target}")
     )
+    others = {name: v for name, v in artifact.manifest.versions.items() if name not in LIBRARIES}
+    wanted = dataclasses.replace(
+        artifact.manifest,
+        format="tensorrt",
+        target=target,
+        profiles=chosen,
+        versions=others | {library.name: library.version},
+        machine=built_on(),
+    )
+    found, reason = cached(folder, wanted, sha256(onnx_file)) if output is None else (None, "")
+    if found:
+        if progress:
+            print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
+        return found
+    if reason:
+        reason = f"the cached engine was not used: {reason}"
+        if progress:
+            print(reason, flush=True)
     started = time.monotonic()
     if progress:
         shapes = ", ".join(f"up to {profile.max[0]} × {profile.max[1]} tokens" for profile in chosen)
@@ -93,13 +113,9 @@ def to_tensorrt(
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
         for name in (MODEL_FILES["onnx"], TOKENIZER_FILE):
             shutil.copy2(artifact.folder / name, draft / name)
-        others = {name: v for name, v in artifact.manifest.versions.items() if name not in LIBRARIES}
-        versions = others | {library.name: library.version}
         seconds = time.monotonic() - started
-        manifest = dataclasses.replace(
-            artifact.manifest, format="tensorrt", target=target, profiles=chosen, versions=versions, seconds=seconds
-        )
-        manifest = seal(draft, manifest)
+        notes = (*wanted.notes, *([reason] if reason else []))
+        manifest = seal(draft, dataclasses.replace(wanted, seconds=seconds, notes=notes))
     if progress:
         print(f"built for {target} in {seconds:.1f} s: {len(plan) / 1e6:.1f} MB", flush=True)
     return Artifact(folder, manifest)

@@ -59,7 +59,8 @@ class Proof:
 
     def run(self) -> int:
         """Take the steps in order of weight; 0 if none failed."""
-        for step in (self.engines, self.compared, self.served, self.memory, self.t4_budget, self.tests, self.notebook):
+        steps = (self.engines, self.served, self.memory, self.t4_budget, self.tests, self.notebook, self.compared)
+        for step in (step for step in steps if step.__name__ in (self.asked.steps or step.__name__)):
             started = time.monotonic()
             if started > self.ends_s:
                 result = {"verdict": "left out: no time left"}
@@ -78,6 +79,13 @@ class Proof:
         failed = [name for name, result in self.kept["steps"].items() if result["verdict"].startswith("failed")]
         print(f"gpu-check on {self.kept['card']}: {'failed: ' + ', '.join(failed) if failed else 'passed'}")
         return int(bool(failed))
+
+    @functools.cached_property
+    def artifact(self) -> accel.Artifact:
+        """The course's optimized version: a PyTorch program, in FP16 on a GPU, validated."""
+        artifact = accel.to_torch(self.model, precision="fp16" if self.device == "cuda" else "fp32", progress=False)
+        print(repr(accel.validate(artifact, reference=self.model, texts=list(self.texts)[:64])), flush=True)
+        return accel.Artifact.load(artifact.folder)
 
     def engines(self) -> dict:
         """FP32, FP16 and FP16 with CUDA graphs at three shapes, in turns."""
@@ -105,13 +113,9 @@ class Proof:
         return {"rows": rows, "finding": f"{best['name']} is {best['speedup']:.1f} times as fast as fp32 at {where}"}
 
     def compared(self) -> dict:
-        """Both versions of the course against sentence-transformers, in FP32 and FP16, with agreement."""
-        self.artifacts = [accel.to_torch(self.model, progress=False)]
-        if self.device == "cuda":
-            self.artifacts.append(accel.to_torch(self.model, precision="fp16", progress=False))
-        for artifact in self.artifacts:
-            print(repr(accel.validate(artifact, reference=self.model, texts=list(self.texts)[:64])))
-        result = accel.compare([self.model, *self.artifacts[1:]], self.texts, seconds=4 if self.asked.rehearse else 30)
+        """PyTorch in FP32 and the course's FP16 against sentence-transformers, in FP32 and FP16, with agreement."""
+        candidates = [self.model, *([self.artifact] if self.device == "cuda" else [])]
+        result = accel.compare(candidates, self.texts, seconds=4 if self.asked.rehearse else 30)
         print(result)
         return {"rows": result.frame.to_dict("records"), "finding": result.finding}
 
@@ -123,7 +127,7 @@ class Proof:
         repository.mkdir()
         kept = {}
         with accel.serve(repository) as server:
-            served = server.add("proof", accel.Artifact.load(self.artifacts[-1].folder))
+            served = server.add("proof", self.artifact)
             kind = "gpu" if self.device == "cuda" else "cpu"
             experiments = {
                 "instances": {f"{n} instances" if n > 1 else "1 instance": {"instance_count": n} for n in (1, 2, 4)},
@@ -149,7 +153,7 @@ class Proof:
     def memory(self) -> dict:
         """What a batch needs, fitted in a process of its own and checked on a larger one."""
         sizes, check = ((2, 4), 8) if self.asked.rehearse else ((256, 512, 1024), 4096)
-        result = fit_memory(self.artifacts[-1], length=128, sizes=sizes, check=check, device=self.device)
+        result = fit_memory(self.artifact, length=128, sizes=sizes, check=check, device=self.device)
         print(result)
         return {"rows": result.frame.to_dict("records"), "error": result.error, "finding": result.finding}
 
@@ -225,6 +229,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=480, help="no step starts later")
     parser.add_argument("--note", default="", help="what a reader of the results should know")
     parser.add_argument("--notebook", default=NEWEST_NOTEBOOK)
+    parser.add_argument("--steps", nargs="*", default=[], help="take these alone")
     parser.add_argument("--rehearse", action="store_true", help="small sizes, also on a CPU")
     parser.add_argument("--draw", nargs=2, metavar=("JSON", "PNG"), help="draw kept results and end")
     asked = parser.parse_args()

@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+from accel_lib.lab.words import number
 from accel_lib.show.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
@@ -41,16 +42,22 @@ def _title(ax, words: str) -> None:
     ax.set_title(words, loc="left", fontsize=10.5)
 
 
+def _log(ax) -> None:
+    ax.set_yscale("log")
+    for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis(lambda value, _position: number(value) if f"{value:e}"[0] in "125" else "")
+
+
 def _engines(step: dict, ax) -> None:
     names = list(dict.fromkeys(row["name"] for row in step["rows"]))
     shapes = list(dict.fromkeys((row["batch_size"], row["tokens"]) for row in step["rows"]))
     wide = 0.8 / len(names)
-    for number, name in enumerate(names):
+    for place, name in enumerate(names):
         mine = [row for row in step["rows"] if row["name"] == name]
-        at = [index + (number - (len(names) - 1) / 2) * wide for index in range(len(mine))]
-        bars = ax.bar(at, [row["ms"] for row in mine], wide, color=COLORS[number], label=name)
-        ax.bar_label(bars, [f"{row['ms']:.2g}" for row in mine], fontsize=8, padding=2)
-    ax.set_yscale("log")
+        at = [index + (place - (len(names) - 1) / 2) * wide for index in range(len(mine))]
+        bars = ax.bar(at, [row["ms"] for row in mine], wide, color=COLORS[place], label=name)
+        ax.bar_label(bars, [number(row["ms"]) for row in mine], fontsize=8, padding=2)
+    _log(ax)
     ax.margins(y=0.25)
     ax.set_xticks(range(len(shapes)), [f"{batch} × {tokens} tokens" for batch, tokens in shapes])
     ax.set_ylabel("one batch, ms (log)")
@@ -60,8 +67,8 @@ def _engines(step: dict, ax) -> None:
 
 def _lines(step: dict):
     """Rows by load, in the order of the settings."""
-    for number, load in enumerate(dict.fromkeys(row["load"] for row in step["rows"])):
-        yield COLORS[number], load, [row for row in step["rows"] if row["load"] == load]
+    for place, load in enumerate(dict.fromkeys(row["load"] for row in step["rows"])):
+        yield COLORS[place], load, [row for row in step["rows"] if row["load"] == load]
 
 
 def _instances(step: dict, ax) -> None:
@@ -84,7 +91,7 @@ def _delay(step: dict, ax) -> None:
         last = rows[-1]
         ax.annotate(f"{load:.0f} requests under way", (last["sentences_per_s"], last["p95_ms"]), (0, 14), color=color,
                     textcoords="offset points", fontsize=9)  # fmt: skip
-    ax.set_yscale("log")
+    _log(ax)
     ax.margins(0.2)
     ax.set_xlabel("sentences/s")
     ax.set_ylabel("p95, ms (log)")

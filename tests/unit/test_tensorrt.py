@@ -12,6 +12,7 @@ import pytest
 
 from accel_lib import open_engine, to_onnx, to_tensorrt
 from accel_lib.artifact import Artifact, Profile, seal, writing
+from accel_lib.convert.cache import refusal, unfit
 from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
 from accel_lib.engines import trt
 from accel_lib.engines.tensorrt import profile_for
@@ -214,3 +215,69 @@ def test_a_truncated_engine_is_refused(t4, tmp_path):
 def test_without_a_gpu_an_engine_says_so(t4):
     with pytest.raises(EngineError, match="no GPU here"):
         open_engine(t4)
+
+
+@pytest.fixture
+def cache(fp16, monkeypatch, tmp_path):
+    """Build for a T4 into a cache of its own, and say what was printed."""
+    monkeypatch.setenv("ACCEL_HOME", str(tmp_path))
+
+    def build(capsys, artifact=fp16, lengths=range(3, 64)):
+        plan = to_tensorrt(artifact, target="t4", lengths=np.array(lengths))
+        return plan, capsys.readouterr().out
+
+    return build
+
+
+def rewrite(plan: Artifact, **fields):
+    """Change what a cached manifest says, as if it had been built elsewhere."""
+    manifest = dataclasses.replace(plan.manifest, **fields)
+    (plan.folder / "manifest.json").write_text(manifest.to_json())
+
+
+def test_a_cached_engine_is_used_again_when_nothing_differs(cache, capsys):
+    first, _ = cache(capsys)
+    again, said = cache(capsys)
+    assert "reused" in said
+    assert again.manifest.created == first.manifest.created
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"versions": {"tensorrt_rtx": "1.0.0"}}, r"by tensorrt_rtx 1\.0\.0, now it is tensorrt_rtx 1\.7"),
+        ({"target": "sm89"}, "for sm89, now it is sm75"),
+        ({"profiles": (Profile(min=(1, 1), opt=(1, 8), max=(1, 16)),)}, "for the shapes"),
+        ({"files": {}}, "for the weights none"),
+    ],
+)
+def test_a_cached_engine_that_does_not_fit_is_built_again_and_the_manifest_says_why(cache, capsys, fields, words):
+    first, _ = cache(capsys)
+    rewrite(first, **fields)
+    again, said = cache(capsys)
+    assert re.search(f"the cached engine was not used: it was built {words}", said)
+    assert re.search(words, again.manifest.notes[-1])
+
+
+def test_another_card_or_driver_refuses_an_engine_that_was_built_on_one(t4):
+    here = {"gpu": "Tesla T4", "driver": "580.82.07"}
+    weights = t4.manifest.files["model.onnx"]["sha256"]
+    wanted = dataclasses.replace(t4.manifest, machine=here)
+    for changed_fact, words in (("gpu", "on NVIDIA L4, now it is Tesla T4"), ("driver", "with driver 550.54")):
+        other = {"gpu": "NVIDIA L4"} if changed_fact == "gpu" else {"driver": "550.54"}
+        found = dataclasses.replace(t4.manifest, machine=here | other)
+        assert words in refusal(found, wanted, weights)
+    assert refusal(t4.manifest, wanted, weights) == ""  # built without a GPU, for any of its compute capability
+
+
+def test_a_damaged_cached_engine_is_built_again(cache, capsys):
+    first, _ = cache(capsys)
+    first.path.write_bytes(b"half a file")
+    _, said = cache(capsys)
+    assert "the cached engine was not used: model.plan is not the file the manifest describes." in said
+
+
+def test_a_kept_engine_of_another_tensorrt_is_unfit_here_with_the_reason(t4):
+    assert unfit(t4.manifest) == ""
+    old = dataclasses.replace(t4.manifest, versions={"tensorrt_rtx": "1.0.0"})
+    assert "by tensorrt_rtx 1.0.0" in unfit(old)
