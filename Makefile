@@ -87,10 +87,6 @@ outputs: setup ## run notebooks and keep their outputs in notebooks/
 lab: setup ## open JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
 
-.PHONY: deploy-check
-deploy-check: setup ## all that can be checked of deploy/ without a cluster: one table, the verdict last
-	@$(BIN)/python deploy/check/check.py
-
 .PHONY: clean
 clean: ## remove what was built: out/, caches of tools, artifacts in the model repository
 	rm -rf out build .pytest_cache .ruff_cache .mypy_cache model_repository/*/*/artifact

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from accel_lib.errors import AccelError
 if TYPE_CHECKING:
     from accel_lib.artifact import Artifact
     from accel_lib.models import Model
+    from accel_lib.service.keys import Keys
 
 
 class _Group(TyperGroup):
@@ -38,6 +40,8 @@ app = typer.Typer(
 )
 course = typer.Typer(help="Run the notebooks of the course, or keep their frame.", no_args_is_help=True)
 app.add_typer(course, name="course")
+keys = typer.Typer(help="Make, list and revoke the gateway's API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 
 def _version(wanted: bool) -> None:
@@ -150,21 +154,6 @@ def serve(
     run_gateway(settings)
 
 
-@app.command()
-def build(
-    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
-    target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
-    wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
-) -> None:
-    """Build models into the model repository, validated, or wait until another process has."""
-    from accel_lib import build as work
-
-    if wait is None:
-        work.build(names, target=target)
-    else:
-        work.wait_until_built(names, engine=target is not None, timeout_s=wait)
-
-
 @course.command("run")
 def run_course(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,
@@ -211,6 +200,53 @@ def frame(
     for name in differing:
         print(f"{'rewritten' if write else 'differs'}: {name}")
     raise typer.Exit(1 if differing and not write else 0)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[
+        list[str] | None, typer.Option("--role", help="viewer, inference, operator or admin; may be repeated.")
+    ] = None,
+) -> None:
+    """Make a key and show it, once."""
+    with _keys() as held:
+        print(held.create(name, role or ["inference"]))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the keys, without their secrets."""
+    import datetime
+
+    def day(seconds: float | None) -> str:
+        return "" if seconds is None else f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+    with _keys() as held:
+        rows = [
+            (key.id, key.name, ", ".join(sorted(key.roles)), day(key.created_s), day(key.revoked_s))
+            for key in held.all()
+        ]
+    _table(f"{len(rows)} keys", ("id", "name", "roles", "created", "revoked"), rows)
+
+
+@keys.command("revoke")
+def revoke_key(identity: Annotated[str, typer.Argument(metavar="ID", help="As accel keys list shows it.")]) -> None:
+    """End a key; a running gateway refuses it from the next request on."""
+    with _keys() as held:
+        held.revoke(identity)
+    print(f"revoked: {identity}")
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Keys]:
+    """The keys of the gateway that ACCEL_STATE_FILE, or the default, names."""
+    from accel_lib.service.keys import Keys
+    from accel_lib.service.settings import Settings
+    from accel_lib.service.state import State
+
+    with State(Settings().state_file) as state:
+        yield Keys(state)
 
 
 def _notebook(path: Path) -> Path:

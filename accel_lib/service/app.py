@@ -2,19 +2,22 @@
 
 A request finds these on ``request.app.state``:
 
-=============  =======================================================================================================
-``settings``   `Settings`, frozen
-``clock``      monotonic seconds, injected by tests; deadlines and quotas know no other time
-``supervisor`` `Supervisor`, the owner of Triton
-``catalogue``  `Catalogue`: the versions that answer now, with tokenizers and manifests
-``state``      `State`, the SQLite file
-``auth``       `Authenticator`: whose key or token it is
-``path``       `InferencePath`: token ids in, vectors or logits out
-``limits``     `Limits`: admission, quotas, drain
-``metrics``    `Metrics`, for Prometheus
-``telemetry``  `Telemetry`, for traces
-``pool``       threads for what burns CPU
-=============  =======================================================================================================
+===============  ====================================================================================================
+``settings``     `Settings`, frozen
+``clock``        monotonic seconds, injected by tests; deadlines and quotas know no other time
+``supervisor``   `Supervisor`, the owner of Triton
+``catalogue``    `Catalogue`: the versions that answer now, with tokenizers and manifests
+``state``        `State`, the SQLite file
+``auth``         `Authenticator`: whose key or token it is
+``audit``        `Audit`: what operators did
+``experiments``  `Experiments`: which version is live, who gets which
+``shadows``      `Shadows`: copies of requests for candidates
+``path``         `InferencePath`: token ids in, vectors or logits out
+``limits``       `Limits`: admission, quotas, drain
+``metrics``      `Metrics`, for Prometheus
+``telemetry``    `Telemetry`, for traces
+``pool``         threads for what burns CPU
+===============  ====================================================================================================
 
 A handler says who may call it, ``Depends(needs("inference"))``, and refuses by raising `problems.Problem`.
 ``request.state.record`` is the `edge.Record` of the request: its id, its deadline, and what is logged of it.
@@ -34,15 +37,18 @@ from fastapi import FastAPI
 
 import accel_lib
 from accel_lib.errors import AccelError
-from accel_lib.service import health, inference, problems, tei
+from accel_lib.service import health, inference, operate, problems, status, tei
+from accel_lib.service.audit import Audit
 from accel_lib.service.auth import Authenticator
 from accel_lib.service.edge import Edge
+from accel_lib.service.experiments import Experiments
 from accel_lib.service.keys import Keys
 from accel_lib.service.limits import Limits
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.path import InferencePath
 from accel_lib.service.served import Catalogue
 from accel_lib.service.settings import Settings
+from accel_lib.service.shadow import Shadows
 from accel_lib.service.state import State
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.service.telemetry import Telemetry
@@ -87,7 +93,14 @@ def create_app(
     app = FastAPI(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
     ports = Ports(http=settings.triton_http_port, grpc=settings.triton_grpc_port, metrics=settings.triton_metrics_port)
     metrics, state = Metrics(), State(settings.state_file)
-    supervisor = Supervisor(settings.repository, models=settings.models, ports=ports, triton=triton, clock=clock)
+    supervisor = Supervisor(
+        settings.repository,
+        models=settings.models,
+        ports=ports,
+        triton=triton,
+        settings=operate.kept_settings(state),
+        clock=clock,
+    )
     limits = Limits(
         max_in_flight=settings.max_in_flight,
         quota_tokens_per_minute=settings.quota_tokens_per_minute,
@@ -97,13 +110,15 @@ def create_app(
     app.state.settings, app.state.clock = settings, clock
     app.state.supervisor, app.state.catalogue = supervisor, Catalogue(supervisor)
     app.state.state, app.state.auth = state, Authenticator(Keys(state), _tokens(settings))
+    app.state.audit, app.state.experiments = Audit(state), Experiments(state, lambda: app.state.catalogue.versions)
     app.state.limits, app.state.metrics, app.state.failed = limits, metrics, None
     app.state.telemetry = Telemetry(settings.otlp_endpoint)
     app.state.path = InferencePath(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
     )
+    app.state.shadows = Shadows(app.state.path, app.state.catalogue, app.state.experiments, clock)
     app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="accel-gateway")
-    for room in (inference, tei, health):
+    for room in (inference, tei, health, operate, status):
         app.include_router(room.router)
     problems.install(app)
     app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, clock=clock)
@@ -119,10 +134,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+        await app.state.shadows.close()
         await app.state.path.close()
         app.state.supervisor.stop()  # blocks, as it must also do while the interpreter ends and starts no thread
         app.state.pool.shutdown(wait=False, cancel_futures=True)
         app.state.telemetry.close()
+        app.state.experiments.close()
         app.state.state.close()
 
 

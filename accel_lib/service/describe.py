@@ -13,6 +13,7 @@ _ERRORS = {
     401: "No key, or one that is not known.",
     403: "The key has not the role.",
     404: "No such model or version.",
+    409: "The model, the version or the experiment is not in a state for this.",
     413: "The body is too large.",
     429: "A quota is used up (`rate_limit_exceeded`), or the answer would be late (`queue_full`).",
     500: "The model failed, or its answer was no use and was held back.",

@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -20,8 +20,10 @@ from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import described
 from accel_lib.service.edge import Record
 from accel_lib.service.problems import Problem
+from accel_lib.service.routing import Route
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse, parse
 from accel_lib.service.served import Inputs, InputType, ServedVersion
+from accel_lib.service.shadow import Rows
 
 router = APIRouter(tags=["inference"])
 Caller = Annotated[Principal, Depends(needs("inference"))]
@@ -122,12 +124,16 @@ async def infer(
         With every refusal that http knows of.
     """
     state, record = request.app.state, request.state.record
-    served = _version(request, task, model, user or caller.id)
+    served, route = _version(request, task, model, user)
     record.model, record.version, record.inputs = served.name, served.version, len(inputs.texts)
-    with state.limits.entering(served.name):
+    with state.experiments.observed(route, len(inputs.texts)) as seen, state.limits.entering(served.name):
         began = time.perf_counter()
         most = state.settings.max_request_tokens
-        rows = await off_loop(request, lambda: served.tokenize(inputs, max_tokens=most))
+
+        def tokenize(version: ServedVersion) -> Awaitable[Rows]:
+            return off_loop(request, lambda: version.tokenize(inputs, max_tokens=most))
+
+        rows = await tokenize(served)
         tokenized = time.perf_counter()
         record.deadline.check()
         record.tokens = sum(map(len, rows))
@@ -139,7 +145,11 @@ async def infer(
             output = await state.path.infer(
                 served, rows, deadline=record.deadline, priority=_priority(request, served), metadata=trace
             )
-    in_triton = time.perf_counter() - tokenized
+        in_triton = time.perf_counter() - tokenized
+        seen.compute_ms = in_triton * 1e3
+    if route.experiment:
+        state.metrics.exposures.labels(route.experiment, route.version).inc()
+    state.shadows.send(route, output, tokenize)
     share = state.catalogue.queue_share(served.name)
     record.stages_s = {
         "tokenize": tokenized - began, "queue": in_triton * share, "inference": in_triton * (1 - share)
@@ -188,13 +198,16 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _version(request: Request, task: Task, model: str, unit: str) -> ServedVersion:  # noqa: ARG001
+def _version(request: Request, task: Task, model: str, user: str | None) -> tuple[ServedVersion, Route]:
+    """The version that answers: the one that is asked for, else an experiment's choice, else the live one."""
     catalogue, asked = request.app.state.catalogue, request.headers.get(VERSION_HEADER, "")
-    served: ServedVersion = catalogue.find(model, asked) if model else catalogue.first(task)
+    name = model or catalogue.first(task).name
+    route: Route = request.app.state.experiments.route(name, user=user, pinned=asked)
+    served: ServedVersion = catalogue.find(name, route.version)
     if served.manifest.task != task:
         other = "/v1/classify" if task == "embedding" else "/v1/embeddings"
         raise Problem(400, f"{served.name} is a model for {other}.", param="model", code="wrong_task")
-    return served
+    return served, route
 
 
 def _priority(request: Request, served: ServedVersion) -> int:

@@ -11,6 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from accel_lib.errors import StateError
+
+_STATE_RETRY_S = 5.0
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -97,6 +100,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         return Problem(error.status_code, str(error.detail), headers=error.headers).response()
+
+    @app.exception_handler(StateError)
+    async def _state(_: Request, error: StateError) -> JSONResponse:
+        message = f"{error.cause} Nothing was changed."
+        return Problem(503, message, code="state_unavailable", retry_after_s=_STATE_RETRY_S).response()
 
     @app.exception_handler(Exception)
     async def _unforeseen(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001

@@ -179,6 +179,10 @@ class Supervisor:
         self._settings[model] = {**self._settings.get(model, {}), **settings}
         return config
 
+    def settings(self, model: str) -> dict[str, Any]:
+        """What `configure` changed of a model, all in all."""
+        return dict(self._settings.get(model, {}))
+
     def _watch(self) -> None:
         while not self._over.wait(_WATCH_S):
             if self.server.stopped:  # by its owner, who has no need of it any more

@@ -23,7 +23,7 @@ def run(*words):
 def test_help_names_every_subcommand():
     done = run("--help")
     assert done.returncode == 0
-    for name in ("doctor", "report", "models", "convert", "course"):
+    for name in ("doctor", "report", "models", "convert", "course", "keys"):
         assert name in done.stdout
 
 
@@ -81,3 +81,18 @@ def test_a_missing_option_shows_usage_and_exit_2():
 def test_the_course_runs_its_notebooks_by_default():
     assert list(NOTEBOOKS) == sorted(NOTEBOOKS)
     assert "default: all" in run("course", "run", "--help").stdout
+
+
+def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_STATE_FILE", str(tmp_path / "state.sqlite3"))
+    made = CliRunner().invoke(app, ["keys", "create", "search page", "--role", "viewer", "--role", "operator"])
+    key = made.output.strip()
+    assert key.startswith("accel_")
+    listed = CliRunner().invoke(app, ["keys", "list"]).output
+    identity = key.split("_")[1]
+    assert identity in listed
+    assert "operator, viewer" in listed
+    assert key.rpartition("_")[2] not in listed
+    assert CliRunner().invoke(app, ["keys", "revoke", identity]).output == f"revoked: {identity}\n"
+    assert CliRunner().invoke(app, ["keys", "revoke", identity]).exit_code == 2
+    assert CliRunner().invoke(app, ["keys", "create", "x", "--role", "root"]).exit_code == 2
