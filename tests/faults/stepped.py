@@ -1,4 +1,4 @@
-"""Imported first by a process whose wall clock can be stepped from outside: SIGUSR1 an hour on, SIGUSR2 an hour back."""
+"""Imported first by a process whose wall clock then steps on signals: SIGUSR1 an hour on, SIGUSR2 an hour back."""
 
 import signal
 import time
