@@ -36,7 +36,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fastapi import FastAPI
 
 import accel_lib
-from accel_lib.errors import AccelError
+from accel_lib.errors import AccelError, RequestError
 from accel_lib.service import health, inference, operate, problems, status, tei
 from accel_lib.service.audit import Audit
 from accel_lib.service.auth import Authenticator
@@ -70,6 +70,7 @@ def create_app(
     *,
     triton: Server | None = None,
     clock: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
 ) -> FastAPI:
     """The gateway's ASGI app.
 
@@ -81,8 +82,8 @@ def create_app(
         Default: from the environment.
     triton
         A running server to stand in front of; None starts one, and owns it.
-    clock
-        Monotonic seconds.
+    clock, now
+        Monotonic seconds, and seconds since 1970, which a token's end and the audit log go by.
 
     Raises
     ------
@@ -100,6 +101,7 @@ def create_app(
         triton=triton,
         settings=operate.kept_settings(state),
         clock=clock,
+        now=now,
     )
     limits = Limits(
         max_in_flight=settings.max_in_flight,
@@ -109,8 +111,8 @@ def create_app(
     )
     app.state.settings, app.state.clock = settings, clock
     app.state.supervisor, app.state.catalogue = supervisor, Catalogue(supervisor)
-    app.state.state, app.state.auth = state, Authenticator(Keys(state), _tokens(settings))
-    app.state.audit, app.state.experiments = Audit(state), Experiments(state, lambda: app.state.catalogue.versions)
+    app.state.state, app.state.auth = state, Authenticator(Keys(state, now), _tokens(settings, now))
+    app.state.audit, app.state.experiments = Audit(state, now), Experiments(state, lambda: app.state.catalogue.versions)
     app.state.limits, app.state.metrics, app.state.failed = limits, metrics, None
     app.state.telemetry = Telemetry(settings.otlp_endpoint)
     app.state.path = InferencePath(
@@ -162,14 +164,16 @@ def refresh(app: FastAPI) -> None:
     """Read what answers now; blocks for some milliseconds."""
     state = app.state
     state.catalogue.refresh()
-    ready = {(each.model, each.version) for each in state.supervisor.versions() if each.state == "READY"}
+    ready: set[tuple[str, str]] = set()
+    with contextlib.suppress(RequestError):
+        ready = {(each.model, each.version) for each in state.supervisor.versions() if each.state == "READY"}
     for model, version in ready | state.metrics.seen:
         state.metrics.model_ready.labels(model, version).set((model, version) in ready)
     state.metrics.seen |= ready
     state.metrics.ready.set(state.supervisor.served <= {model for model, _ in ready} and bool(ready))
 
 
-def _tokens(settings: Settings) -> Tokens | None:
+def _tokens(settings: Settings, now: Callable[[], float]) -> Tokens | None:
     if settings.jwt_public_key_file is None:
         return None
-    return Tokens(settings.jwt_public_key_file, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+    return Tokens(settings.jwt_public_key_file, issuer=settings.jwt_issuer, audience=settings.jwt_audience, now=now)

@@ -57,14 +57,16 @@ _RETRY_S = 2.0
 def models(request: Request, _: _Viewer) -> ModelList:
     """Every model that Triton knows."""
     triton = _triton(request)
-    return ModelList(data=[_view(request, name) for name in sorted({each.model for each in triton.versions()})])
+    with _translated():
+        return ModelList(data=[_view(request, name) for name in sorted({each.model for each in triton.versions()})])
 
 
 @router.get("/v1/models/{model}", responses=problems(400, 401, 403, 404, 503))
 def model(request: Request, model: _Model, _: _Viewer) -> ModelView:
     """One model and the state of its versions."""
     _known(_triton(request), model)
-    return _view(request, model)
+    with _translated():
+        return _view(request, model)
 
 
 @router.post("/v1/models/{model}/load", responses=problems(400, 401, 403, 404, 409, 503))
@@ -75,7 +77,7 @@ def load(request: Request, model: _Model, who: _Operator) -> ModelView:
     with _acting(request, who, "load", model):
         triton.load(model)
         _catalogue(request).refresh()
-    return _view(request, model)
+        return _view(request, model)
 
 
 @router.post("/v1/models/{model}/unload", responses=problems(400, 401, 403, 404, 409, 503))
@@ -86,7 +88,7 @@ def unload(request: Request, model: _Model, who: _Operator) -> ModelView:
     with _acting(request, who, "unload", model):
         triton.unload(model)
         _catalogue(request).refresh()
-    return _view(request, model)
+        return _view(request, model)
 
 
 @router.put("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 409, 503))

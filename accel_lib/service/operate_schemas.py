@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from accel_lib.service.routing import Plan, Sticky
+from accel_lib.service.schemas import Body
 
 _Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", examples=["2"])]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DynamicBatching(_Body):
+class DynamicBatching(Body):
     """Triton's dynamic batcher. There is no queue timeout here: deadlines are the gateway's."""
 
     max_queue_delay_us: int | None = Field(default=None, ge=0, le=10_000_000)
@@ -25,19 +22,19 @@ class DynamicBatching(_Body):
     max_queue_size: int | None = Field(default=None, ge=0, le=1_000_000)
 
 
-class InstanceGroup(_Body):
+class InstanceGroup(Body):
     """Copies of the model."""
 
     count: int = Field(ge=1, le=64)
 
 
-class ResponseCache(_Body):
+class ResponseCache(Body):
     """Answers to equal requests."""
 
     enable: bool
 
 
-class BatchingChange(_Body):
+class BatchingChange(Body):
     """What may be changed of a served model; what is left out stays.
 
     A raw configuration could name code to run, so there is no way to send one.
@@ -68,7 +65,7 @@ class BatchingChange(_Body):
         return asked
 
 
-class Batching(_Body):
+class Batching(Body):
     """How a model is batched now."""
 
     object: Literal["model.batching"] = "model.batching"
@@ -79,7 +76,7 @@ class Batching(_Body):
     response_cache: ResponseCache
 
 
-class ExperimentPlan(_Body):
+class ExperimentPlan(Body):
     """Begin an experiment, or change the plan of a running one."""
 
     model_config = ConfigDict(
@@ -113,7 +110,7 @@ class ExperimentPlan(_Body):
         )
 
 
-class Promotion(_Body):
+class Promotion(Body):
     """End an experiment with one of its versions going live."""
 
     action: Literal["promote"]
@@ -123,7 +120,7 @@ class Promotion(_Body):
     )
 
 
-class Rollback(_Body):
+class Rollback(Body):
     """End an experiment, or undo its promotion: what was live before answers everything."""
 
     action: Literal["rollback"]

@@ -16,11 +16,11 @@ _Text = Annotated[str, Field(min_length=1)]
 Texts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_INPUTS)]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra=_REFUSED, frozen=True)
 
 
-class EmbeddingRequest(_Body):
+class EmbeddingRequest(Body):
     """OpenAI's and NIM's fields together."""
 
     model_config = ConfigDict(
@@ -76,7 +76,7 @@ class EmbeddingResponse(BaseModel):
     vector_space_id: str = Field(description="Compare vectors only with others of the same id.")
 
 
-class ClassifyRequest(_Body):
+class ClassifyRequest(Body):
     """vLLM's fields."""
 
     model_config = ConfigDict(
@@ -116,7 +116,7 @@ class ClassifyResponse(BaseModel):
     usage: Usage
 
 
-class EmbedRequest(_Body):
+class EmbedRequest(Body):
     """text-embeddings-inference's ``/embed``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a cat on a mat"], "truncate": True}]})
@@ -132,7 +132,7 @@ class EmbedRequest(_Body):
 _Pair = Annotated[list[_Text], Field(min_length=1, max_length=2)]
 
 
-class PredictRequest(_Body):
+class PredictRequest(Body):
     """text-embeddings-inference's ``/predict``: a text, one pair ``["a", "b"]``, or a batch ``[["a"], ["b", "c"]]``."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [["what a lovely day"], ["never again"]]}]})

@@ -168,7 +168,10 @@ class Catalogue:
         """Ask Triton what is ready, and read what is new; blocks for some milliseconds."""
         if not self._supervisor.running:
             return
-        ready = [each for each in self._supervisor.versions() if each.state == "READY"]
+        try:
+            ready = [each for each in self._supervisor.versions() if each.state == "READY"]
+        except RequestError:  # a busy Triton: what answered a second ago answers still
+            return
         found = {}
         for each in ready:
             with contextlib.suppress(AccelError, OSError):  # no artifact: a model that takes no texts

@@ -132,17 +132,23 @@ class Supervisor:
             self._server.stop()
 
     def versions(self) -> list[Served]:
-        """Every version that Triton knows; none while it is away."""
+        """Every version that Triton knows; none while it is away.
+
+        Raises
+        ------
+        RequestError
+            It does not say so in time: nothing is known then.
+        """
         if not self.running:
             return []
-        with contextlib.suppress(RequestError):
-            found = self.server.connection.index(_ASK_S)
-            return [Served(model=m.name, version=m.version, state=m.state, reason=m.reason) for m in found if m.version]
-        return []
+        found = self.server.connection.index(_ASK_S)
+        return [Served(model=m.name, version=m.version, state=m.state, reason=m.reason) for m in found if m.version]
 
     def missing(self) -> list[str]:
-        """Served models of which no version answers."""
-        ready = {each.model for each in self.versions() if each.state == "READY"}
+        """Served models of which no version answers; all while Triton does not answer either."""
+        ready: set[str] = set()
+        with contextlib.suppress(RequestError):
+            ready = {each.model for each in self.versions() if each.state == "READY"}
         return sorted(self._models - ready)
 
     def load(self, model: str) -> None:
