@@ -18,12 +18,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 from urllib.request import urlopen
 
 REPOSITORY = "https://github.com/yourusername/genai-accelerator"
-EXTRAS = "models,convert"
+EXTRAS = "models,convert,service"
 # Loaded by the running kernel or built for the machine's driver: another version would need a restart, or break it.
 KEEP = (
     *("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas", "matplotlib", "pillow", "protobuf", "grpcio"),
@@ -31,7 +32,7 @@ KEEP = (
 )
 # Triton's client without its own limits, which no version has that fit both protobuf 5 and a newer grpcio.
 CLIENT = {5: "tritonclient>=2.57,<2.67", 6: "tritonclient>=2.67"}
-CLIENT_NEEDS = ("grpcio", "protobuf", "python-rapidjson", "geventhttpclient>=2.3.3", "urllib3>=2.0.7", "packaging")
+CLIENT_NEEDS = ("protobuf", "python-rapidjson", "geventhttpclient>=2.3.3", "urllib3>=2.0.7", "packaging")
 ROOT = Path(os.environ.get("ACCEL_ROOT", "/"))  # of the folders below; tests have one of their own
 FOLDERS = {"colab": ROOT / "content", "kaggle": ROOT / "kaggle" / "working"}
 DATASETS = ROOT / "kaggle" / "input"
@@ -114,11 +115,17 @@ def unpack(origin, aside):
     return inside[0].parents[1] if inside else aside / "unpacked"
 
 
+def client_needs(project):
+    """What Triton's client needs, and what the project's own extra names beside it."""
+    extras = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return [*CLIENT_NEEDS, *(need for need in extras["triton"] if not need.startswith("tritonclient"))]
+
+
 def install_project(project):
     """Install the project, Triton's client, the server out of its wheel and, with a GPU, TensorRT."""
     extras = os.environ.get("ACCEL_EXTRAS", EXTRAS)
     print(f"{place()}: installing {extras} and Triton, two minutes or so", flush=True)
-    install(*CLIENT_NEEDS, "--editable", f"{project}[{extras}]")
+    install(*client_needs(project), "--editable", f"{project}[{extras}]")
     protobuf = int(importlib.metadata.version("protobuf").partition(".")[0])
     install("--no-deps", CLIENT[min(max(protobuf, 5), 6)])
     sys.path.insert(0, str(project))

@@ -79,7 +79,7 @@ class Check:
     def resolves(self) -> str:
         """Resolution against the pins."""
         needs = self.folder / "needs.txt"
-        needs.write_text("\n".join(self.bootstrap["CLIENT_NEEDS"]) + "\n")
+        needs.write_text("\n".join(self.bootstrap["client_needs"](ROOT)) + "\n")
         extras = [f"--extra={extra}" for extra in self.bootstrap["EXTRAS"].split(",")]
         platform = ["--python-version", PYTHONS[self.place], "--python-platform", "x86_64-manylinux_2_35"]
         files = ["--constraint", HERE / f"{self.place}.txt", ROOT / "pyproject.toml", needs]

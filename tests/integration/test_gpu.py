@@ -1,15 +1,15 @@
 """On a GPU: every engine gives the numbers of PyTorch on the CPU, or says why it does not run there."""
 
-from urllib.request import urlopen
-
 import numpy as np
 import pytest
 
-from accel_lib import ensure, open_engine, serve, to_onnx, to_tensorrt, to_torch
+from accel_lib import ensure, load, open_engine, serve, to_onnx, to_tensorrt, to_torch
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
+from accel_lib.engines.memory import safe_tokens
 from accel_lib.engines.trt import compute_target, installed
 from accel_lib.errors import EngineError
+from accel_lib.lab.scrape import read_metrics
 from accel_lib.machine import inspect_machine
 
 GPUS = inspect_machine().gpus
@@ -100,15 +100,52 @@ def test_a_tensorrt_engine_can_be_looked_into_where_it_runs(plan):
     assert report.size_bytes == plan.size_bytes
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The course's model in a Triton on the GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCEL_REPOSITORY", str(tmp_path_factory.mktemp("served") / "model_repository"))
+        repository = ensure("embedding")
+    with serve(repository) as running:
+        yield running
+
+
+def memory_used(server):
+    """Bytes of the GPU in use, as Triton's own metrics have it."""
+    metrics = read_metrics(server.metrics_url)
+    return metrics.loc[metrics["name"] == "nv_gpu_memory_used_bytes", "value"].max()
+
+
 @pytest.mark.triton
-def test_triton_serves_both_versions_of_the_course_on_the_gpu(texts, expected, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCEL_REPOSITORY", str(tmp_path / "model_repository"))
-    with serve(ensure("embedding")) as server:
-        for version, least in ((1, 0.9999), (2, 0.999)):
-            served = server.model("embedding", version=version)
-            assert smallest_cosine(served.encode(texts), expected) >= least
-        assert "GPU device 0" in server.log
-        with urlopen(server.metrics_url) as answer:
-            metrics = answer.read().decode()
-    used = [line.split()[-1] for line in metrics.splitlines() if line.startswith("nv_gpu_memory_used_bytes")]
-    assert float(used[0]) > 0
+def test_triton_serves_both_versions_of_the_course_on_the_gpu(server, texts, expected):
+    for version, least in ((1, 0.9999), (2, 0.999)):
+        served = server.model("embedding", version=version)
+        assert smallest_cosine(served.encode(texts), expected) >= least
+    assert "GPU device 0" in server.log
+    assert memory_used(server) > 0
+
+
+@pytest.mark.triton
+def test_more_instances_on_the_gpu_are_added_in_place_and_give_the_same_vectors(server, texts, expected):
+    served = server.model("embedding")
+    served.configure(instance_kind="gpu", instance_count=2)
+    assert smallest_cosine(served.encode(texts), expected) >= 0.999
+    assert "embedding_0_1 (GPU device 0)" in server.log
+    run = load(served, texts, concurrency=16, seconds=2)
+    assert not (run.frame["error"] != "").any()
+    metrics = read_metrics(server.metrics_url)
+    assert {"nv_gpu_utilization", "nv_gpu_power_usage"} <= set(metrics["name"])
+
+
+def test_what_would_be_served_in_a_t4_s_memory_fits(model, rows):
+    torch = pytest.importorskip("torch")
+    engine = open_engine(model, device="cuda", precision="fp16")
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 15 * 2**30 / 4 / total))
+    try:
+        answers = run_batches(engine, rows * 64)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert np.isfinite(answers).all()
+    assert safe_tokens(engine) is None
+    engine.close()
