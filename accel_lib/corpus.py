@@ -15,7 +15,7 @@ import numpy as np
 
 from accel_lib.errors import TextError
 
-SHIPPED = ("mixed", "short", "sentiment-train", "sentiment-test")
+SHIPPED = ("mixed", "short", "passages", "sentiment-train", "sentiment-test")
 MIXED_COUNT = 512
 
 _DATA = importlib.resources.files("accel_lib") / "data"

@@ -117,6 +117,7 @@ def load_texts(
     source
         ``"mixed"``: documents of 3 to 256 tokens, log-normal around a mean of 40; 512 of them, or `limit`.
         ``"short"``: search queries of 3 to 8 tokens.
+        ``"passages"``: sentences on 39 subjects, one after the other.
         ``"sentiment-train"``, ``"sentiment-test"``: labelled reviews, and labelled messages of another style.
         Or a path, in UTF-8: ``.txt`` (a text a line), ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
     column, label_column
@@ -148,10 +149,11 @@ def load_texts(
         raise TextError(f"The corpus {name!r} has no columns to choose.", fix=f"load_texts({name!r})")
     if name == "mixed":
         return Texts(corpus.mixed(limit or corpus.MIXED_COUNT, seed=seed), name=name, source="accel_lib")
-    if name == "short":
-        return _draw(Texts(corpus.lines(name), name=name, source="accel_lib"), limit, seed)
-    items, labels = corpus.sentiment(name.removeprefix("sentiment-"))
-    return _draw(Texts(items, name=name, labels=labels, source="accel_lib"), limit, seed)
+    if name in ("short", "passages"):
+        items = [line for line in corpus.lines(name) if line]
+        return _draw(Texts(items, name=name, source="accel_lib"), limit, seed)
+    reviews, labels = corpus.sentiment(name.removeprefix("sentiment-"))
+    return _draw(Texts(reviews, name=name, labels=labels, source="accel_lib"), limit, seed)
 
 
 def _from_file(path: Path, column: str | None, label_column: str | None) -> Texts:

@@ -101,6 +101,12 @@ _HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | Non
     "top10_overlap": ("10 nearest kept", percent, None),
     "same_label": ("same label", percent, None),
     "padding": ("padding", percent, None),
+    "request": ("request", str, None),
+    "http_ms": ("HTTP, key, JSON, ms", number, None),
+    "tokenize_ms": ("tokenize, ms", number, None),
+    "total_ms": ("in all, ms", number, min),
+    "received_kb": ("answer, KB", number, None),
+    "bytes_each": ("bytes a text", "{:,.0f}".format, min),
     "errors": ("errors", str, None),
 }
 

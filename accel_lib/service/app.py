@@ -54,6 +54,7 @@ from accel_lib.service.supervisor import Supervisor
 from accel_lib.service.telemetry import Telemetry
 from accel_lib.service.tokens import Tokens
 from accel_lib.triton.process import Ports
+from accel_lib.triton.remote import attach
 from accel_lib.triton.server import Server
 
 _REFRESH_S = 1.0
@@ -81,7 +82,7 @@ def create_app(
     settings
         Default: from the environment.
     triton
-        A running server to stand in front of; None starts one, and owns it.
+        A running server to stand in front of; None takes the one that the settings name, or starts one, and owns it.
     clock, now
         Monotonic seconds, and seconds since 1970, which a token's end and the audit log go by.
 
@@ -93,6 +94,8 @@ def create_app(
     settings = settings or Settings()
     app = FastAPI(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
     ports = Ports(http=settings.triton_http_port, grpc=settings.triton_grpc_port, metrics=settings.triton_metrics_port)
+    if triton is None and settings.triton_host:
+        triton = attach(settings.triton_host, ports, settings.repository)
     metrics, state = Metrics(), State(settings.state_file)
     supervisor = Supervisor(
         settings.repository,
@@ -123,7 +126,8 @@ def create_app(
     for room in (inference, tei, health, operate, status):
         app.include_router(room.router)
     problems.install(app)
-    app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, clock=clock)
+    telemetry = app.state.telemetry
+    app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, telemetry=telemetry, clock=clock)
     return app
 
 
@@ -164,6 +168,8 @@ def refresh(app: FastAPI) -> None:
     """Read what answers now; blocks for some milliseconds."""
     state = app.state
     state.catalogue.refresh()
+    state.metrics.triton_restarts.inc(state.supervisor.restarts - state.metrics.restarts_seen)
+    state.metrics.restarts_seen = state.supervisor.restarts
     ready: set[tuple[str, str]] = set()
     with contextlib.suppress(RequestError):
         ready = {(each.model, each.version) for each in state.supervisor.versions() if each.state == "READY"}

@@ -24,6 +24,7 @@ from accel_lib.service.limits import Deadline, Limits
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.problems import Problem
 from accel_lib.service.settings import Settings
+from accel_lib.service.telemetry import Telemetry
 
 DEADLINE_HEADER = "x-request-timeout-ms"
 _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the openai client with every request
@@ -66,12 +67,20 @@ class Edge:
     """ASGI middleware; a handler finds the `Record` in ``request.state.record``."""
 
     def __init__(
-        self, app: ASGIApp, *, settings: Settings, limits: Limits, metrics: Metrics, clock: Callable[[], float]
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        limits: Limits,
+        metrics: Metrics,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
     ) -> None:
         self._app = app
         self._settings = settings
         self._limits = limits
         self._metrics = metrics
+        self._telemetry = telemetry
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +108,8 @@ class Edge:
 
         try:
             record.deadline = self._deadline(headers, began)
-            await self._handle(scope, receive, answer, headers, record)
+            with self._telemetry.request(f"{scope['method']} {scope['path']}", headers, request_id):
+                await self._handle(scope, receive, answer, headers, record)
         except Problem as problem:
             await problem.response()(scope, receive, answer)
         except _ClientGoneError:

@@ -7,6 +7,7 @@ import contextlib
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from accel_lib.progress import Progress
 from accel_lib.service.app import create_app
 from accel_lib.service.listener import Listener, listening
 from accel_lib.service.settings import Settings
+from accel_lib.service.waterfall import Payload, Waterfall, take_apart, weigh
 from accel_lib.triton.server import Server
 
 _POLL_S = 0.02
@@ -49,6 +51,38 @@ class Gateway:
         """An HTTP client with the address and the key; `options` are httpx's."""
         headers = {"Authorization": f"Bearer {self.key}"} | dict(options.pop("headers", {}))
         return httpx.Client(base_url=self.url, headers=headers, timeout=options.pop("timeout", 60), **options)
+
+    def take_apart(self, texts: Sequence[str], *, model: str = "embedding", repeats: int = 20) -> Waterfall:
+        """Where the time of a request goes: with one text, with all, and with the vectors in base64.
+
+        Parameters
+        ----------
+        texts
+            Sent together; the first is also sent alone.
+        model
+            A served embedding model.
+        repeats
+            Requests of each kind, in turns.
+        """
+        with self.client() as client:
+            return take_apart(client, texts, model=model, repeats=repeats)
+
+    def weigh(
+        self, texts: Sequence[str], *, model: str = "embedding", dimensions: Sequence[int] = (192, 96, 48)
+    ) -> Payload:
+        """What a vector weighs on the wire by encoding and dimensions, and what of the neighbours it keeps.
+
+        Parameters
+        ----------
+        texts
+            At least 12, since each has ten neighbours.
+        model
+            A served embedding model.
+        dimensions
+            Fewer than the model's.
+        """
+        with self.client() as client:
+            return weigh(client, texts, model=model, dimensions=dimensions)
 
     def stop(self) -> None:
         """Finish what is under way and end; Triton, if it is not its own, goes on."""

@@ -78,6 +78,7 @@ class Metrics:
         self.seen: set[tuple[str, str]] = (
             set()
         )  # versions that were ready once, so that they are shown when they are not
+        self.restarts_seen = 0
         prometheus_client.ProcessCollector(registry=self.registry)
         prometheus_client.PlatformCollector(registry=self.registry)
 

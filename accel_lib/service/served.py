@@ -25,6 +25,7 @@ Truncate = Literal["NONE", "START", "END"]
 InputType = Literal["query", "passage"]
 
 _STARTING_S = 2.0  # what a client is told to wait for Triton
+_ASK_S = 2.0
 _CHARS_PER_TOKEN = 32  # no text has longer tokens on average: what lies beyond is not tokenized
 _CHUNK_CHARS = 65_536  # tokenized in one go, so that nobody's request fills the memory with what is cut anyway
 _PASSAGE_PROMPTS = ("passage", "document")
@@ -163,6 +164,7 @@ class Catalogue:
         self._texts: dict[tuple[str, str], str] = {}
         self._statistics: dict[str, Statistics] = {}
         self._queue_share: dict[str, float] = {}
+        self._asked = False
 
     def refresh(self) -> None:
         """Ask Triton what is ready, and read what is new; blocks for some milliseconds."""
@@ -172,10 +174,12 @@ class Catalogue:
             ready = [each for each in self._supervisor.versions() if each.state == "READY"]
         except RequestError:  # a busy Triton: what answered a second ago answers still
             return
+        self._asked = True
         found = {}
         for each in ready:
+            name, version = each.model, each.version
             with contextlib.suppress(AccelError, OSError):  # no artifact: a model that takes no texts
-                found[each.model, each.version] = self._read(each.model, each.version)
+                found[name, version] = self._read(name, version)
         self._versions = found
         for name in {name for name, _ in found}:
             self._observe(name)
@@ -193,7 +197,7 @@ class Catalogue:
         Problem
             404, or 503 while Triton is away.
         """
-        if not self._supervisor.running:
+        if not self._supervisor.running or not self._asked:
             raise Problem(503, "Triton is starting; try again soon.", code="not_ready", retry_after_s=_STARTING_S)
         known = [each for each in self.versions if each.name == name]
         fitting = [each for each in known if version in ("", each.version)]

@@ -19,8 +19,10 @@ class Settings(BaseSettings):
     ----------
     host, port, metrics_port
         Where the gateway listens, and where it shows its Prometheus metrics a second time.
+    triton_host
+        Where a Triton that somebody else runs on this repository is; none starts one on the loopback interface.
     triton_http_port, triton_grpc_port, triton_metrics_port
-        Triton's, on the loopback interface only.
+        Triton's.
     repository, models
         The model repository, and the models to serve from it (comma-separated); none serves all that are built.
     state_file
@@ -48,6 +50,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Port = 8000
     metrics_port: Port = 8001
+    triton_host: str = ""
     triton_metrics_port: Port = 8002
     triton_http_port: Port = 8003
     triton_grpc_port: Port = 8004
@@ -63,7 +66,7 @@ class Settings(BaseSettings):
     max_inputs: int = Field(default=2048, gt=0)
     max_request_tokens: int = Field(default=2**20, gt=0)
     max_in_flight: int = Field(default=512, gt=0)
-    max_batch_tokens: int = Field(default=2048, gt=0)
+    max_batch_tokens: int = Field(default=512, gt=0)
     quota_tokens_per_minute: int = Field(default=0, ge=0)
     drain_s: float = Field(default=30, ge=0)
     otlp_endpoint: str = ""

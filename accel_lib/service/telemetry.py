@@ -41,14 +41,14 @@ class Telemetry:
         self._tracer = self._provider.get_tracer("accel_lib.service")
 
     @contextlib.contextmanager
-    def request(self, name: str, headers: Mapping[str, str]) -> Iterator[Any]:
-        """A span for a whole request, a child of the client's if its headers name one; yields it, or None."""
+    def request(self, name: str, headers: Mapping[str, str], request_id: str) -> Iterator[None]:
+        """A span for a whole request, a child of the client's if its headers name one."""
         if self._tracer is None:
-            yield None
+            yield
             return
-        parent = self._propagate.extract(headers)
-        with self._tracer.start_as_current_span(name, context=parent, kind=self._kind.SERVER) as span:
-            yield span
+        facts = {"context": self._propagate.extract(headers), "attributes": {"request_id": request_id}}
+        with self._tracer.start_as_current_span(name, kind=self._kind.SERVER, **facts):
+            yield
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[tuple[tuple[str, str], ...]]:

@@ -44,6 +44,8 @@ class Ports:
 class TritonProcess:
     """A running ``tritonserver`` with no model loaded yet; made by `start`."""
 
+    host = HOST
+
     def __init__(self, command: subprocess.Popen[bytes], ports: Ports, folder: Path, prefix: str) -> None:
         self._command = command
         self._folder = folder

@@ -17,7 +17,7 @@ from accel_lib.progress import Progress
 from accel_lib.triton.client import Connection, ServedModel
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.install import TRITON_VERSION
-from accel_lib.triton.process import HOST, Ports, TritonProcess
+from accel_lib.triton.process import Ports, TritonProcess
 from accel_lib.triton.refusals import load_error
 from accel_lib.triton.repository import (
     MODEL_FILE,
@@ -122,7 +122,9 @@ class Server:
         self._supplied: dict[str, ModelConfig] = {}
         self._resets: dict[str, int] = {}
         self.repository = repository
-        self.connection = Connection(grpc=f"{HOST}:{process.ports.grpc}", http=f"{HOST}:{process.ports.http}")
+        self.connection = Connection(
+            grpc=f"{process.host}:{process.ports.grpc}", http=f"{process.host}:{process.ports.http}"
+        )
 
     @property
     def ports(self) -> Ports:
@@ -137,17 +139,17 @@ class Server:
     @property
     def http_url(self) -> str:
         """Address of the HTTP service."""
-        return f"http://{HOST}:{self._process.ports.http}"
+        return f"http://{self._process.host}:{self._process.ports.http}"
 
     @property
     def grpc_url(self) -> str:
         """Address of the gRPC service."""
-        return f"{HOST}:{self._process.ports.grpc}"
+        return f"{self._process.host}:{self._process.ports.grpc}"
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics."""
-        return f"http://{HOST}:{self._process.ports.metrics}/metrics"
+        return f"http://{self._process.host}:{self._process.ports.metrics}/metrics"
 
     @property
     def pid(self) -> int:

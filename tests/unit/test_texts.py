@@ -317,7 +317,7 @@ class TestFiles:
 
     def test_an_unknown_name_is_refused_with_the_corpora_and_the_files_beside_it(self, tmp_path: Path) -> None:
         (tmp_path / "reviews.csv").write_text("text\none\n")
-        with pytest.raises(TextError, match=r"beside it: reviews\.csv(.|\n)*mixed, short, sentiment-train"):
+        with pytest.raises(TextError, match=r"beside it: reviews\.csv(.|\n)*mixed, short, passages, sentiment-train"):
             load_texts(tmp_path / "review.csv")
         with pytest.raises(TextError, match="no file named 'sentimental'"):
             load_texts("sentimental")
@@ -336,3 +336,10 @@ class TestFiles:
 def test_neither_torch_nor_pandas_is_imported_for_texts() -> None:
     code = "import sys, accel_lib.stats, accel_lib.texts; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_passages_are_the_sentences_of_the_subjects_one_by_one():
+    passages = load_texts("passages")
+    assert len(passages) > 400
+    assert len(set(passages)) == len(passages)
+    assert all(passage.strip() for passage in passages)
