@@ -38,18 +38,19 @@ def waterfall(frame: pd.DataFrame) -> Axes:
     for column, (name, color) in _PARTS.items():
         share = frame[column].to_numpy() / frame["total_ms"].to_numpy()
         ax.barh(y, 100 * share, left=100 * left, color=color, height=0.62, label=name)
-        for row, begin, width in zip(y, left, share, strict=True):
+        for row, begin, width in zip(y.tolist(), left.tolist(), share.tolist(), strict=True):
             if width >= _NAMED_FROM:
                 light = color in (GREY, GREEN, BLUE, PURPLE)
-                words = {"ha": "center", "va": "center", "fontsize": 10, "color": "white" if light else "black"}
-                ax.text(100 * (begin + width / 2), row, percent(width), **words)
+                words = {"ha": "center", "va": "center", "color": "white" if light else "black"}
+                ax.text(100 * (begin + width / 2), row, percent(width), fontsize=10, fontdict=words)
         left += share
-    for row, total in zip(y, frame["total_ms"], strict=True):
+    for row, total in zip(y.tolist(), frame["total_ms"], strict=True):
         label(ax, 100, row, f"{number(total)} ms")
     ax.set_yticks(y, frame["request"].tolist())
     ax.invert_yaxis()
     ax.set_xlabel("share of the time until the client holds the vectors, %")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=len(_PARTS), frameon=False, fontsize=10)
+    look = {"ncols": len(_PARTS), "frameon": False, "handlelength": 1, "columnspacing": 1.2, "fontsize": 10}
+    ax.legend(loc="upper right", bbox_to_anchor=(1.02, -0.2), **look)
     return finish(ax, frame, right=112)
 
 
@@ -68,7 +69,7 @@ def payload(frame: pd.DataFrame) -> Axes:
     ax.scatter(size[whole], kept[whole], color=GREEN, s=80, zorder=2)
     ax.scatter(size[~whole], kept[~whole], color=VERMILLION, s=80, marker="D", zorder=2)
     for at, value, name in zip(size, kept, frame["request"], strict=True):
-        ax.annotate(name, (at, value), (9, -4), textcoords="offset points", fontsize=10)
+        ax.annotate(name, (at, value), (8, -13), textcoords="offset points", fontsize=10)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("")
@@ -76,4 +77,5 @@ def payload(frame: pd.DataFrame) -> Axes:
     ax.set_xlabel("bytes an answer has for each text (logarithmic)")
     ax.set_ylabel("of the 10 nearest kept, %")
     ax.set_ylim(top=104)
-    return finish(ax, frame, right=size.max() * 1.6)
+    ax.set_xlim(size.min() * 0.85, size.max() * 1.5)
+    return finish(ax, frame)
