@@ -76,6 +76,6 @@ def payload(frame: pd.DataFrame) -> Axes:
     ax.set_xticks(sorted({int(round(value, -2)) or int(value) for value in size}))
     ax.set_xlabel("bytes an answer has for each text (logarithmic)")
     ax.set_ylabel("of the 10 nearest kept, %")
-    ax.set_ylim(top=104)
+    ax.set_ylim(kept.min() - 8, 104)
     ax.set_xlim(size.min() * 0.85, size.max() * 1.5)
     return finish(ax, frame)
