@@ -1,0 +1,325 @@
+"""``make deploy-check``: everything under deploy/ that can be checked without a cluster, one table, the verdict last.
+
+    python deploy/check/check.py [--write]
+
+``--write`` renders deploy/k8s/, the chart's copy of the rules and the dashboards again. Tools are installed once, into
+build/deploy-check/. A check whose tool this machine cannot have says "skipped" and why; it counts as not passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+DEPLOY = HERE.parent
+ROOT = DEPLOY.parent
+WORK = ROOT / "build" / "deploy-check"
+RENDERED = WORK / "rendered"
+KUBERNETES = ("1.34", "1.35", "1.36", "1.37")
+_OLDEST = (3, 12)  # of the Python that helm-sdkpy needs
+_PYTHONS = ("python3.13", "python3.12", "python3.14")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row of the table."""
+
+    check: str
+    state: str  # "ok", "failed" or "skipped"
+    found: str
+    seconds: float
+
+
+class SkippedError(Exception):
+    """A check that this machine cannot run; says why."""
+
+
+class FailedError(Exception):
+    """What a check found."""
+
+
+def prometheus() -> str:
+    """Rules, scrape configuration and alert routes, and every alert firing and not firing."""
+    folder = DEPLOY / "prometheus"
+    _run("promtool", "check", "config", "prometheus.yml", cwd=folder)
+    tested = yaml_tests(folder / "rules_test.yml")
+    _run("promtool", "test", "rules", "rules_test.yml", cwd=folder)
+    routes = "routes checked" if shutil.which("amtool") else "routes not checked: no amtool"
+    if shutil.which("amtool"):
+        _run("amtool", "check-config", "alertmanager.yml", cwd=folder)
+    return f"{tested} rule tests pass; {routes}"
+
+
+def yaml_tests(file: Path) -> int:
+    """How many tests a rule test file holds."""
+    return len(re.findall(r"^  - name:", file.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def grafana() -> str:
+    """The committed dashboards are what the generator writes."""
+    return _run(sys.executable, str(DEPLOY / "grafana" / "dashboards.py"), "--check")
+
+
+def yaml_style() -> str:
+    """yamllint over every YAML file that is no template."""
+    files = [
+        str(f) for f in sorted(DEPLOY.rglob("*.yml")) + sorted(DEPLOY.rglob("*.yaml")) if "templates" not in f.parts
+    ]
+    _tool("yamllint", "--strict", "--config-file", str(HERE / "yamllint.yml"), *files)
+    return f"{len(files)} files"
+
+
+def dockerfiles() -> str:
+    """hadolint and checkov over the Dockerfiles."""
+    files = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
+    _tool("hadolint", *map(str, files))
+    return f"{len(files)} Dockerfiles; {_checkov('dockerfile', DEPLOY / 'docker')}"
+
+
+def compose() -> str:
+    """The compose files follow the compose specification."""
+    files = sorted((DEPLOY / "docker").glob("compose*.yml"))
+    _tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files))
+    return f"{len(files)} files follow the specification"
+
+
+def chart() -> str:
+    """Helm installs every shape of the chart on a loopback API, refuses nonsense, upgrades and uninstalls."""
+    shutil.rmtree(RENDERED, ignore_errors=True)
+    found = json.loads(_python(str(HERE / "chart.py"), str(DEPLOY / "helm" / "accel"), str(RENDERED), helm=True))
+    accepted = [name for name, refusal in found["refused"].items() if not refusal["ok"]]
+    life = found["life"]
+    wrong = found["lint"] + [f"not refused as it should be: {name}" for name in accepted]
+    if [life[step]["gpus"] for step in ("install", "upgrade", "back")] != [[1], [0], [1]]:
+        wrong.append(f"upgrade: {life}")
+    if life["uninstall"]["left"] != ["persistentvolumeclaims/accel-models"]:
+        wrong.append(f"left by an uninstall: {life['uninstall']['left']}")
+    if wrong:
+        raise FailedError("\n".join(wrong))
+    return (
+        f"{len(found['installed'])} shapes installed, {len(found['refused'])} bad values refused, upgraded and removed"
+    )
+
+
+def schemas() -> str:
+    """Every rendered object against the schemas of four versions of Kubernetes, unknown fields refused."""
+    checked = 0
+    for version in KUBERNETES:
+        said = _tool("kubernetes-validate", "--strict", "-k", version, *_rendered())
+        warned = [line for line in said.splitlines() if line.startswith("WARN") and "monitoring.coreos.com" not in line]
+        if warned:
+            raise FailedError("\n".join(warned))
+        checked += said.count(" passed for ")
+    return f"{checked} objects valid, Kubernetes {KUBERNETES[0]} to {KUBERNETES[-1]}"
+
+
+def invariants() -> str:
+    """The rules of invariants.py on every shape."""
+    files = _rendered()
+    _python(str(HERE / "invariants.py"), *files)
+    rules = (HERE / "invariants.py").read_text(encoding="utf-8").count("Iterator[str]:")
+    return f"{rules} rules hold in {len(files)} shapes"
+
+
+def security() -> str:
+    """checkov's Kubernetes policies on every shape."""
+    _rendered()
+    return _checkov("kubernetes", RENDERED)
+
+
+def manifests() -> str:
+    """deploy/k8s/ is what the chart renders, and the chart's rules are those of deploy/prometheus/."""
+    differing = [name for name, text in wanted_manifests().items() if _text(DEPLOY / "k8s" / name) != text]
+    differing += [f.name for f in (DEPLOY / "k8s").glob("*.yaml") if f.name not in wanted_manifests()]
+    differing += [
+        f.name for f in _rules() if not filecmp.cmp(f, DEPLOY / "helm" / "accel" / "rules" / f.name, shallow=False)
+    ]
+    if differing:
+        raise FailedError(f"differ: {', '.join(differing)}; python deploy/check/check.py --write")
+    return f"{len(wanted_manifests())} manifests as the chart renders them"
+
+
+def smoke() -> str:
+    """The model repository served and asked with Python 3.12, as the Triton image has it."""
+    return _python(str(HERE / "smoke.py"), helm=True).strip().splitlines()[-1]
+
+
+CHECKS: dict[str, Callable[[], str]] = {
+    "Prometheus": prometheus,
+    "Grafana": grafana,
+    "YAML": yaml_style,
+    "Docker": dockerfiles,
+    "Compose": compose,
+    "Helm": chart,
+    "Kubernetes schemas": schemas,
+    "Invariants": invariants,
+    "checkov": security,
+    "Plain manifests": manifests,
+}
+
+
+def wanted_manifests() -> dict[str, str]:
+    """File name -> text of deploy/k8s/: the default shape, one file a template, without what needs extra CRDs."""
+    _rendered()
+    parts: dict[str, list[str]] = {}
+    for document in (RENDERED / "without-crds.yaml").read_text(encoding="utf-8").split("\n---\n"):
+        found = re.search(r"^# Source: accel/templates/(\S+)$", document, re.MULTILINE)
+        if found:
+            parts.setdefault(found[1], []).append(
+                re.sub(r"^---\n|^# Source: .*\n", "", document, flags=re.MULTILINE).strip()
+            )
+    head = "# Written by `python deploy/check/check.py --write` from the chart's default values; change those.\n"
+    whole = {name: head + "".join(f"---\n{text}\n" for text in texts) for name, texts in sorted(parts.items())}
+    return {name: re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE) for name, text in whole.items()}
+
+
+def write() -> None:
+    """Render again what is kept in the repository."""
+    for file in _rules():
+        shutil.copy(file, DEPLOY / "helm" / "accel" / "rules" / file.name)
+    _run(sys.executable, str(DEPLOY / "grafana" / "dashboards.py"))
+    chart()
+    folder = DEPLOY / "k8s"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, text in wanted_manifests().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def main(checks: dict[str, Callable[[], str]]) -> int:
+    """Run the checks one after the other; 0 if all passed."""
+    findings = []
+    for name, check in checks.items():
+        started, state = time.monotonic(), "ok"
+        try:
+            found = check()
+        except SkippedError as why:
+            state, found = "skipped", str(why)
+        except FailedError as what:
+            state, found = "failed", str(what)
+        findings.append(Finding(check=name, state=state, found=found.strip(), seconds=time.monotonic() - started))
+        print(f"{state:8} {name}", flush=True)
+    print("\n".join(["", *_table(findings), "", _verdict(findings)]))
+    return 0 if all(finding.state == "ok" for finding in findings) else 1
+
+
+def _table(findings: list[Finding]) -> Iterator[str]:
+    yield "| check | verdict | what it found | seconds |"
+    yield "|---|---|---|---|"
+    for each in findings:
+        yield f"| {each.check} | {each.state} | {each.found.replace(chr(10), '<br>')[:600]} | {each.seconds:.0f} |"
+
+
+def _verdict(findings: list[Finding]) -> str:
+    bad = [f"{each.check} {each.state}" for each in findings if each.state != "ok"]
+    return f"deploy-check: not passed ({', '.join(bad)})" if bad else f"deploy-check: all {len(findings)} checks passed"
+
+
+def _checkov(framework: str, folder: Path) -> str:
+    said = _tool(
+        "checkov",
+        "--framework",
+        framework,
+        "--directory",
+        str(folder),
+        "--config-file",
+        str(HERE / "checkov.yml"),
+        "--output",
+        "json",
+    )
+    start = said.find("{")
+    passed = json.JSONDecoder().raw_decode(said[start:])[0]["summary"]["passed"] if start >= 0 else 0
+    return f"checkov: {passed} policies hold, {(HERE / 'checkov.yml').read_text().count('- CKV')} skipped with a reason"
+
+
+def _rules() -> list[Path]:
+    return sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
+
+
+def _rendered() -> list[str]:
+    if not any(RENDERED.glob("*.yaml")):
+        chart()
+    return [str(file) for file in sorted(RENDERED.glob("*.yaml"))]
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return _run(str(_environment() / "bin" / name), *arguments)
+
+
+def _python(*arguments: str, helm: bool = False) -> str:
+    python = _environment() / "bin" / "python"
+    if helm:
+        version = _run(str(python), "-c", "import sys; print(*sys.version_info[:2])")
+        if tuple(map(int, version.split())) < _OLDEST:
+            raise SkippedError("no Python 3.12 or newer was found; helm-sdkpy needs it")
+    return _run(str(python), *arguments)
+
+
+def _environment() -> Path:
+    """The virtual environment of the tools, made anew when their list changes."""
+    folder, wanted = WORK / "venv", (HERE / "requirements.txt").read_text(encoding="utf-8")
+    stamp = folder / "requirements.txt"
+    if _text(stamp) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(_newest_python(), "-m", "venv", str(folder))
+        _run(
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--requirement",
+            str(HERE / "requirements.txt"),
+        )
+        stamp.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def _newest_python() -> str:
+    """A Python that helm-sdkpy runs on, else this one."""
+    installed = sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python"))
+    for candidate in (sys.executable, *_PYTHONS, *installed):
+        code = f"import sys; sys.exit(not {_OLDEST} <= sys.version_info[:2] < (3, 14))"
+        path = shutil.which(candidate)
+        if path and subprocess.run([path, "-c", code], capture_output=True, check=False).returncode == 0:
+            return path
+    return sys.executable
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    """Output of a command; raises `FailedError` with what it said."""
+    if not shutil.which(command[0]):
+        raise SkippedError(
+            f"{Path(command[0]).name} is not installed: apt-get install prometheus prometheus-alertmanager"
+        )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, env=environment, check=False)
+    if done.returncode:
+        raise FailedError((done.stdout + done.stderr).strip() or f"exit {done.returncode}")
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="render again what is kept in the repository")
+    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(CHECKS)}")
+    asked = parser.parse_args()
+    if asked.write:
+        write()
+    else:
+        sys.exit(main({name: CHECKS[name] for name in asked.names or CHECKS}))
