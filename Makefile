@@ -13,7 +13,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := course,rtx,test
+EXTRAS := course,rtx,ui,test
 NBVAL := notebooks/00_start_here.ipynb notebooks/03_triton_in_a_notebook.ipynb
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -86,6 +86,19 @@ outputs: setup ## run notebooks and keep their outputs in notebooks/
 .PHONY: lab
 lab: setup ## open JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+.PHONY: ui
+ui: setup ## the dashboard in a browser, port 3000, over a gateway that `accel serve` runs; ACCEL_UI_KEY holds its key
+	@$(BIN)/accel ui
+
+.PHONY: ui-check
+ui-check: setup ## click through the dashboard in headless Chromium, on a real Triton; pictures in out/ui
+	@command -v chromium >/dev/null || sudo apt-get install --yes --quiet chromium || apt-get install --yes --quiet chromium
+	@$(BIN)/python -m pytest tests/ui
+
+.PHONY: deploy-check
+deploy-check: setup ## all that can be checked of deploy/ without a cluster: one table, the verdict last
+	@$(BIN)/python deploy/check/check.py
 
 .PHONY: clean
 clean: ## remove what was built: out/, caches of tools, artifacts in the model repository

@@ -149,9 +149,36 @@ def serve(
 
     asked: dict[str, Any] = {"models": tuple(model) if model else None, "port": port}
     settings = Settings(**{name: value for name, value in asked.items() if value is not None})
-    if not settings.models or "embedding" in settings.models:
+    if not settings.triton_host and (not settings.models or "embedding" in settings.models):
         settings = settings.model_copy(update={"repository": ensure("embedding")})
     run_gateway(settings)
+
+
+@app.command()
+def build(
+    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
+    target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
+    wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
+) -> None:
+    """Build models into the model repository, validated, or wait until another process has."""
+    from accel_lib import build as work
+
+    if wait is None:
+        work.build(names, target=target)
+    else:
+        work.wait_until_built(names, engine=target is not None, timeout_s=wait)
+
+
+@app.command()
+def ui(
+    gateway: Annotated[str, typer.Option(envvar="ACCEL_UI_GATEWAY", help="Its address.")] = "http://127.0.0.1:8000",
+    host: Annotated[str, typer.Option(envvar="ACCEL_UI_HOST", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="ACCEL_UI_PORT", help="Port to listen on; 0 takes a free one.")] = 3000,
+) -> None:
+    """Show the dashboard in a browser. $ACCEL_UI_KEY is the gateway's key it works with, $ACCEL_UI_TOKEN opens it."""
+    from accel_lib.show.dashboard_server import run_ui
+
+    run_ui(gateway, host=host, port=port)
 
 
 @course.command("run")
@@ -276,3 +303,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     for row in rows:
         table.add_row(*row)
     Console(markup=False).print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -62,11 +62,16 @@ def ensure(name: str = "embedding") -> Path:
     folders = {version: repository / name / str(version) / "artifact" for version in recipes}
     missing = [version for version, folder in folders.items() if not _usable(folder, *recipes[version])]
     if missing:
-        model, texts = _BUILDERS[name]()
+        model, texts = source_model(name)
         for version in missing:
             _build_or_fall_back(model, *recipes[version], texts, folders[version])
     print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
     return repository
+
+
+def source_model(name: str) -> tuple[Model, Sequence[str]]:
+    """A model of the course before any conversion, and texts to validate it with."""
+    return _BUILDERS[name]()
 
 
 def _repository(name: str) -> Path:

@@ -107,6 +107,13 @@ _HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | Non
     "total_ms": ("in all, ms", number, min),
     "received_kb": ("answer, KB", number, None),
     "bytes_each": ("bytes a text", "{:,.0f}".format, min),
+    "replicas_mean": ("replicas, mean", number, None),
+    "replicas_max": ("at most", str, None),
+    "changes": ("changes a day", str, None),
+    "late": ("late requests", percent, min),
+    "cost_per_million": ("cost a million", number, min),
+    "load": ("load", percent, None),
+    "busy": ("busy", percent, None),
     "errors": ("errors", str, None),
 }
 

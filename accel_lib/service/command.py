@@ -48,7 +48,7 @@ def _welcome(app: FastAPI, url: str, metrics_port: int) -> str:
     lines = [
         f"gateway  {url}, its documentation {url}/docs",
         f"metrics  http://{state.settings.host}:{metrics_port}/metrics",
-        f"Triton   gRPC {state.supervisor.server.grpc_url}, for this machine only",
+        f"Triton   gRPC {state.supervisor.server.grpc_url}",
         f"serving  {', '.join(f'{each.name} {each.version}' for each in versions)}",
         f"key      {shown}",
         "",

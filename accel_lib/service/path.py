@@ -27,6 +27,7 @@ _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PARALLEL = 8  # sub-batches of one request that are with Triton at once
 _RETRY_S = 1.0
 _CHANNEL = (
+    ("grpc.lb_policy_name", "round_robin"),  # over every address of a name, such as the pods of a headless service
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),

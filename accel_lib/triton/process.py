@@ -68,7 +68,7 @@ class TritonProcess:
         supervisor.sweep_orphans()
         with _repository_lock(repository) as lock:
             for attempt in range(_ATTEMPTS):
-                process = cls._launch(repository, _free(ports), lock, env)
+                process = cls._launch(repository, free_ports(ports), lock, env)
                 try:
                     if process._wait_until_ready(time.monotonic() + timeout_s, progress):
                         return process
@@ -210,7 +210,7 @@ def _alive(holder: str) -> bool:
     return False
 
 
-def _free(ports: Ports) -> Ports:
+def free_ports(ports: Ports) -> Ports:
     """The asked ports if they are free, with free ones in place of 0."""
     numbers = {}
     with contextlib.ExitStack() as stack:

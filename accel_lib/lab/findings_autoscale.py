@@ -1,0 +1,56 @@
+"""What replays of the autoscaler say, computed from their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from accel_lib.lab.words import number, percent, times
+
+_FULL = 0.95  # of the time busy: there is hardly more to read
+MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
+
+
+def curve(frame: pd.DataFrame) -> str:
+    """Where utilisation stops to tell anything, and what queue time does from there on."""
+    full = frame[frame["busy"] >= _FULL]
+    high = frame.iloc[-1]
+    if full.empty or full.iloc[0]["load"] >= high["load"]:
+        return f"Utilisation rises with the load up to {percent(high['busy'])}: here it tells as much as queue time"
+    first = full.iloc[0]
+    growth = high["queue_ms"] / max(first["queue_ms"], 1e-6)
+    start = f"Utilisation reads {percent(_FULL)} at {percent(first['load'])} of what a replica can answer"
+    return f"{start}; from there to the limit queue time still grows {times(growth)}"
+
+
+def replay(summary: Mapping[str, Any], p95_ms: float) -> str:
+    """What a policy costs, and what comes late."""
+    price, late = number(summary["cost_per_million"]), percent(summary["late"])
+    fleet = f"with {number(summary['replicas_mean'])} replicas on average"
+    return f"{summary['name']}: {price} a million requests, {late} while the p95 was over {number(p95_ms)} ms, {fleet}"
+
+
+def policies(frame: pd.DataFrame) -> str:
+    """The cheapest policy that keeps the target, beside the dearest."""
+    kept = frame[frame["late"] <= MOST_LATE]
+    if kept.empty:
+        best = frame.iloc[int(frame["late"].argmin())]
+        return (
+            f"No policy keeps the target: {best['name']} comes closest, with {percent(best['late'])} of requests late"
+        )
+    best = kept.iloc[int(kept["cost_per_million"].argmin())]
+    dearest = frame.iloc[int(frame["cost_per_million"].argmax())]
+    price = number(best["cost_per_million"])
+    start = f"{str(best['name']).capitalize()} keeps the target for the least: {price} a million requests"
+    if best["name"] == dearest["name"]:
+        return f"{start}; whatever is cheaper comes late"
+    share = 1 - best["cost_per_million"] / dearest["cost_per_million"]
+    return f"{start}, {percent(share)} less than {dearest['name']}"
+
+
+def burst(minutes: Mapping[str, float]) -> str:
+    """How long after the burst each policy's latency was back within the target."""
+    parts = [f"{name} in {number(value)} min" if value == value else f"{name} never" for name, value in minutes.items()]
+    return f"Back within the target after the burst began: {'; '.join(parts)}"

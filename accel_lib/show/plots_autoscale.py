@@ -1,0 +1,76 @@
+"""Figures of the autoscaler: its signals, a day of replicas, and what policies cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from accel_lib.lab import findings_autoscale as findings
+from accel_lib.lab.words import number, percent
+from accel_lib.show.plots import BLUE, GREY, LIGHT, ORANGE, VERMILLION, canvas, finish, label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from accel_lib.lab.autoscale import Curve, Policies
+
+
+def signals(replica: Curve) -> Axes:
+    """Queue time and utilisation of one replica, each relative to its value at half load, by load."""
+    frame = replica.frame
+    ax = canvas(replica.finding, rows=6)
+    for column, words, colour in (("queue_ms", "queue time", BLUE), ("busy", "utilisation", ORANGE)):
+        relative = frame[column] / max(replica.at(column, 0.5), 1e-9)
+        ax.plot(100 * frame["load"], relative, color=colour, linewidth=2.2, marker="o", markersize=4)
+        label(ax, 100 * float(frame["load"].iloc[-1]), float(relative.iloc[-1]), words)
+        ax.texts[-1].set_color(colour)
+    ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}×")
+    ax.yaxis.set_minor_formatter("")
+    ax.set_xlim(0, 122)
+    ax.set_xticks(np.arange(0, 101, 20))
+    ax.set_xlabel("load, % of what one replica can answer")
+    ax.set_ylabel("signal, times its value at half load")
+    return finish(ax, frame)
+
+
+def day(chosen: Policies, *names: str) -> Axes:
+    """The replicas that policies keep through the day, over those that the load needs."""
+    ax = canvas(chosen.finding, rows=6)
+    first = chosen.replays[0].frame
+    ax.fill_between(first["hour"], first["needed"], step="post", color=LIGHT, zorder=0)
+    ax.annotate("needed for the load", (2.2, 0.15), color=GREY, fontsize=10)
+    for name, colour in zip(names, (BLUE, ORANGE, VERMILLION), strict=False):
+        frame = chosen[name].frame
+        ax.step(frame["hour"], frame["replicas"], where="post", color=colour, linewidth=1.8, label=name)
+    ax.legend(frameon=False, loc="upper left", fontsize=10)
+    ax.set_xlim(0, 24)
+    ax.set_ylim(0, None)
+    ax.set_xticks(np.arange(0, 25, 3))
+    ax.set_xlabel("hour of the day")
+    ax.set_ylabel("replicas that answer")
+    return finish(ax, first)
+
+
+def costs(chosen: Policies, unit: str = "USD") -> Axes:
+    """Cost of a million requests against the share that came late, one point a policy."""
+    frame = chosen.frame
+    ax = canvas(chosen.finding, rows=6)
+    late = 100 * frame["late"]
+    ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
+    for (_, row), x in zip(frame.iterrows(), late, strict=True):
+        kept = row["late"] <= findings.MOST_LATE
+        ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
+        words = f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
+        right = x > 0.55 * late.max()
+        ax.annotate(
+            words, (x, row["cost_per_million"]), (-9, -14) if right else (9, 7), textcoords="offset points",
+            ha="right" if right else "left", fontsize=10,
+        )  # fmt: skip
+    ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
+    ax.set_ylim(0, 1.18 * frame["cost_per_million"].max())
+    ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
+    ax.set_ylabel(f"{unit} per million requests")
+    return finish(ax, frame)

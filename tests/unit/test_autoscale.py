@@ -1,0 +1,140 @@
+"""The autoscaler's rules, held against what Kubernetes documents, on a replica whose numbers are plain."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from accel_lib.errors import AccelError
+from accel_lib.lab.autoscale import SYNC_S, Curve, Hpa, day, policies, replay
+from accel_lib.show import plots_autoscale
+from accel_lib.show.manifests import autoscaler, excerpt, objects
+
+MANIFESTS = Path(__file__).parents[2] / "deploy" / "k8s"
+LOADS = np.array([0.0, 0.5, 0.8, 0.9, 0.95, 1.0])
+
+
+@pytest.fixture
+def replica():
+    """100 requests a second at most; the queue explodes near the limit, utilisation does not."""
+    queue = np.array([0.0, 5.0, 20.0, 60.0, 150.0, 600.0])
+    frame = pd.DataFrame({"load": LOADS, "rate": 100 * LOADS, "queue_ms": queue, "p95_ms": 10 + 3 * queue})
+    frame["busy"] = np.minimum(1.0, 1.1 * LOADS)
+    frame.attrs["machine"] = "a test"
+    return Curve(frame=frame, capacity=100.0)
+
+
+def run(replica, rates, policy, **settings):
+    return replay(replica, rates, policy, **({"p95_ms": 100, "start_s": 60} | settings))
+
+
+def looks(minutes):
+    return int(minutes * 60 / SYNC_S)
+
+
+def test_desired_replicas_are_current_ones_times_metric_over_target(replica):
+    rates = [160.0] * looks(30)
+    steady = run(replica, rates, Hpa(signal="utilisation", target=0.55, min_replicas=2))
+    assert steady.frame["replicas"].iloc[-1] == 4  # busy is 0.88 of two: ceil(2 × 0.88 / 0.55), within 10% of it then
+
+
+def test_within_a_tenth_of_the_target_nothing_changes(replica):
+    steady = run(replica, [160.0] * looks(30), Hpa(signal="utilisation", target=0.85, min_replicas=2))
+    assert set(steady.frame["replicas"]) == {2}
+
+
+def test_it_adds_at_most_double_or_two_pods_a_minute_and_they_take_their_time(replica):
+    rates = [1000.0] * looks(4)
+    frame = run(replica, rates, Hpa(max_replicas=50), start_s=90).frame
+    assert frame["paid"].iloc[looks(0) + 1] == 3  # one doubled is two; one and two pods are three
+    assert frame["paid"].iloc[looks(1) + 2] <= 6
+    assert frame["replicas"].iloc[looks(1.5) - 1] == 1
+    assert frame["replicas"].iloc[looks(1.5) + 1] == 3
+
+
+def test_it_waits_five_minutes_before_it_takes_pods_away_and_then_one_at_a_time(replica):
+    rates = [640.0] * looks(15) + [10.0] * looks(30)
+    frame = run(replica, rates, Hpa(max_replicas=8)).frame
+    high = frame["replicas"].iloc[looks(15)]
+    assert frame["replicas"].iloc[looks(19)] == high
+    assert frame["replicas"].iloc[-1] == 1
+    steps = frame["replicas"].diff().dropna()
+    assert steps.min() == -1
+    down = np.flatnonzero(steps < 0)
+    assert np.diff(down).min() >= 120 // SYNC_S
+
+
+def test_a_signal_that_saturates_takes_longer_to_follow_a_burst(replica):
+    rates = [60.0] * looks(10) + [900.0] * looks(40)
+    hpa = Hpa(min_replicas=1, max_replicas=30, up_percent=1000, up_pods=30)
+    queue = run(replica, rates, hpa)
+    busy = run(replica, rates, dataclasses.replace(hpa, signal="utilisation", target=0.7))
+    assert queue.minutes_after(10 / 60) < busy.minutes_after(10 / 60)
+
+
+def test_what_waits_longer_than_the_deadline_is_turned_away_and_counted_late(replica):
+    frozen = run(replica, [200.0] * looks(10), 1, deadline_s=5)
+    assert frozen.frame["queue_ms"].max() <= 600 + 5_000
+    assert frozen.frame["shed"].sum() > 0
+    assert frozen.late == pytest.approx(1.0)
+
+
+def test_no_request_is_lost_or_made(replica):
+    rates = day(300.0)
+    frame = run(replica, rates, Hpa(max_replicas=12)).frame
+    assert frame["rate"].to_numpy() == pytest.approx(rates)
+    assert (frame["shed"] >= 0).all()
+    assert (frame["replicas"] <= frame["paid"]).all()
+
+
+def test_pods_that_start_are_paid_for(replica):
+    slow = run(replica, [500.0] * looks(20), Hpa(max_replicas=6), start_s=600)
+    assert slow.replica_hours == pytest.approx(slow.frame["paid"].sum() * SYNC_S / 3600)
+    assert slow.frame["paid"].sum() > slow.frame["replicas"].sum()
+
+
+def test_the_cheapest_policy_that_keeps_the_target_is_named(replica):
+    chosen = {"one": 1, "enough": 8, "far too many": 30}
+    compared = policies(replica, day(300.0), chosen, p95_ms=100, start_s=60)
+    assert compared.finding.startswith("Enough keeps the target for the least")
+    none = policies(replica, day(300.0), {"one": 1}, p95_ms=100, start_s=60)
+    assert "No policy keeps the target" in none.finding
+
+
+def test_the_finding_of_a_curve_follows_its_numbers(replica):
+    assert replica.finding.startswith("Utilisation reads 95% at 90%")
+    calm = replica.frame.assign(busy=0.8 * LOADS)
+    calm.attrs["machine"] = "a test"
+    assert "as much as queue time" in Curve(frame=calm, capacity=100.0).finding
+
+
+def test_replicas_that_are_needed_keep_the_p95(replica):
+    load = replica.load_within(70)
+    assert load == pytest.approx(0.8)
+    assert replica.needed([10, 80, 81, 800], 70).tolist() == [1, 1, 2, 10]
+
+
+def test_an_autoscaler_that_cannot_be_is_refused(replica):
+    with pytest.raises(AccelError, match="cannot be"):
+        run(replica, [1.0], Hpa(min_replicas=5, max_replicas=2))
+
+
+def test_the_replay_takes_the_settings_that_the_manifests_install():
+    assert dataclasses.replace(autoscaler(MANIFESTS), max_replicas=12) == Hpa()
+    assert "averageValue: 20m" in excerpt(MANIFESTS, "HorizontalPodAutoscaler", "spec", "metrics")
+
+
+def test_every_object_of_the_manifests_has_its_reason():
+    assert (objects(MANIFESTS)["why"] != "").all()
+
+
+def test_figures_are_drawn(replica):
+    compared = policies(replica, day(300.0), {"a": Hpa(), "b": 4}, p95_ms=100, start_s=60)
+    for ax in (
+        plots_autoscale.signals(replica),
+        plots_autoscale.day(compared, "a", "b"),
+        plots_autoscale.costs(compared),
+    ):
+        assert ax.get_xlabel()

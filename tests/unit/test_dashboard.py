@@ -1,0 +1,212 @@
+"""The web UI without a browser: its callbacks against a gateway that answers from a script, and what it shows of it."""
+
+import math
+
+import httpx
+import pytest
+
+from accel_lib.errors import AccelError
+from accel_lib.show import dashboard_html as page
+from accel_lib.show.dashboard import TABS, Dashboard, _weights
+from accel_lib.show.dashboard_api import Api, parse_metrics
+from accel_lib.show.dashboard_live import Live, quantile
+from accel_lib.show.dashboard_server import secret
+from accel_lib.show.dashboard_simulator import predicted_sizes
+
+STATUS = {
+    "ready": True,
+    "components": [{"name": "triton", "ok": False, "detail": "started again 2 times"}],
+    "last_errors": [],
+    "doctor": [{"what": "GPU", "seen": "<none>", "state": "warn", "fix": "a T4"}],
+}
+MODELS = {"data": [{"id": "embedding", "live_version": "2", "versions": [{"version": "2", "state": "READY"}]}]}
+BATCHING = {"dynamic_batching": {"max_queue_delay_us": 2000}, "instance_group": {"count": 1}}
+STATISTICS = {
+    "batch_sizes": {"1": 3, "4": 1},
+    "mean_batch_size": 1.75,
+    "executions": 4,
+    "queue_ms": 2.0,
+    "compute_infer_ms": 9.0,
+}
+VECTORS = {"data": [{"embedding": vector} for vector in ([1.0, 0.0], [0.0, 1.0], [0.8, 0.6])]}
+
+
+def metrics(requests, slow=0):
+    return f"""# HELP accel_requests_total Answers.
+accel_requests_total{{endpoint="/v1/embeddings",model="embedding",code="200"}} {requests}
+accel_request_duration_seconds_bucket{{model="embedding",le="0.1"}} {requests - slow}
+accel_request_duration_seconds_bucket{{model="embedding",le="0.5"}} {requests}
+accel_request_duration_seconds_bucket{{model="embedding",le="+Inf"}} {requests}
+process_resident_memory_bytes 1e+08
+"""
+
+
+class Gateway:
+    """Answers by path; a test may put an error in."""
+
+    def __init__(self):
+        self.asked, self.requests = [], 100
+        self.answers = {
+            "/v1/status": STATUS,
+            "/v1/models": MODELS,
+            "/v1/models/embedding/statistics": STATISTICS,
+            "/v1/models/embedding/batching": BATCHING,
+            "/v1/models/embedding/unload": {},
+            "/v1/embeddings": VECTORS,
+            "/v1/experiments/embedding": {
+                "model": "embedding",
+                "status": "running",
+                "weights": {"1": 90, "2": 10},
+                "live_version": "2",
+            },
+        }
+
+    def __call__(self, request):
+        self.asked.append((request.method, request.url.path, request.content))
+        if request.url.path == "/metrics":
+            self.requests += 10
+            return httpx.Response(200, text=metrics(self.requests))
+        answer = self.answers[request.url.path]
+        if isinstance(answer, int):
+            return httpx.Response(answer, json={"message": "an operator's key is needed"})
+        return httpx.Response(200, json=answer, headers={"x-total-time": "12.5", "x-queue-time": "2.5"})
+
+
+@pytest.fixture
+def gateway():
+    return Gateway()
+
+
+@pytest.fixture
+def dashboard(gateway):
+    api = Api("http://gateway", "key")
+    api._client = httpx.Client(base_url="http://gateway", transport=httpx.MockTransport(gateway))
+    return Dashboard(api)
+
+
+def shown(dashboard, area):
+    return dashboard.areas[area].value
+
+
+def test_before_the_first_answer_it_says_that_it_waits(dashboard):
+    assert "Press Ask" in shown(dashboard, "try it")
+    assert 'role="status"' in shown(dashboard, "health")
+
+
+def test_the_nearest_sentence_comes_first_with_the_time_of_each_stage(dashboard):
+    dashboard.corpus.value = "far away\nnear by"
+    dashboard.ask()
+    text = shown(dashboard, "try it")
+    assert text.index("near by") < text.index("far away")
+    assert "queue 2.5 ms" in text
+    assert "rest 10 ms" in text
+
+
+def test_a_refusal_is_shown_with_the_gateways_words_and_the_fix(dashboard, gateway):
+    gateway.answers["/v1/embeddings"] = 403
+    dashboard.ask()
+    assert 'role="alert"' in shown(dashboard, "try it")
+    assert "accel keys create" in shown(dashboard, "try it")
+
+
+def test_a_gateway_that_is_gone_is_an_error_on_the_open_tab_and_not_a_crash():
+    gone = Dashboard(Api("http://127.0.0.1:9", "key", timeout_s=1))
+    gone.open("Health")
+    assert "does not answer" in shown(gone, "health")
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_every_tab_opens(dashboard, tab):
+    dashboard.open(tab)
+    dashboard.refresh()
+    dashboard.refresh()
+    assert 'role="alert"' not in "".join(area.value for area in dashboard.areas.values())
+
+
+def test_markup_in_an_answer_is_text(dashboard, gateway):
+    gateway.answers["/v1/status"] = {**STATUS, "last_errors": [{"at": 0, "what": "<script>x</script>"}]}
+    dashboard.open("Health")
+    assert "<script>" not in shown(dashboard, "health")
+    assert "&lt;none&gt;" in shown(dashboard, "health")
+
+
+def test_what_has_not_changed_is_not_sent_again(dashboard):
+    dashboard.open("Health")
+    sent = []
+    dashboard.areas["health"].observe(lambda change: sent.append(change), "value")
+    for _ in range(12):
+        dashboard.refresh()
+    assert not sent
+
+
+def test_a_setting_is_applied_to_the_chosen_model(dashboard, gateway):
+    dashboard.open("Batching")
+    dashboard.delay_us.value = 2000
+    dashboard.apply()
+    method, path, body = next(each for each in gateway.asked if each[0] == "PUT")
+    assert (method, path) == ("PUT", "/v1/models/embedding/batching")
+    assert b'"max_queue_delay_us":2000' in body.replace(b" ", b"")
+    assert "queue delay 2,000" in shown(dashboard, "batching action")
+
+
+def test_unloading_and_splitting_say_what_came_of_it(dashboard):
+    dashboard.open("Models")
+    dashboard.act("unload")
+    assert "embedding: unloaded" in shown(dashboard, "models action")
+    dashboard.split()
+    assert "version 1: 90" in shown(dashboard, "models action")
+
+
+def test_an_operators_button_without_an_operators_key_says_so(dashboard, gateway):
+    gateway.answers["/v1/models/embedding/unload"] = 403
+    dashboard.open("Models")
+    dashboard.act("unload")
+    assert "operator" in shown(dashboard, "models action")
+
+
+def test_shares_that_cannot_be_read_are_refused():
+    assert _weights("1: 90, 2: 10") == {"1": 90.0, "2": 10.0}
+    with pytest.raises(AccelError, match="1: 90"):
+        _weights("half and half")
+
+
+def test_rates_come_from_two_looks_and_begin_anew_after_a_restart():
+    live = Live()
+    live.look(0.0, parse_metrics(metrics(100)))
+    live.look(2.0, parse_metrics(metrics(120)))
+    assert live.points[-1].requests_per_s == 10
+    live.look(3.0, parse_metrics(metrics(5)))
+    live.look(4.0, parse_metrics(metrics(8)))
+    assert live.points[-1].requests_per_s == 3
+
+
+def test_a_percentile_is_that_of_the_time_between_two_looks():
+    before, after = parse_metrics(metrics(100)), parse_metrics(metrics(200, slow=50))
+    assert quantile(0.5, before, after, "accel_request_duration_seconds") == pytest.approx(0.1)
+    assert quantile(0.95, before, after, "accel_request_duration_seconds") == pytest.approx(0.46)
+    assert math.isnan(quantile(0.5, after, after, "accel_request_duration_seconds"))
+
+
+def test_a_longer_queue_delay_makes_larger_batches_in_the_simulator():
+    setting = {"rate": 100.0, "execution_ms": 5.0, "sizes": {1: 10}, "instance_count": 1}
+    short = predicted_sizes(**setting, max_queue_delay_us=0)
+    long = predicted_sizes(**setting, max_queue_delay_us=50_000)
+    assert sum(short.values()) == pytest.approx(1)
+    assert sum(k * v for k, v in long.items()) > sum(k * v for k, v in short.items())
+
+
+def test_charts_say_in_words_what_they_draw():
+    chart = page.lines("Latency", "ms", {"half": [1.0, math.nan, 3.0], "95%": []}, 120)
+    assert 'aria-label="Latency, ms: half 3.0, 95% –"' in chart
+    assert "No batch yet" in page.bars("Batch sizes", "share", {})
+
+
+def test_secrets_come_from_the_environment_or_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_UI_KEY", "plain")
+    assert secret("ACCEL_UI_KEY") == "plain"
+    (tmp_path / "key").write_text("from a file\n")
+    monkeypatch.setenv("ACCEL_UI_KEY_FILE", str(tmp_path / "key"))
+    assert secret("ACCEL_UI_KEY") == "from a file"
+    monkeypatch.setenv("ACCEL_UI_KEY_FILE", str(tmp_path / "nothing"))
+    with pytest.raises(AccelError, match="cannot be read"):
+        secret("ACCEL_UI_KEY")
