@@ -28,7 +28,7 @@ WORK = ROOT / "build" / "deploy-check"
 RENDERED = WORK / "rendered"
 KUBERNETES = ("1.34", "1.35", "1.36", "1.37")
 _OLDEST = (3, 12)  # of the Python that helm-sdkpy needs
-_PYTHONS = ("python3.13", "python3.12", "python3.14")
+_PYTHONS = ("python3.12", "python3.13")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,20 @@ def manifests() -> str:
 
 
 def smoke() -> str:
-    """The model repository served and asked with Python 3.12, as the Triton image has it."""
-    return _python(str(HERE / "smoke.py"), helm=True).strip().splitlines()[-1]
+    """The model repository served and asked by Python 3.12 with the image's pinned dependencies."""
+    repository = ROOT / "model_repository"
+    if not any(repository.glob("*/*/artifact/manifest.json")):
+        raise SkippedError("no model is built: accel build embedding")
+    site, pins = WORK / "site", DEPLOY / "docker" / "constraints.txt"
+    python, stamp = str(_environment() / "bin" / "python"), WORK / "site" / "constraints.txt"
+    if _version(python) != _OLDEST:
+        raise SkippedError(f"no Python {'.'.join(map(str, _OLDEST))} was found")
+    if _text(stamp) != _text(pins):
+        shutil.rmtree(site, ignore_errors=True)
+        wanted = ["--constraint", str(pins), f"{ROOT}[triton]", "onnxruntime"]
+        _run(python, "-m", "pip", "install", "--quiet", "--target", str(site), *wanted)
+        shutil.copy(pins, stamp)
+    return _run(python, str(HERE / "smoke.py"), str(repository), PYTHONPATH=str(site)).strip().splitlines()[-1]
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -166,6 +178,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "Invariants": invariants,
     "checkov": security,
     "Plain manifests": manifests,
+    "Python 3.12": smoke,
 }
 
 
@@ -264,10 +277,13 @@ def _tool(name: str, *arguments: str) -> str:
 def _python(*arguments: str, helm: bool = False) -> str:
     python = _environment() / "bin" / "python"
     if helm:
-        version = _run(str(python), "-c", "import sys; print(*sys.version_info[:2])")
-        if tuple(map(int, version.split())) < _OLDEST:
+        if _version(str(python)) < _OLDEST:
             raise SkippedError("no Python 3.12 or newer was found; helm-sdkpy needs it")
     return _run(str(python), *arguments)
+
+
+def _version(python: str) -> tuple[int, ...]:
+    return tuple(map(int, _run(python, "-c", "import sys; print(*sys.version_info[:2])").split()))
 
 
 def _environment() -> Path:
@@ -292,7 +308,7 @@ def _environment() -> Path:
 
 def _newest_python() -> str:
     """A Python that helm-sdkpy runs on, else this one."""
-    installed = sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.1[2-4]*/bin/python"))
+    installed = sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.1[23]*/bin/python"))
     for candidate in (sys.executable, *_PYTHONS, *installed):
         code = f"import sys; sys.exit(not {_OLDEST} <= sys.version_info[:2] < (3, 14))"
         path = shutil.which(candidate)
@@ -301,13 +317,14 @@ def _newest_python() -> str:
     return sys.executable
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def _run(*command: str, cwd: Path | None = None, **variables: str) -> str:
     """Output of a command; raises `FailedError` with what it said."""
     if not shutil.which(command[0]):
         raise SkippedError(
             f"{Path(command[0]).name} is not installed: apt-get install prometheus prometheus-alertmanager"
         )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= variables
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, env=environment, check=False)
     if done.returncode:
         raise FailedError((done.stdout + done.stderr).strip() or f"exit {done.returncode}")

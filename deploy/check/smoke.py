@@ -1,0 +1,26 @@
+"""Serves the model repository with this Python, 3.12 as in the Triton image, and asks it once.
+
+Triton comes out of its wheel here, with the stub of this Python. What the image adds to NVIDIA's is as there: the
+package and its pinned dependencies beside the system's packages, found by PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import accel_lib
+from accel_lib.triton.repository import model_names, unbuilt
+
+
+def main(repository: Path) -> str:
+    """Serve, ask, end; one line that says what answered."""
+    built = [name for name in model_names(repository) if not unbuilt(repository / name)]
+    with accel_lib.serve(repository, models=built) as server:
+        answers = {name: server.model(name).infer([[101, 2057, 102]]).shape for name in built}
+    python = ".".join(map(str, sys.version_info[:2]))
+    return f"Python {python}: " + ", ".join(f"{name} answers {rows} × {wide}" for name, (rows, wide) in answers.items())
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1])))
