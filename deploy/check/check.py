@@ -276,9 +276,8 @@ def _tool(name: str, *arguments: str) -> str:
 
 def _python(*arguments: str, helm: bool = False) -> str:
     python = _environment() / "bin" / "python"
-    if helm:
-        if _version(str(python)) < _OLDEST:
-            raise SkippedError("no Python 3.12 or newer was found; helm-sdkpy needs it")
+    if helm and _version(str(python)) < _OLDEST:
+        raise SkippedError("no Python 3.12 or newer was found; helm-sdkpy needs it")
     return _run(str(python), *arguments)
 
 
