@@ -95,7 +95,12 @@ class Quota:
 
 
 class Limits:
-    """Admission to one gateway; used from its event loop only."""
+    """Admission to one gateway; used from its event loop only.
+
+    It is an `accel_lib.lab.actuators.Actuator` too: a controller may set the number of requests under way.
+    """
+
+    name = "admission"
 
     def __init__(
         self, *, max_in_flight: int, quota_tokens_per_minute: int, metrics: Metrics, clock: Callable[[], float]
@@ -107,6 +112,14 @@ class Limits:
         self._metrics = metrics
         self._clock = clock
         self._backlogs: dict[str, Backlog] = {}
+
+    def current(self) -> dict[str, int]:
+        """``{"limit": …}``: requests that may be under way."""
+        return {"limit": self.max_in_flight}
+
+    def apply(self, **settings: int) -> None:
+        """Set the limit; those that are in stay in."""
+        self.max_in_flight = settings["limit"]
 
     @contextlib.contextmanager
     def entering(self, model: str) -> Iterator[None]:

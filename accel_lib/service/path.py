@@ -38,6 +38,7 @@ _CHANNEL = (
 _REFUSALS = (
     (r"maximum queue size", 429, "queue_full", "The model's queue is full."),
     (r"[Rr]equest timeout expired", 504, "deadline_exceeded", "The request waited in the queue until its deadline."),
+    (r"not at ready state", 503, "not_ready", "The version is being loaded or unloaded; try again soon."),
     (r"unknown model|not found", 404, "model_not_found", "The model was unloaded."),
 )
 
@@ -152,7 +153,7 @@ def refusal(code: grpc.StatusCode, details: str) -> Problem:
         return Problem(504, "The deadline passed before the answer was there.", code="deadline_exceeded")
     for pattern, status, word, message in _REFUSALS:
         if re.search(pattern, details):
-            return Problem(status, message, code=word, retry_after_s=_RETRY_S if status == 429 else None)
+            return Problem(status, message, code=word, retry_after_s=_RETRY_S if status in (429, 503) else None)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or "is not healthy" in details:
         return Problem(503, "Triton does not answer now; try again soon.", code="not_ready", retry_after_s=_RETRY_S)
     return Problem(500, "The model failed on this request.", code="model_error")
