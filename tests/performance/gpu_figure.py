@@ -1,5 +1,6 @@
 """One figure of a GPU run: engines, instances, delay and batch size, with the card and the date as its caption."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import matplotlib.pyplot as plt
 from accel_lib.lab.words import number
 from accel_lib.show.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
+_SHIFTS = ((19, -3), (0, 8), (0, -14), (21, 2))  # of the words, as neighbours on a path are close to each other
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
 
 
@@ -38,8 +40,8 @@ def draw(kept: dict, path: Path) -> None:
     plt.close(figure)
 
 
-def _title(ax, words: str) -> None:
-    ax.set_title(words, loc="left", fontsize=10.5)
+def _title(ax, step: dict, what: str = "") -> None:
+    ax.set_title(textwrap.fill(what + step["finding"].partition(";")[0], 58), loc="left", fontsize=10)
 
 
 def _log(ax) -> None:
@@ -62,7 +64,7 @@ def _engines(step: dict, ax) -> None:
     ax.set_xticks(range(len(shapes)), [f"{batch} × {tokens} tokens" for batch, tokens in shapes])
     ax.set_ylabel("one batch, ms (log)")
     ax.legend(frameon=False, fontsize=8, loc="upper left")
-    _title(ax, step["finding"])
+    _title(ax, step)
 
 
 def _lines(step: dict):
@@ -77,32 +79,35 @@ def _instances(step: dict, ax) -> None:
         ax.annotate(f"{load:.0f} requests under way", (len(rows) - 1, rows[-1]["sentences_per_s"]), (0, 6), ha="right",
                     textcoords="offset points", color=color, fontsize=9)  # fmt: skip
     ax.set_ylim(0, None)
-    ax.margins(y=0.15)
+    ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.set_ylabel("sentences/s")
-    _title(ax, "Instances on one GPU")
+    _title(ax, step)
 
 
 def _delay(step: dict, ax) -> None:
     for color, load, rows in _lines(step):
-        ax.plot([row["sentences_per_s"] for row in rows], [row["p95_ms"] for row in rows], "o-", color=color)
-        for row in rows:
-            ax.annotate(row["setting"], (row["sentences_per_s"], row["p95_ms"]), (5, 4), fontsize=8, color=color,
-                        textcoords="offset points")  # fmt: skip
-        last = rows[-1]
-        ax.annotate(f"{load:.0f} requests under way", (last["sentences_per_s"], last["p95_ms"]), (0, 14), color=color,
-                    textcoords="offset points", fontsize=9)  # fmt: skip
+        name = f"{load:.0f} requests under way, by queue delay"
+        ax.plot(
+            [row["sentences_per_s"] for row in rows], [row["p95_ms"] for row in rows], "o-", color=color, label=name
+        )
+        for row, shift in zip(rows, _SHIFTS, strict=False):
+            at = (row["sentences_per_s"], row["p95_ms"])
+            ax.annotate(row["setting"], at, shift, textcoords="offset points", ha="center", fontsize=8, color=color)
     _log(ax)
     ax.margins(0.2)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("sentences/s")
     ax.set_ylabel("p95, ms (log)")
-    _title(ax, "Queue delay")
+    _title(ax, step, "Queue delay ")
 
 
 def _batch_size(step: dict, ax) -> None:
     rows = step["rows"]
     bars = ax.bar([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], color=BLUE, width=0.6)
-    ax.bar_label(bars, [f"{row['sentences_per_s']:,.0f}\np95 {row['p95_ms']:.3g} ms" for row in rows], fontsize=8)
+    ax.bar_label(bars, [f"{row['sentences_per_s']:,.0f}\np95 {number(row['p95_ms'])} ms" for row in rows], fontsize=8)
     ax.margins(y=0.2)
     ax.set_xlabel("max_batch_size")
     ax.set_ylabel("sentences/s")
-    _title(ax, f"Largest batch, {rows[0]['load']:.0f} requests under way")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    _title(ax, step, "Largest batch ")
