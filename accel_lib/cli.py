@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
+from accel_lib import cli_tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -179,6 +180,11 @@ def ui(
     from accel_lib.show.dashboard_server import run_ui
 
     run_ui(gateway, host=host, port=port)
+
+
+app.command()(cli_tune.sweep)
+app.command()(cli_tune.control)
+app.command()(cli_tune.memory)
 
 
 @course.command("run")

@@ -8,6 +8,7 @@ another instance, in place; then other batching, for which a second copy is load
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -210,8 +211,8 @@ class Controller:
             return Decision(action="hold", words=f"{self._seen(window)}; nothing was computed to plan from: hold")
         rate, serving = window.offered_per_s, self.serving
         now = prospect(time, serving, rate)
-        if self._bad < 2 and now.p95_ms <= self.p95_ms and not window.shed:
-            return Decision(action="hold", words=f"{self._seen(window)}, which {time} does not explain: wait and see")
+        if self._bad < 2 and math.isfinite(now.p95_ms):  # one bad window is no trend where the load can be served
+            return Decision(action="hold", words=f"{self._seen(window)}, once: wait and see")
         ways = [
             (self._instances, self._more_instances(time, rate)),
             (self._batching, self._other_batching(time, rate)),

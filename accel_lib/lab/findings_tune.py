@@ -67,6 +67,14 @@ def best_setting(frame: pd.DataFrame, p95_ms: float) -> pd.Series[Any]:
     return simplest
 
 
+def front(rows: pd.DataFrame) -> list[str]:
+    """Each setting of a front with its p95 and throughput."""
+    return [
+        f"p95 {number(row['p95_ms'])} ms, {number(row['sentences_per_s'])} sentences/s: {setting(row)}"
+        for _, row in rows.iterrows()
+    ]
+
+
 def reasons(frame: pd.DataFrame, p95_ms: float) -> list[str]:
     """What each setting alone changes: the best one beside those that differ from it in one value."""
     best = best_setting(frame, p95_ms)

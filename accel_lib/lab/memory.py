@@ -27,6 +27,7 @@ from accel_lib.triton.client import ServedModel
 
 _RESERVE = 0.1  # of the free memory, left to others
 _PROBE = "accel_lib.lab.memory_probe"
+_CONTEXT_BYTES = 512 * 2**20  # a CUDA context and its libraries
 _COPY = 1.2  # times what an instance holds now, while another is loaded beside it
 
 
@@ -234,11 +235,28 @@ def instance_bytes(served: ServedModel) -> int:
 
 
 def room_for(served: ServedModel, instances: int) -> str:
-    """Empty if so many more instances fit beside what runs now, as a reload loads them; else what is missing."""
-    needed, free = round(_COPY * instances * instance_bytes(served)), free_bytes("cpu")
-    if needed <= free:
-        return ""
-    return f"{instances} more of {served.name} need {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free"
+    """Empty if so many more instances fit beside what runs now, as a reload loads them; else what is missing.
+
+    On a GPU the artifact is counted twice, weights and room to work, with a context for each instance.
+    """
+    needs = {"cpu": _COPY * instance_bytes(served)}
+    if _on_gpu(served):
+        size = sum(file.stat().st_size for file in served._artifact_folder.iterdir())
+        needs["cuda:0"] = 2 * size + _CONTEXT_BYTES
+    for device, each in needs.items():
+        needed, free = instances * each, free_bytes(device)
+        if needed > free:
+            where = "" if device == "cpu" else " on the GPU"
+            return (
+                f"{instances} more of {served.name} need {needed / 1e6:,.0f} MB{where}, {free / 1e6:,.0f} MB are free"
+            )
+    return ""
+
+
+def _on_gpu(served: ServedModel) -> bool:
+    config = served.config
+    wanted = config.device or ("cpu" if config.instance_kind == "cpu" else "cuda")
+    return wanted.startswith("cuda") and bool(inspect_machine().gpus)
 
 
 def _processes(pid: int) -> list[psutil.Process]:

@@ -18,7 +18,6 @@ from accel_lib.lab.measure import Result, tidy
 from accel_lib.lab.sweep import Sweep, sweep
 from accel_lib.triton.client import ServedModel
 
-STATIC: Mapping[str, Sequence[int]] = {"instance_count": (1, 2), "max_batch_size": (1, 64), "max_queue_delay_us": (0,)}
 _LOW, _HIGH = 0.2, 0.8
 _ENDS = (0.4, 1.2)  # of a closed loop's throughput, between which the capacity is sought
 
@@ -95,9 +94,10 @@ def step_test(
     windows: Sequence[int] = (4, 8, 5),
     window_s: float = 8,
     seeds: Sequence[int] = (0,),
-    grid: Mapping[str, Sequence[int]] = STATIC,
+    grid: Mapping[str, Sequence[int]] | None = None,
     concurrency: int = 16,
     statics: Sweep | None = None,
+    probe_s: float = 4,
     on_run: Callable[[str], None] = print,
 ) -> StepTest:
     """Step the load from 20% of the capacity to 80% and back: with a controller, then with static settings.
@@ -117,9 +117,12 @@ def step_test(
     seeds
         Of the arrivals: one comparison each.
     grid, concurrency
-        The static settings, and how they are swept for the best and the worst.
+        The static settings, and how they are swept for the best and the worst; left out: one or two instances, no
+        batches or large ones, no queue delay or one as long as the target.
     statics
         A sweep that was made already, with the same target.
+    probe_s
+        How long to offer each of the four rates that the capacity is sought with.
     on_run
         Told each run's name and finding.
 
@@ -128,9 +131,11 @@ def step_test(
     StepTest
     """
     base = served.config
-    found = statics or sweep(served, texts, p95_ms=p95_ms, grid=grid, concurrency=concurrency, seconds=2, repeats=2)
+    found = statics or sweep(
+        served, texts, p95_ms=p95_ms, grid=grid or _grid(p95_ms), concurrency=concurrency, seconds=2, repeats=2
+    )
     try:
-        return _compare(served, texts, found, p95_ms, windows, window_s, seeds, on_run)
+        return _compare(served, texts, found, p95_ms, windows, window_s, seeds, probe_s, on_run)
     finally:
         with contextlib.suppress(AccelError):
             if served.config != base:
@@ -145,13 +150,15 @@ def _compare(
     windows: Sequence[int],
     window_s: float,
     seeds: Sequence[int],
+    probe_s: float,
     on_run: Callable[[str], None],
 ) -> StepTest:
     frame = found.frame
     rows = {"best static": findings_tune.best_setting(frame, p95_ms), "worst static": _worst(frame)}
     fields = {name: {n: int(row[n]) for n in findings_tune.varied(frame)} for name, row in rows.items()}
     served.configure(**fields["best static"])
-    limit = capacity(served, texts, p95_ms=p95_ms, about_per_s=float(rows["best static"]["sentences_per_s"]))
+    about = float(rows["best static"]["sentences_per_s"])
+    limit = capacity(served, texts, p95_ms=p95_ms, about_per_s=about, seconds=probe_s)
     on_run(f"capacity at {p95_ms:g} ms: {limit:.0f} requests/s with {findings_tune.setting(rows['best static'])}")
     lengths = [count * window_s for count in windows]
     changes = [lengths[0], lengths[0] + lengths[1]]
@@ -170,12 +177,21 @@ def _compare(
             ("controller", "worst static"),
         ):
             served.configure(**fields[start])
+            load(served, texts, concurrency=2, seconds=0.5, warmup_s=0)  # a new process is slow at first
             runs[name] = live(served, texts, control=name == "controller", **common)
             on_run(f"{name}, seed {seed}: {runs[name].finding}")
         table.append({"seed": seed} | _row(runs))
         first = first or runs
     said = {name: findings_tune.setting(row) for name, row in rows.items()}
     return StepTest(frame=tidy(table), capacity_per_s=limit, runs=first, settings=said, statics=found)
+
+
+def _grid(p95_ms: float) -> Mapping[str, Sequence[int]]:
+    return {
+        "instance_count": (1, 2),
+        "max_batch_size": (1, 64),
+        "max_queue_delay_us": (0, round(p95_ms * 1e3)),
+    }
 
 
 def _row(runs: Mapping[str, LiveRun]) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class Sweep(Result):
         rows: pd.DataFrame = self.frame[self.frame["on_front"]].sort_values("p95_ms")
         return rows
 
+    def front_table(self) -> str:
+        """The front in words, a line a setting."""
+        return "\n".join(findings_tune.front(self.front))
+
     @property
     def config(self) -> str:
         """The best setting as ``config.pbtxt``."""
@@ -88,7 +92,8 @@ class Sweep(Result):
         """Which setting wins, or why none does."""
         said = findings_tune.tuning(self.frame, self.p95_ms, alone_ms=self.alone_ms)
         if self.refused:
-            said += f". Not measured: {'; '.join(self.refused)}"
+            more = f"; and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
+            said += f". Not measured: {self.refused[0]}{more}"
         return f"{said}. It ended early: {self.stopped}" if self.stopped else said
 
     @property
@@ -205,7 +210,9 @@ class _Sweeping:
             base=self.base,
             p95_ms=self.p95_ms,
             alone_ms=alone_ms,
-            refused=tuple(f"{_words(self.settings[index])}: {error.cause}" for index, error in self.refused.items()),
+            refused=tuple(
+                f"{_words(self.settings[index])}: {error.seen or error.cause}" for index, error in self.refused.items()
+            ),
             stopped=self.stopped,
         )
 
@@ -287,7 +294,7 @@ class _Sweeping:
 
     def _engines(self) -> dict[int, str]:
         folder = self.served._server.repository / self.served.name
-        wanted = {setting["version"] for setting in self.settings if "version" in setting}
+        wanted = {self.settings[i]["version"] for i in self._measured() if "version" in self.settings[i]}
         return {version: Artifact.load(folder / str(version) / ARTIFACT_FOLDER).name for version in wanted}
 
 

@@ -72,19 +72,22 @@ def memory(fit: MemoryFit) -> Axes:
     tokens = np.array([0.0, top])
     ax.plot(tokens, [model.bytes(int(value)) / 1e6 for value in tokens], color=SKY, linewidth=2, zorder=1)
     ax.annotate("fit", (top, model.bytes(int(top)) / 1e6), (4, 0), textcoords="offset points", color=BLUE, va="center")
-    for role, color, marker in (("fitted", BLUE, "o"), ("checked", VERMILLION, "D")):
+    for role, color, marker, shift, side in (
+        ("fitted", BLUE, "o", (9, -10), "left"),
+        ("checked", VERMILLION, "D", (-9, 8), "right"),
+    ):
         part = frame[frame["role"] == role]
         ax.scatter(part["tokens"], part["measured_mb"], color=color, marker=marker, s=60, zorder=2)
         for _, row in part.iterrows():
             words = f"{role}: {row['batch_size']:.0f} texts, {number(row['measured_mb'])} MB"
-            ax.annotate(words, (row["tokens"], row["measured_mb"]), (-8, 8), textcoords="offset points", ha="right",
+            ax.annotate(words, (row["tokens"], row["measured_mb"]), shift, textcoords="offset points", ha=side,
                         fontsize=9, color=color)  # fmt: skip
     ax.axhline(model.fixed_bytes / 1e6, color=GREY, linestyle=":", linewidth=1.2)
     words = (
         f"before the first batch: {number(model.fixed_bytes / 1e6)} MB ({number(model.weights_bytes / 1e6)} MB file)"
     )
     ax.annotate(
-        words, (top, model.fixed_bytes / 1e6), (0, -12), textcoords="offset points", fontsize=9, color=GREY, ha="right",
+        words, (top, model.fixed_bytes / 1e6), (0, -14), textcoords="offset points", fontsize=9, color=GREY, ha="right",
     )  # fmt: skip
     ax.set_xlim(0, top * 1.06)
     ax.set_ylim(0, max(float(frame["measured_mb"].max()), model.bytes(int(top)) / 1e6) * 1.15)

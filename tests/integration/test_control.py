@@ -39,7 +39,7 @@ def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_
     told = []
     try:
         run = live(
-            tiny, TEXTS, arrivals=constant(40, 12), p95_ms=100, window_s=1.5,
+            tiny, TEXTS, arrivals=constant(40, 9), p95_ms=100, window_s=1.5,
             on_window=lambda number, decisions: told.append((number, len(decisions))),
         )  # fmt: skip
         found = tiny.config
@@ -51,7 +51,7 @@ def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_
     assert "150 ms of delay" in run.decisions
     assert not run.frame["met"].iloc[0]
     assert run.frame["met"].iloc[-1]
-    assert [number for number, _ in told] == list(range(8))
+    assert [number for number, _ in told] == list(range(6))
     assert run.finding in run._repr_html_()
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from accel_lib import open_engine, to_torch
+from accel_lib import open_engine, serve, to_torch, validate
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.memory import safe_tokens
-from accel_lib.lab.memory import fit_memory, free_bytes
+from accel_lib.lab.memory import fit_memory, free_bytes, instance_bytes, room_for
 from accel_lib.machine import inspect_machine
 
 pytestmark = [
@@ -54,3 +54,16 @@ def test_a_batch_that_runs_out_of_gpu_memory_is_halved_answered_and_remembered(m
     np.testing.assert_allclose(answers, np.repeat(few[:1], 512, axis=0), atol=1e-4)
     np.testing.assert_allclose(again, answers, atol=1e-4)
     engine.close()
+
+
+@pytest.mark.triton
+def test_memory_for_another_copy_on_the_gpu_is_looked_at_before_it_is_loaded(model, texts, torch, tmp_path):  # noqa: ARG001
+    artifact = validate(
+        to_torch(model, output=tmp_path / "torch", progress=False), reference=model, texts=texts
+    ).artifact
+    (tmp_path / "model_repository").mkdir()
+    with serve(tmp_path / "model_repository") as server:
+        served = server.add("torch", artifact)
+        assert instance_bytes(served) > 0
+        assert room_for(served, 1) == ""
+        assert "are free" in room_for(served, 100_000)

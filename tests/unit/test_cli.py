@@ -23,7 +23,7 @@ def run(*words):
 def test_help_names_every_subcommand():
     done = run("--help")
     assert done.returncode == 0
-    for name in ("doctor", "report", "models", "convert", "course", "keys"):
+    for name in ("doctor", "report", "models", "convert", "sweep", "control", "memory", "course", "keys"):
         assert name in done.stdout
 
 
@@ -96,3 +96,9 @@ def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypat
     assert CliRunner().invoke(app, ["keys", "revoke", identity]).output == f"revoked: {identity}\n"
     assert CliRunner().invoke(app, ["keys", "revoke", identity]).exit_code == 2
     assert CliRunner().invoke(app, ["keys", "create", "x", "--role", "root"]).exit_code == 2
+
+
+def test_settings_that_are_no_numbers_are_refused_before_anything_starts():
+    done = run("sweep", "-s", "max_batch_size=few")
+    assert done.returncode == 2
+    assert "max_batch_size=1,8,64" in done.stderr

@@ -25,7 +25,7 @@ FLOORS = (
     ("lab",),
     ("service",),
     ("show",),
-    ("frame", "prepare", "build", "course", "cli"),
+    ("frame", "prepare", "build", "course", "cli", "cli_tune"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """

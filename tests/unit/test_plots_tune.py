@@ -1,0 +1,103 @@
+"""Figures of memory and of a step test: the finding is the title, and it turns where the data does."""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+
+from accel_lib.lab import findings_control
+from accel_lib.lab.actuators import Admission
+from accel_lib.lab.control import Decision
+from accel_lib.lab.live import LiveRun
+from accel_lib.lab.memory import MemoryFit, MemoryModel
+from accel_lib.lab.steptest import StepTest
+from accel_lib.show import plots_control, plots_tune
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    matplotlib.pyplot.close("all")
+
+
+def title(ax):
+    return " ".join(ax.figure.get_suptitle().replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def words(ax):
+    return " ".join(text.get_text() for text in ax.texts)
+
+
+def run(within, *, shed=0.0, lost=0, log=()):
+    frame = pd.DataFrame(
+        {
+            "window": range(6), "start_s": [5.0 * n for n in range(6)], "offered_per_s": [20, 80, 80, 80, 80, 20],
+            "p95_ms": [10, 90, 40, 30, 30, 10], "within": within, "shed": shed, "goodput_per_s": 40.0,
+            "lost": [lost, 0, 0, 0, 0, 0], "settled": [False, False, False, False, True, False],
+            "met": [share >= 0.95 for share in [within] * 6], "actions": "",
+        }
+    )  # fmt: skip
+    return LiveRun(frame=frame, p95_ms=50, log=tuple(log))
+
+
+def step_test(over_best, over_worst):
+    log = [(1, Decision(action="batching", words="", actuator=Admission(), settings={"max_batch_size": 64})),
+           (0, Decision(action="admission", words="", actuator=Admission(), settings={"limit": 4}))]  # fmt: skip
+    frame = pd.DataFrame(
+        {"seed": [0], "windows": [4], "met": [4], "lost": [0], "over_best": over_best, "over_worst": over_worst}
+    )
+    runs = {"controller": run(1.0, log=log), "best static": run(1.0), "worst static": run(0.5)}
+    said = {"best static": "batches of up to 64", "worst static": "no batches"}
+    return StepTest(frame=frame, capacity_per_s=100, runs=runs, settings=said, statics=None)
+
+
+def test_a_controller_as_good_as_the_best_setting_is_called_a_tie():
+    ax = plots_control.control(step_test(0.99, 3))
+    assert title(ax) == "A tie with the best static setting, without knowing the load; 3.0× the worst's"
+    assert "batches of up to 64" in words(ax)
+    assert "target 50 ms" in words(ax)
+    legend = " ".join(text.get_text() for text in ax.get_legend().get_texts())
+    assert "best static: batches of up to 64" in legend
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "seconds (blue triangles: the controller sets another admission limit)",
+        "p95 of each window, ms",
+    )
+
+
+def test_a_controller_that_loses_is_said_to_lose():
+    assert title(plots_control.control(step_test(0.6, 1.0))).startswith(
+        "The controller gives up 40% of the best static setting's goodput; no more than the worst's"
+    )
+    assert not step_test(0.6, 1.0).passed
+    assert step_test(0.95, 2.0).passed
+
+
+def test_a_run_says_how_many_settled_windows_met_the_target_and_what_was_shed_or_lost():
+    assert run(1.0).finding.startswith("1 of 1 settled windows met a p95 of 50 ms")
+    assert "10% were not let in; 3 lost" in run(0.8, shed=0.1, lost=3).finding
+    assert run(0.8).share_met == 0
+
+
+def test_the_verdict_ends_with_what_was_lost():
+    assert findings_control.verdict(19, 20, 0) == (
+        "windows under the target: 95% (19 of 20) and no accepted request was lost"
+    )
+    assert "2 accepted requests were lost" in findings_control.verdict(19, 20, 2)
+
+
+def test_memory_says_what_fits_and_how_far_the_check_was_off():
+    model = MemoryModel(device="cpu", length=128, weights_bytes=10**8, fixed_bytes=2 * 10**8, bytes_a_token=10**5)
+    frame = pd.DataFrame(
+        {"batch_size": [8, 64], "tokens": [1_024, 8_192], "measured_mb": [302, 1_000], "predicted_mb": [302, 1_019],
+         "role": ["fitted", "checked"]}
+    )  # fmt: skip
+    fit = MemoryFit(frame=frame, model=model, free_bytes=4 * 10**9)
+    ax = plots_tune.memory(fit)
+    assert title(ax) == (
+        "An instance needs 200 MB and 100 kB a token; batch 64, which it had not seen, needed 1,000 MB, 2% from the "
+        "prediction; 265 texts of 128 tokens are safe in the 4.0 GB that are free"
+    )
+    assert ax.get_ylabel() == "memory of one instance, MB"
