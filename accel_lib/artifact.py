@@ -60,6 +60,8 @@ class Manifest:
         Class names in the order of the logits; empty for embeddings.
     prompts, default_prompt
         Named text prefixes of the model, and the one used when none is asked for.
+    packed
+        Whether the graph computes on real tokens only; it takes and gives the same tensors as any other.
     target
         ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
     profiles
@@ -89,6 +91,7 @@ class Manifest:
     labels: tuple[str, ...] = ()
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
+    packed: bool = False
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -159,7 +162,7 @@ class Artifact:
     def name(self) -> str:
         """Short name for tables: format and precision, with the target of an engine."""
         target = "" if self.manifest.target == "any" else f" {self.manifest.target}"
-        return f"{self.manifest.format} {self.manifest.precision}{target}"
+        return f"{self.manifest.format} {self.manifest.precision}{' packed' if self.manifest.packed else ''}{target}"
 
     @property
     def size_bytes(self) -> int:

@@ -99,6 +99,7 @@ def convert(
     model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")],
     output: Annotated[Path, typer.Option(help="Folder to write; replaced whole.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-qdq.")] = "fp32",
+    packed: Annotated[bool, typer.Option("--packed", help="Compute without padding, for CPUs.")] = False,
     target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
     texts: Annotated[str, typer.Option(help="File of texts like yours: validates, and shapes the engine.")] = "mixed",
     column: Annotated[str | None, typer.Option(help="Column of the texts in a .csv, .tsv, .jsonl or .parquet.")] = None,
@@ -113,7 +114,7 @@ def convert(
 
     sample = load_texts(texts, column=column, limit=256)
     loaded = load_model(model, revision=revision, token=token)
-    onnx = to_onnx(loaded, precision=precision, texts=sample, output=None if target else output)
+    onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else output)
     verdict = validate(onnx, reference=loaded, texts=sample)
     print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
     if target:

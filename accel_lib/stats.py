@@ -16,6 +16,7 @@ from accel_lib.errors import AccelError
 Samples = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
 _RESAMPLES = 20_000
+NEAREST = 10  # neighbours that count
 _FEWEST = 5  # samples a side, under which the bootstrap's interval is too narrow to decide by
 
 
@@ -164,6 +165,37 @@ def compare_medians(a: Samples, b: Samples, *, confidence: float = 0.95, seed: i
         ratios = _resampled_medians(ordered[0], random) / _resampled_medians(ordered[1], random)
         low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
     return Verdict(a=a_median, b=b_median, ratio=a_median / b_median, low=low, high=high, confidence=confidence)
+
+
+def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Share of each text's ten nearest neighbours that are the same in both, the text itself left out.
+
+    Parameters
+    ----------
+    a, b
+        Unit vectors of the same texts, float32 ``[n, dimension]``.
+
+    Returns
+    -------
+    float
+        NaN under 12 texts, among which ten neighbours say nothing.
+    """
+    if len(a) < NEAREST + 2:
+        return float("nan")
+    return float(kept(nearest(a), nearest(b)).mean())
+
+
+def nearest(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The ten nearest others of each, nearest first."""
+    similar = vectors @ vectors.T
+    np.fill_diagonal(similar, -np.inf)
+    order: NDArray[np.int64] = np.argsort(-similar, axis=1, kind="stable")[:, :NEAREST]
+    return order
+
+
+def kept(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Share of each row of `a` that is in the same row of `b`."""
+    return np.array([np.isin(x, y).mean() for x, y in zip(a, b, strict=True)])
 
 
 def _resampled_medians(ordered: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:

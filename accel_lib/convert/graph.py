@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_lib.artifact import Artifact
+from accel_lib.engines.onnxruntime import SLOW_FUSIONS
 from accel_lib.errors import require
 
 if TYPE_CHECKING:
@@ -50,5 +51,5 @@ def _optimized(path: Path, folder: Path) -> Path:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(folder / "optimized.onnx")
-    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS))
     return folder / "optimized.onnx"

@@ -7,32 +7,37 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.convert.int8 import to_int8, weighted_products
+from accel_lib.convert.sensitivity import sensitive
 from accel_lib.errors import ArtifactError, ConversionError, require
-from accel_lib.machine import inspect_machine
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-qdq")
 
 # Sums over many numbers and exponentials leave FP16's range or digits: LayerNorm, softmax, pooling and unit length.
 _STAY_FP32 = ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMax", "ReduceL2", "Clip", "Div", "CumSum", "Sqrt")
-_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
 _CALIBRATION_TEXTS = 64
 
 
 def convert(
-    fp32: Artifact, path: Path, precision: str, *, keep: Sequence[str], texts: Sequence[str] | None
+    fp32: Artifact,
+    path: Path,
+    precision: str,
+    *,
+    keep: Sequence[str] | Literal["auto"],
+    texts: Sequence[str] | None,
 ) -> tuple[str, ...]:
     """Write an FP32 artifact's graph in another precision to `path`; returns notes for the manifest."""
     if precision == "fp16":
         _to_fp16(fp32.path, path)
         return ()
-    kept = _nodes_to_keep(fp32.path, keep)
+    kept = sensitive(fp32, texts) if keep == "auto" else _nodes_to_keep(fp32.path, keep)
     if precision == "int8":
-        return _to_int8(fp32.path, path, kept)
+        return to_int8(fp32, path, kept, texts=texts)
     return _to_int8_qdq(fp32, path, kept, texts)
 
 
@@ -59,7 +64,7 @@ def graph_precision(path: Path) -> str:
             f"{path.name} cannot be read as ONNX.", seen=error, fix="convert the model again: accel.to_onnx(model)"
         ) from error
     kinds = collections.Counter(node.op_type for node in model.graph.node)
-    if kinds["MatMulInteger"] or kinds["DynamicQuantizeMatMul"]:
+    if kinds["MatMulIntegerToFloat"]:
         return "int8"
     if kinds["DequantizeLinear"]:
         return "int8-qdq"
@@ -95,27 +100,6 @@ def _to_fp16(source: Path, path: Path) -> None:
     del model.graph.value_info[:]
     graph = convert_float_to_float16(model, keep_io_types=True, op_block_list=list(_STAY_FP32))
     onnx.save(graph, path)
-
-
-def _to_int8(source: Path, path: Path, kept: list[str]) -> tuple[str, ...]:
-    require("onnxruntime", extra="convert")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    isa = set(inspect_machine().isa)
-    reduce_range = not isa & _VNNI  # without VNNI, products of 8-bit numbers saturate their 16-bit sums
-    with _without_advice():
-        quantize_dynamic(
-            source,
-            path,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=reduce_range,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=kept,
-            extra_options={"DefaultTensorType": 1, "MatMulConstBOnly": True},
-        )
-    scheme = "7-bit weights, this CPU has no VNNI" if reduce_range else "8-bit weights"
-    return (f"INT8 by channel, {scheme}; {len(kept)} matrix products kept in FP32",)
 
 
 def _to_int8_qdq(fp32: Artifact, path: Path, kept: list[str], texts: Sequence[str] | None) -> tuple[str, ...]:
@@ -165,9 +149,7 @@ class _Calibration:
 
 def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
     onnx = require("onnx", extra="convert")
-    graph = onnx.load(path).graph
-    weights = {weight.name for weight in graph.initializer}
-    names = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    names = [node.name for node in weighted_products(onnx.load(path).graph)]
     for part in keep:
         if not any(part in name for name in names):
             raise ConversionError(

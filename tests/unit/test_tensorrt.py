@@ -165,6 +165,7 @@ def test_a_batch_outside_every_profile_is_refused_with_the_limit():
     [
         ({"precision": "fp32"}, "t4", 'precision="fp16"'),
         ({"precision": "int8"}, "t4", 'precision="fp16"'),
+        ({"packed": True}, "t4", "without packed=True"),
         ({}, "voodoo2", "one of: auto, t4"),
         pytest.param({}, "auto", 'target="t4"', marks=without_gpu),
         pytest.param({}, "h200", 'target="auto"', marks=without_gpu),

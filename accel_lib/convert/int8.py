@@ -1,0 +1,201 @@
+"""INT8 for ONNX Runtime on a CPU: a scale for each channel of a weight, and one for each token that flows into it.
+
+ONNX Runtime's own dynamic quantization takes one scale for everything that flows into a product, from the largest
+number in the whole batch: a loud token costs the quiet ones their digits, and batch mates move a vector. Here each
+token has its own scale, computed while the graph runs at nearly the same cost; and channels that are loud in every text
+are turned down before rounding and up again in the weights, which changes no product.
+
+Sources: "ZeroQuant", https://arxiv.org/abs/2206.01861 (a scale for each token); "SmoothQuant",
+https://arxiv.org/abs/2211.10438 (loud channels), whose factor with an exponent of one half is used.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.engines.batching import plan_batches
+from accel_lib.errors import require
+from accel_lib.machine import inspect_machine
+from accel_lib.models.tokenizer import Tokenizer, pad
+from accel_lib.texts import load_texts
+
+_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
+_CONTRIB = "com.microsoft"
+_ZERO_POINT, _STEPS = 128, 127.0
+_SMALLEST = 1e-12  # a token of zeros has a scale too
+_CALIBRATION_TEXTS = 64
+
+Factors = Mapping[str, NDArray[np.float32]]
+
+
+def weighted_products(graph: Any) -> list[Any]:
+    """The matrix products of a graph whose second factor is a weight matrix."""
+    weights = {weight.name for weight in graph.initializer if len(weight.dims) == 2}
+    return [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+
+
+def to_int8(
+    fp32: Artifact, path: Path, kept: Collection[str], *, texts: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Write an artifact's graph with its weighted matrix products in INT8, but for the nodes named in `kept`.
+
+    Parameters
+    ----------
+    fp32
+        An FP32 artifact.
+    path
+        File to write.
+    kept
+        Names of matrix products that stay FP32.
+    texts
+        Texts that show which channels are loud; None takes some that ship.
+
+    Returns
+    -------
+    tuple of str
+        Notes for the manifest.
+    """
+    onnx = require("onnx", extra="convert")
+    model = onnx.load(fp32.path)
+    quantize(model, kept, loud_channels(fp32, texts))
+    onnx.save(model, path)
+    scheme = "7-bit weights, this CPU has no VNNI" if saturates() else "8-bit weights"
+    return (f"INT8 by channel and token, {scheme}; {len(kept)} matrix products kept in FP32",)
+
+
+def saturates() -> bool:
+    """Whether sums of two products of 8-bit numbers overflow their 16 bits here, as without VNNI."""
+    return not set(inspect_machine().isa) & _VNNI
+
+
+def loud_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors:
+    """By what to divide each channel in front of a product, and multiply its weights, so that both round evenly.
+
+    Returns
+    -------
+    mapping
+        Name of the tensor that flows into products -> float32 ``[channels]``, above zero.
+    """
+    onnx = require("onnx", extra="convert")
+    model = onnx.load(fp32.path)
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    largest: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.full(1, _SMALLEST, dtype=np.float32))
+    for node in weighted_products(model.graph):
+        weight = np.abs(onnx.numpy_helper.to_array(weights[node.input[1]])).max(axis=1)
+        largest[node.input[0]] = np.maximum(largest[node.input[0]], weight)
+    seen = _reach(model, list(largest), fp32, texts)
+    return {x: np.sqrt(seen[x] / largest[x]).astype(np.float32) for x in largest}
+
+
+def _reach(
+    model: Any, tensors: Sequence[str], fp32: Artifact, texts: Sequence[str] | None
+) -> dict[str, NDArray[np.float32]]:
+    """Largest magnitude of each channel of some tensors, over texts."""
+    onnx, ort = require("onnx", extra="convert"), require("onnxruntime", extra="convert")
+    there = {value.name for value in model.graph.output}
+    kind = onnx.TensorProto.FLOAT
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(x, kind, None) for x in tensors if x not in there)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
+    rows = tokenizer(texts or load_texts("mixed", limit=_CALIBRATION_TEXTS, seed=1))
+    reach: dict[str, NDArray[np.float32]] = {}
+    with tempfile.TemporaryDirectory() as folder:  # a path, as a serialized message ends at 2 GiB
+        onnx.save(model, Path(folder, "model.onnx"))
+        session = ort.InferenceSession(Path(folder, "model.onnx"), options, providers=["CPUExecutionProvider"])
+        for batch in plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024):
+            ids, mask = pad([rows[i] for i in batch], tokenizer.pad_id)
+            found = session.run(list(tensors), {"input_ids": ids, "attention_mask": mask})
+            for x, values in zip(tensors, found, strict=True):
+                highest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+                reach[x] = np.maximum(reach.get(x, _SMALLEST), highest)
+    return reach
+
+
+def quantize(model: Any, kept: Collection[str], factors: Factors) -> None:
+    """Replace the weighted matrix products of an ONNX model, in place, but for the nodes named in `kept`."""
+    onnx = require("onnx", extra="convert")
+    graph, to_array = model.graph, onnx.numpy_helper.to_array
+    weights = {weight.name: weight for weight in graph.initializer}
+    chosen = {node.name for node in weighted_products(graph)} - set(kept)
+    added, nodes, rounded = _constants(), [], set()
+    for node in graph.node:
+        if node.name not in chosen:
+            nodes.append(node)
+            continue
+        x, name = node.input
+        if x not in rounded:
+            rounded.add(x)
+            added[f"int8/{x}/quieter"] = 1 / factors[x]
+            added[f"int8/rows_{len(factors[x])}"] = np.array([-1, len(factors[x])])
+            nodes += _round_tokens(x, len(factors[x]))
+        nodes += _product(node, x, name)
+        added[f"{name}/int8"], added[f"{name}/scale"] = _whole_numbers(to_array(weights[name]) * factors[x][:, None])
+    used = {name for node in nodes for name in node.input}
+    held = [*graph.initializer, *(onnx.numpy_helper.from_array(value, name=name) for name, value in added.items())]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(weight for weight in held if weight.name in used)
+    graph.node.extend(nodes)
+    model.opset_import.append(onnx.helper.make_opsetid(_CONTRIB, 1))
+
+
+def _round_tokens(x: str, width: int) -> Iterable[Any]:
+    """Nodes that turn ``[…, width]`` into uint8 around 128, with one scale a token."""
+    make = require("onnx", extra="convert").helper.make_node
+
+    def node(operator: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        return make(operator, inputs, [f"int8/{x}/{output}"], name=f"int8/{x}/{operator}_{output}", **attributes)
+
+    quiet = f"int8/{x}/quiet"
+    return [
+        node("Mul", [x, f"int8/{x}/quieter"], "quiet"),
+        node("ReduceMax", [quiet, "int8/last_axis"], "high"),
+        node("ReduceMin", [quiet, "int8/last_axis"], "low"),
+        node("Neg", [f"int8/{x}/low"], "depth"),
+        node("Max", [f"int8/{x}/high", f"int8/{x}/depth", "int8/smallest"], "reach"),
+        node("Mul", [f"int8/{x}/reach", "int8/step"], "scale"),
+        node("Reshape", [f"int8/{x}/scale", "int8/flat"], "scales"),
+        node("Shape", [f"int8/{x}/scales"], "tokens"),
+        node("Expand", ["int8/zero_points", f"int8/{x}/tokens"], "zeros"),
+        node("Shape", [x], "shape"),
+        node("Reshape", [quiet, f"int8/rows_{width}"], "rows"),
+        node("QuantizeLinear", [f"int8/{x}/rows", f"int8/{x}/scales", f"int8/{x}/zeros"], "rounded", axis=0),
+        node("Reshape", [f"int8/{x}/rounded", f"int8/{x}/shape"], "int8"),
+    ]
+
+
+def _product(node: Any, x: str, weight: str) -> Iterable[Any]:
+    """The product of whole numbers, scaled by channel inside and by token behind."""
+    make = require("onnx", extra="convert").helper.make_node
+    inputs = [f"int8/{x}/int8", f"{weight}/int8", "int8/one", f"{weight}/scale", "int8/zero_point"]
+    inner = f"{node.output[0]}/by_channel"
+    return [
+        make("MatMulIntegerToFloat", inputs, [inner], name=node.name, domain=_CONTRIB),
+        make("Mul", [inner, f"int8/{x}/scale"], list(node.output), name=f"{node.name}/by_token"),
+    ]
+
+
+def _whole_numbers(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    most = 63 if saturates() else 127
+    scales = np.maximum(np.abs(weight).max(axis=0), _SMALLEST) / most
+    return np.round(weight / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def _constants() -> dict[str, NDArray[Any]]:
+    return {
+        "int8/last_axis": np.array([-1]),
+        "int8/flat": np.array([-1]),
+        "int8/smallest": np.array(_SMALLEST, dtype=np.float32),
+        "int8/step": np.array(1 / _STEPS, dtype=np.float32),
+        "int8/one": np.array(1, dtype=np.float32),
+        "int8/zero_point": np.array(_ZERO_POINT, dtype=np.uint8),
+        "int8/zero_points": np.array([_ZERO_POINT], dtype=np.uint8),
+    }

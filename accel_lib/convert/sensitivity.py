@@ -1,0 +1,126 @@
+"""Which matrix products should stay out of INT8: found by rounding each one alone, and kept until enough agrees."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.convert.int8 import loud_channels, quantize, weighted_products
+from accel_lib.engines.batching import run_batches
+from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
+from accel_lib.errors import ConversionError, require
+from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.stats import overlap
+from accel_lib.texts import load_texts
+
+LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95  # what INT8 has to keep to be served by default
+_MARGIN = 0.01  # other texts keep a little less than those that were searched with
+_TEXTS, _FEW = 192, 24
+
+_Encode = Callable[[Collection[str], Sequence[NDArray[np.int64]]], NDArray[np.float32]]
+
+
+def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
+    """The fewest matrix products to keep in FP32 so that INT8 holds its targets.
+
+    Each product is rounded alone; those that move the vectors furthest for the arithmetic they save are kept first, and
+    only as many as it takes to reach a mean cosine of 0.99 and 95% of the ten nearest neighbours, with a percent to
+    spare. A classifier's logits are held to the cosine alone.
+
+    Parameters
+    ----------
+    fp32
+        An FP32 artifact.
+    texts
+        Texts to judge by, best some hundreds; None takes some that ship.
+
+    Returns
+    -------
+    list of str
+        Names of nodes; empty where INT8 holds its targets everywhere.
+
+    Raises
+    ------
+    ConversionError
+        The targets hold only where nothing is rounded.
+    """
+    onnx = require("onnx", extra="convert")
+    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
+    rows = tokenizer(texts or load_texts("mixed", limit=_TEXTS, seed=2))
+    products = weighted_products(onnx.load(fp32.path).graph)
+    names = [node.name for node in products]
+    with _trials(fp32) as encode:
+        exact = encode(names, rows)
+
+        def holds(kept: Collection[str]) -> bool:
+            return _holds(encode(kept, rows), exact, fp32.manifest.task)
+
+        if holds([]):
+            return []
+        few = sorted(range(len(rows)), key=lambda index: len(rows[index]))[:: max(1, len(rows) // _FEW)]
+        some = [rows[index] for index in few]
+        work = _work(onnx.load(fp32.path).graph, products)
+        moved = {name: 1 - _cosine(encode(set(names) - {name}, some), exact[few]).mean() for name in names}
+        worst_first = sorted(names, key=lambda name: -moved[name] / work[name])
+        count = _fewest(lambda count: holds(worst_first[:count]), len(names))
+    if count == len(names):
+        raise ConversionError(
+            "INT8 does not hold its targets for this model.",
+            seen=f"a mean cosine under {LEAST_COSINE}, or under {LEAST_OVERLAP:.0%} of the ten nearest neighbours",
+            fix='precision="fp32"; or keep=[...] and a look at what you lose',
+        )
+    return worst_first[:count]
+
+
+def _fewest(holds: Callable[[int], bool], most: int) -> int:
+    """The smallest count that holds, by halving; `most` always does."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _holds(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> bool:
+    near = _cosine(seen, exact).mean() >= LEAST_COSINE
+    if task == "classification":
+        return bool(near)
+    share = overlap(*(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (seen, exact)))
+    return bool(near) and not share < LEAST_OVERLAP + _MARGIN  # too few texts give NaN: the cosine decides
+
+
+@contextlib.contextmanager
+def _trials(fp32: Artifact) -> Iterator[_Encode]:
+    """A function that encodes rows with everything in INT8 but the named nodes."""
+    onnx = require("onnx", extra="convert")
+    loud = loud_channels(fp32)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Artifact(Path(folder), fp32.manifest)
+
+        def encode(kept: Collection[str], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+            model = onnx.load(fp32.path)
+            quantize(model, kept, loud)
+            onnx.save(model, trial.path)
+            with contextlib.closing(OnnxRuntimeEngine(trial, device="cpu")) as engine:
+                return run_batches(engine, rows)
+
+        yield encode
+
+
+def _work(graph: Any, products: Sequence[Any]) -> dict[str, int]:
+    """Multiplications for one token, by node."""
+    sizes = {weight.name: int(np.prod(weight.dims)) for weight in graph.initializer}
+    return {node.name: sizes[node.input[1]] for node in products}
+
+
+def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    products: NDArray[np.float64] = (a * b).sum(axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
+    return products

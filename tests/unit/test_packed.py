@@ -1,0 +1,172 @@
+"""Without padding, and in INT8 by token: the same numbers, on real tokens only, whatever else is in the batch."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import transformers
+
+from accel_lib import load_texts, open_engine, to_onnx, train_classifier, validate
+from accel_lib.convert import sensitivity
+from accel_lib.convert.graph import operators
+from accel_lib.convert.sensitivity import sensitive
+from accel_lib.engines.batching import run_batches
+from accel_lib.errors import ConversionError, ModelError
+from accel_lib.models.network import Classifier, Encoder, Normalize
+from accel_lib.models.packed import pack
+from accel_lib.models.tokenizer import pad
+from accel_lib.stats import overlap
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+KINDS = {
+    "bert": (transformers.BertModel, transformers.BertConfig),
+    "roberta": (transformers.RobertaModel, transformers.RobertaConfig),
+    "electra": (transformers.ElectraModel, transformers.ElectraConfig),
+}
+
+
+def encoder(kind, pooling=("mean",)):
+    network, config = KINDS[kind]
+    torch.manual_seed(0)
+    transformer = network(config(**SHAPE, vocab_size=500, max_position_embeddings=80, pad_token_id=1)).eval()
+    return Encoder(transformer, pooling=pooling, steps=[Normalize()], segments=kind == "bert").eval()
+
+
+def ragged(lengths, low=5, high=500):
+    random = np.random.default_rng(0)
+    ids, mask = pad([random.integers(low, high, length) for length in lengths], 1)
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_model):
+    return to_onnx(tiny_model, packed=True, progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [[7], [1, 64, 2], [5, 5], [40, 3, 17, 9, 64]], ids=str)
+def test_a_packed_network_gives_the_numbers_of_the_padded_one(kind, lengths):
+    module = encoder(kind)
+    with torch.inference_mode():
+        assert pack(module)(*ragged(lengths)).numpy() == pytest.approx(module(*ragged(lengths)).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pooling", [("cls",), ("max", "mean"), ("weightedmean",), ("lasttoken",)], ids=str)
+def test_every_pooling_reads_the_same_tokens(pooling):
+    module = encoder("bert", pooling)
+    with torch.inference_mode():
+        expected = module(*ragged([9, 2, 30])).numpy()
+        assert pack(module)(*ragged([9, 2, 30])).numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_linear_layers_norms_and_activations_see_real_tokens_only():
+    module, seen = pack(encoder("bert")), set()
+    for part in module.transformer.encoder.modules():
+        if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm):
+            part.register_forward_hook(lambda _, inputs, __: seen.add(inputs[0].shape[:-1].numel()))
+    with torch.inference_mode():
+        module(*ragged([3, 50, 11]))
+    assert seen == {64}
+
+
+def test_the_original_stays_as_it_was():
+    module = encoder("bert")
+    pack(module)
+    assert module.transformer.config._attn_implementation != "accel_packed"
+
+
+def test_a_network_with_a_head_of_its_own_is_refused():
+    config = transformers.BertConfig(**SHAPE, vocab_size=500)
+    classifier = Classifier(transformers.BertForSequenceClassification(config).eval(), segments=True)
+    with pytest.raises(ModelError, match="cannot be packed"):
+        pack(classifier)
+
+
+def test_a_network_whose_attention_looks_at_distances_is_refused():
+    config = transformers.MPNetConfig(**SHAPE, vocab_size=500)
+    module = Encoder(transformers.MPNetModel(config).eval(), pooling=["mean"], steps=[], segments=False)
+    with pytest.raises(ModelError, match="cannot be packed"):
+        pack(module)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (7, 33)])
+def test_the_packed_graph_takes_any_batch_and_gives_the_numbers_of_pytorch(tiny_model, packed, shape):
+    lengths = np.random.default_rng(1).integers(1, shape[1] + 1, shape[0])
+    ids, mask = ragged(lengths, 1000, 2000)
+    with torch.inference_mode():
+        expected = tiny_model.module(ids, mask).numpy()
+    assert open_engine(packed).run(ids.numpy(), mask.numpy()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_packed_artifact_is_validated_like_any_other(tiny_model, packed, texts):
+    assert packed.name == "onnx fp32 packed"
+    assert validate(packed, reference=tiny_model, texts=texts).passed
+
+
+def test_a_packed_classifier_keeps_its_head(tiny_model, texts):
+    classifier = train_classifier(tiny_model, load_texts("sentiment-train", limit=60))
+    artifact = to_onnx(classifier, packed=True, progress=False)
+    rows = classifier.tokenizer(texts)
+    with torch.inference_mode():
+        expected = classifier.module(*map(torch.from_numpy, pad(rows, 0))).numpy()
+    assert run_batches(open_engine(artifact, device="cpu"), rows) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_fusions_apply_before_and_after_packing(tiny_model, is_packed):
+    counts = operators([to_onnx(tiny_model, packed=is_packed, progress=False)], executed=True).iloc[:, 0]
+    assert counts["BiasGelu"] == SHAPE["num_hidden_layers"]
+    assert counts["FusedMatMul"] == SHAPE["num_hidden_layers"]
+    assert counts["LayerNormalization"] == 2 * SHAPE["num_hidden_layers"] + 1
+    assert "Erf" not in counts
+
+
+def test_in_int8_every_weight_has_a_scale_a_channel_and_activations_one_a_token(tiny_model):
+    int8 = to_onnx(tiny_model, precision="int8", packed=True, progress=False)
+    graph = onnx.load(int8.path).graph
+    products = [node for node in graph.node if node.op_type == "MatMulIntegerToFloat"]
+    assert len(products) == 6 * SHAPE["num_hidden_layers"]
+    sizes = {weight.name: list(weight.dims) for weight in graph.initializer}
+    assert all(sizes[node.input[3]] == sizes[node.input[1]][1:] for node in products)
+    assert {node.attribute[0].i for node in graph.node if node.op_type == "QuantizeLinear"} == {0}
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_batch_mates_move_no_vector_in_int8(tiny_model, texts, is_packed):
+    engine = open_engine(to_onnx(tiny_model, precision="int8", packed=is_packed, progress=False), device="cpu")
+    rows = tiny_model.tokenizer(texts)
+    together, alone = run_batches(engine, rows), run_batches(engine, rows, max_batch_size=1)
+    assert together == pytest.approx(alone, abs=5e-3)
+
+
+def test_int8_without_padding_holds_its_targets_on_texts_it_never_saw(model):
+    artifact = to_onnx(model, precision="int8", packed=True, keep="auto", progress=False)
+    texts = load_texts("mixed", limit=96, seed=5)
+    seen = run_batches(open_engine(artifact, device="cpu"), model.tokenizer(texts))
+    exact = model.reference(list(texts))
+    assert (seen * exact).sum(axis=1).mean() >= sensitivity.LEAST_COSINE
+    assert overlap(seen, exact) >= sensitivity.LEAST_OVERLAP
+
+
+def test_the_search_keeps_no_more_than_it_takes(tiny_model, packed, texts, monkeypatch):
+    assert sensitive(packed, texts) == []
+    rows = tiny_model.tokenizer(texts)
+    exact = run_batches(open_engine(packed, device="cpu"), rows)
+
+    def cosine(keep):
+        artifact = to_onnx(tiny_model, precision="int8", packed=True, keep=keep, progress=False)
+        return float(sensitivity._cosine(run_batches(open_engine(artifact, device="cpu"), rows), exact).mean())
+
+    wanted = 1 - (1 - cosine([])) / 2  # half of the error has to go
+    monkeypatch.setattr(sensitivity, "LEAST_COSINE", wanted)
+    monkeypatch.setattr(sensitivity, "LEAST_OVERLAP", 0.5)
+    kept = sensitive(packed, texts)
+    assert 0 < len(kept) < 6 * SHAPE["num_hidden_layers"]
+    assert cosine(kept) >= wanted - 1e-6
+    assert len(kept) == 1 or cosine(kept[:-1]) < wanted
+
+
+def test_where_int8_holds_nothing_the_search_says_so(packed, texts, monkeypatch):
+    monkeypatch.setattr(sensitivity, "LEAST_COSINE", 1.1)
+    with pytest.raises(ConversionError, match="does not hold its targets"):
+        sensitive(packed, texts)
