@@ -4,6 +4,7 @@
 #   PYTHON=python3.12      the Python to make the environment with (3.11, 3.12 or 3.13)
 #   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
 #   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
+#   QUICK=1                for bench: fewer texts and shorter measurements
 #   NB=00_start_here       the notebooks for course and outputs; default: all
 #   LIGHT=1                colab-check and kaggle-check without torch and the notebooks
 
@@ -82,6 +83,10 @@ gpu-check: setup ## on a machine with a GPU: engines, Triton, memory and tests, 
 .PHONY: outputs
 outputs: setup ## run notebooks and keep their outputs in notebooks/
 	@$(BIN)/accel course run --write $(NB)
+
+.PHONY: bench
+bench: setup ## ours beside what you would pick instead, with a verdict; QUICK=1 takes under ten minutes
+	@PYTHONPATH=tests/performance $(BIN)/python -m bench $(if $(QUICK),--quick)
 
 .PHONY: lab
 lab: setup ## open JupyterLab

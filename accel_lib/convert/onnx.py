@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 import accel_lib
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
 from accel_lib.convert import precision as precisions
@@ -101,7 +103,12 @@ def to_onnx(
 
 
 def to_torch(
-    model: Model, *, precision: str = "fp32", output: str | Path | None = None, progress: bool = True
+    model: Model,
+    *,
+    precision: str = "fp32",
+    packed: bool = False,
+    output: str | Path | None = None,
+    progress: bool = True,
 ) -> Artifact:
     """Save a model as a ``torch.export`` program, which a server runs without the Python code of the model.
 
@@ -111,6 +118,9 @@ def to_torch(
         As for `to_onnx`.
     precision
         ``"fp32"``, or ``"fp16"`` for GPUs: the transformer in half precision, pooling in FP32.
+    packed
+        Compute real tokens only, with attention by segments (`accel_lib.models.segments`): for GPUs of compute
+        capability 8.0 and up, in fp16.
 
     Returns
     -------
@@ -121,6 +131,8 @@ def to_torch(
     ------
     ConversionError
         The precision is unknown, or the export failed; nothing is left behind.
+    ModelError
+        The network cannot be packed.
     """
     if precision not in ("fp32", "fp16"):
         raise ConversionError("A PyTorch program is fp32 or fp16.", seen=repr(precision), fix='precision="fp16"')
@@ -129,17 +141,20 @@ def to_torch(
         import torch
 
         from accel_lib.engines.torch import halve
+        from accel_lib.models.segments import segment
 
         range_notes = check_fp16_range(model) if precision == "fp16" else ()
+        module = segment(model.module, longest=model.max_length) if packed else model.module
         with _failing_as("export"):
-            module = model.module
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
-            torch.export.save(_program(module, model.max_length), path)
+            program = _segment_program(module) if packed else _program(module, model.max_length)
+            torch.export.save(program, path)
         return range_notes
 
-    return _make(model, "torch", precision, f"torch-{precision}", write, output, progress)
+    label = f"torch-{precision}{'-packed' if packed else ''}"
+    return _make(model, "torch", precision, label, write, output, progress, packed=packed)
 
 
 def _make(
@@ -198,6 +213,20 @@ def _program(module: torch.nn.Module, max_length: int) -> Any:
     shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=max_length)}
     example = torch.ones(2, 8, dtype=torch.int64)
     return torch.export.export(module, (example, example.clone()), dynamic_shapes=(shape, shape), strict=False)
+
+
+def _segment_program(module: torch.nn.Module) -> Any:
+    import torch
+
+    from accel_lib.models.segments import flatten
+
+    tokens, ends = (
+        {0: torch.export.Dim(name, min=least, max=most)}
+        for name, least, most in (("tokens", 2, 2**20), ("ends", 3, _LARGEST_BATCH))
+    )
+    ids = np.ones((4, 8), dtype=np.int64)
+    example = tuple(map(torch.from_numpy, flatten(ids, ids)))
+    return torch.export.export(module, example, dynamic_shapes=(tokens, tokens, tokens, ends), strict=False)
 
 
 def _packed(model: Model) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
-from accel_lib.engines.batching import check_batch
+from accel_lib.engines.batching import check_batch, plan_batches
+from accel_lib.engines.graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from accel_lib.models import Model
 
 _GRAPHS = 16
+_GRAPH_TOKENS = 32_768  # of one captured batch: 256 texts of 128
 
 
 class TorchEngine:
@@ -40,6 +43,11 @@ class TorchEngine:
         On a GPU, capture the kernels of each (batch, sequence) shape once and replay them: fewer launches, for small
         batches. The 16 shapes used last are kept.
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    packed
+        For a `Model`: compute real tokens only, texts behind each other. On a GPU (compute capability 8.0 and up, in
+        fp16) always with CUDA graphs, of few sizes: see `accel_lib.engines.graphs`. An artifact has its own.
+    compiled
+        Let ``torch.compile`` generate the kernels, once for all sizes: some minutes on first use, for long runs.
     """
 
     def __init__(
@@ -50,6 +58,8 @@ class TorchEngine:
         threads: int | None = None,
         precision: str | None = None,
         cuda_graphs: bool = False,
+        packed: bool = False,
+        compiled: bool = False,
     ) -> None:
         torch = require("torch", extra="models")
         self.device = _device(device)
@@ -65,13 +75,20 @@ class TorchEngine:
         if threads:
             torch.set_num_threads(threads)
         described = candidate.manifest if isinstance(candidate, Artifact) else candidate
-        self.name = f"torch {precision}" + (", CUDA graphs" if cuda_graphs else "")
+        self.packed = candidate.manifest.packed if isinstance(candidate, Artifact) else packed
+        options = {"packed": self.packed, "CUDA graphs": cuda_graphs, "compiled": compiled}
+        self.name = ", ".join([f"torch {precision}", *(name for name, wanted in options.items() if wanted)])
         self.precision = precision
         self.dimension = described.dimension
         self.max_length = described.max_length
-        self._module = _module(candidate, self.device)
+        if self.packed and self.device != "cpu":
+            _check_kernels(self.device, precision)
+        self._module = _module(candidate, self.device, packed=self.packed)
         if precision == "fp16" and not held:
             halve(self._module)
+        if compiled:
+            self._module = torch.compile(self._module, dynamic=True)
+        self._graphs = Graphs(self._module, self.device) if self.packed and self.device != "cpu" else None
         self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -80,6 +97,8 @@ class TorchEngine:
 
         check_batch(input_ids, attention_mask, self.max_length)
         try:
+            if self.packed:
+                return self._run_packed(input_ids, attention_mask)
             with torch.inference_mode():
                 result = self._forward(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
                 output: NDArray[np.float32] = result.float().cpu().numpy()
@@ -93,7 +112,26 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the network and of what was captured."""
-        self._module = self._graph = None
+        self._module = self._graph = self._graphs = None
+
+    def _run_packed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        import torch
+
+        from accel_lib.models.segments import flatten
+
+        if self._graphs is None:
+            batch = flatten(input_ids, attention_mask, texts=2)
+            with torch.inference_mode():
+                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, batch)).numpy()
+            return answer[: len(input_ids)]
+        lengths = attention_mask.sum(axis=1)
+        parts = plan_batches(lengths, max_batch_tokens=_GRAPH_TOKENS, sort=False, packed=True)
+        batches = []
+        for part in parts:
+            tokens, texts = bucket(int(lengths[part].sum()), len(part))
+            batches.append(flatten(input_ids[part], attention_mask[part], tokens=tokens, texts=texts))
+        answers = self._graphs.run(batches)
+        return np.concatenate([answer[: len(part)] for part, answer in zip(parts, answers, strict=True)])
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self._graph is None:
@@ -139,10 +177,23 @@ def _device(device: str) -> str:
     return f"cuda:{index}"
 
 
-def _module(candidate: Model | Artifact, device: str) -> Any:
+def _check_kernels(device: str, precision: str) -> None:
+    if precision != "fp16" or not supported(device):
+        raise EngineError(
+            "On a GPU, packed batches need half precision and FlashAttention.",
+            seen=f"precision {precision} on {device}, which needs compute capability 8.0 or more",
+            fix='precision="fp16"; on a T4: open_engine(model, device="cuda", precision="fp16", cuda_graphs=True)',
+        )
+
+
+def _module(candidate: Model | Artifact, device: str, *, packed: bool) -> Any:
     """The network on its device: the model's own on a CPU, a copy on a GPU."""
     if isinstance(candidate, Artifact):
         return _read(candidate, device)
+    if packed:
+        from accel_lib.models.segments import segment
+
+        return segment(candidate.module, longest=candidate.max_length).to(device)
     return candidate.module if device == "cpu" else copy.deepcopy(candidate.module).to(device)
 
 
@@ -169,6 +220,8 @@ def _read(artifact: Artifact, device: str) -> torch.nn.Module:
     import torch
     from torch.export.passes import move_to_device_pass
 
+    if artifact.manifest.packed:
+        importlib.import_module("accel_lib.models.segments")  # registers the operator that the program calls
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch 2.11 reads weights in place
             program = torch.export.load(artifact.path)

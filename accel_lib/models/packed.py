@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from accel_lib.errors import ModelError, require
 from accel_lib.models.network import Encoder, Head, pool
+
+if TYPE_CHECKING:
+    from accel_lib.models.segments import Segments
 
 _ATTENTION = "accel_packed"
 _MASKED = -1e4  # added to the logits of padding; its exponential is 0 in FP32 and in FP16
@@ -81,7 +84,7 @@ class PackedEncoder(Encoder):
         return vectors
 
 
-def pack(module: nn.Module, *, lengths: Sequence[int] = _PROBE_LENGTHS) -> nn.Module:
+def pack(module: nn.Module) -> nn.Module:
     """A copy of a network that computes without padding, tried against the original.
 
     Parameters
@@ -89,8 +92,6 @@ def pack(module: nn.Module, *, lengths: Sequence[int] = _PROBE_LENGTHS) -> nn.Mo
     module
         An `Encoder`, or a `Head` on one, whose transformer uses transformers' attention interface and takes position
         ids (BERT's and RoBERTa's kind).
-    lengths
-        Tokens a text of the batch on which both must agree.
 
     Raises
     ------
@@ -98,22 +99,52 @@ def pack(module: nn.Module, *, lengths: Sequence[int] = _PROBE_LENGTHS) -> nn.Mo
         The network is of another kind, or gives other numbers when packed.
     """
     if isinstance(module, Head):
-        return Head(pack(module.encoder, lengths=lengths), module.linear).eval()
-    if not isinstance(module, Encoder) or not _packable(module.transformer):
-        raise _refused("it is no encoder that takes position ids and has exchangeable attention")
+        return Head(pack(module.encoder), module.linear).eval()
+    encoder = copy.deepcopy(packable(module))
+    use_packed_attention(encoder.transformer)
+    packed = PackedEncoder(encoder, first_position=first_position(encoder.transformer)).eval()
+    check_same(module, packed)
+    return packed
+
+
+def packable(module: nn.Module) -> Encoder:
+    """The module, if it is an encoder that takes position ids and has exchangeable attention; else a `ModelError`."""
+    if isinstance(module, Encoder):
+        config = getattr(module.transformer, "config", None)
+        takes = inspect.signature(module.transformer.forward).parameters
+        if hasattr(config, "_attn_implementation") and "position_ids" in takes:
+            return module
+    raise _refused("it is no encoder that takes position ids and has exchangeable attention")
+
+
+def use_packed_attention(transformer: nn.Module) -> None:
+    """Let a transformer attend by the ``packing`` that its forward pass is given."""
     interface = require("transformers", extra="models").AttentionInterface
     interface.register(_ATTENTION, packed_attention)
-    encoder = copy.deepcopy(module)
-    config: Any = encoder.transformer.config
+    config: Any = transformer.config
     config._attn_implementation = _ATTENTION
-    packed = PackedEncoder(encoder, first_position=_first_position(encoder.transformer)).eval()
+
+
+def first_position(transformer: nn.Module) -> int:
+    """Position id of a text's first token."""
+    for name, part in transformer.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            return part.padding_idx + 1  # RoBERTa's kind
+    return 0
+
+
+def check_same(module: nn.Module, other: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Run a small batch of mixed lengths through both; raises `ModelError` where their numbers differ."""
+    vocabulary = next(part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding))
+    mask = (torch.arange(max(_PROBE_LENGTHS))[None] < torch.tensor(_PROBE_LENGTHS)[:, None]).long()
+    ids = torch.randint(3, vocabulary, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
     try:
-        moved = _difference(module, packed, lengths)
+        with torch.inference_mode():
+            moved = float((module(ids, mask) - other(ids, mask)).abs().max())
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:  # a network of an unknown kind
         raise _refused(f"{type(error).__name__}: {str(error).splitlines()[0][:160]}") from error
     if not moved < _CLOSE:
         raise _refused(f"numbers move by {moved:.2g}, allowed {_CLOSE:g}")
-    return packed
 
 
 def packed_attention(
@@ -123,7 +154,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001
     *,
-    packing: Packing,
+    packing: Packing | Segments,
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -132,6 +163,12 @@ def packed_attention(
     Registered as one of transformers' attention functions, hence its arguments and its answer, ``[1, tokens, heads,
     width]`` and no weights.
     """
+    if not isinstance(packing, Packing):
+        from accel_lib.models.segments import segment_attention
+
+        rows = (rows.transpose(1, 2)[0] for rows in (query, key, value))
+        mixed: Tensor = segment_attention(*rows, packing.offsets, packing.longest, scaling)
+        return mixed[None], None
     heads, width = query.shape[1], query.shape[3]
     batch, sequence = packing.bias.shape[0], packing.bias.shape[3]
 
@@ -140,30 +177,9 @@ def packed_attention(
         return flat.index_select(0, packing.spread).view(batch, sequence, heads, width).transpose(1, 2)
 
     logits = lay_out(query) @ lay_out(key).transpose(2, 3) * scaling + packing.bias.to(query.dtype)
-    mixed = torch.softmax(logits, dim=-1) @ lay_out(value)
-    rows = mixed.transpose(1, 2).reshape(-1, heads * width).index_select(0, packing.gather)
-    return rows.view(1, -1, heads, width), None
-
-
-def _packable(transformer: nn.Module) -> bool:
-    takes = inspect.signature(transformer.forward).parameters
-    return hasattr(getattr(transformer, "config", None), "_attn_implementation") and "position_ids" in takes
-
-
-def _first_position(transformer: nn.Module) -> int:
-    for name, part in transformer.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            return part.padding_idx + 1  # RoBERTa's kind
-    return 0
-
-
-def _difference(module: nn.Module, packed: nn.Module, lengths: Sequence[int]) -> float:
-    vocabulary = next(part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding))
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    ids = torch.randint(3, vocabulary, mask.shape, generator=torch.Generator().manual_seed(0)) * mask
-    ids += 1 - mask  # a pad id that is not 0 would do as well: it is masked
-    with torch.inference_mode():
-        return float((module(ids, mask) - packed(ids, mask)).abs().max())
+    weighted = torch.softmax(logits, dim=-1) @ lay_out(value)
+    flat = weighted.transpose(1, 2).reshape(-1, heads * width).index_select(0, packing.gather)
+    return flat.view(1, -1, heads, width), None
 
 
 def _refused(seen: str) -> ModelError:

@@ -6,6 +6,7 @@ import pytest
 from accel_lib import ensure, load, open_engine, serve, to_onnx, to_tensorrt, to_torch
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
+from accel_lib.engines.graphs import supported
 from accel_lib.engines.memory import safe_tokens
 from accel_lib.engines.trt import compute_target, installed
 from accel_lib.errors import EngineError
@@ -57,6 +58,18 @@ def test_pytorch_on_the_gpu_agrees_with_the_cpu(model, rows, expected, precision
     for _ in range(2):  # with CUDA graphs the second round replays what the first one captured
         assert smallest_cosine(run_batches(engine, rows, max_batch_tokens=1024), expected) >= least
     engine.close()
+
+
+def test_packed_batches_with_graphs_agree_with_the_cpu(model, rows, expected, tmp_path):
+    half = to_torch(model, precision="fp16", packed=True, output=tmp_path / "packed", progress=False)
+    if not supported("cuda:0"):
+        with pytest.raises(EngineError, match="FlashAttention"):
+            open_engine(half, device="cuda")
+        return
+    for engine in (open_engine(half), open_engine(model, device="cuda", precision="fp16", packed=True)):
+        for size in (None, 1, 7, None):
+            assert smallest_cosine(run_batches(engine, rows, max_batch_size=size), expected) >= 0.999
+        engine.close()
 
 
 def test_auto_takes_the_gpu_and_leaves_the_model_on_the_cpu(model):

@@ -1,19 +1,23 @@
 """Without padding, and in INT8 by token: the same numbers, on real tokens only, whatever else is in the batch."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
 import torch
 import transformers
 
-from accel_lib import load_texts, open_engine, to_onnx, train_classifier, validate
+from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier, validate
 from accel_lib.convert import sensitivity
 from accel_lib.convert.graph import operators
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.engines.batching import run_batches
+from accel_lib.engines.graphs import bucket
 from accel_lib.errors import ConversionError, ModelError
 from accel_lib.models.network import Classifier, Encoder, Normalize
 from accel_lib.models.packed import pack
+from accel_lib.models.segments import flatten, segment
 from accel_lib.models.tokenizer import pad
 from accel_lib.stats import overlap
 
@@ -148,19 +152,29 @@ def test_int8_without_padding_holds_its_targets_on_texts_it_never_saw(model):
     assert overlap(seen, exact) >= sensitivity.LEAST_OVERLAP
 
 
-def test_the_search_keeps_no_more_than_it_takes(tiny_model, packed, texts, monkeypatch):
-    assert sensitive(packed, texts) == []
-    rows = tiny_model.tokenizer(texts)
-    exact = run_batches(open_engine(packed, device="cpu"), rows)
+@pytest.fixture(scope="module")
+def loud_model(tiny_model):
+    """The same shape with weights so large that rounding them shows."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SHAPE, initializer_range=0.4)
+    network = transformers.BertModel(config, add_pooling_layer=False).eval()
+    module = Encoder(network, pooling=["mean"], steps=[Normalize()], segments=True)
+    return dataclasses.replace(tiny_model, name="loud", module=module.eval().requires_grad_(False))
+
+
+def test_the_search_keeps_no_more_than_it_takes(loud_model, texts, monkeypatch):
+    fp32 = to_onnx(loud_model, packed=True, progress=False)
+    rows = loud_model.tokenizer(texts)
+    exact = run_batches(open_engine(fp32, device="cpu"), rows)
 
     def cosine(keep):
-        artifact = to_onnx(tiny_model, precision="int8", packed=True, keep=keep, progress=False)
+        artifact = to_onnx(loud_model, precision="int8", packed=True, keep=keep, progress=False)
         return float(sensitivity._cosine(run_batches(open_engine(artifact, device="cpu"), rows), exact).mean())
 
     wanted = 1 - (1 - cosine([])) / 2  # half of the error has to go
     monkeypatch.setattr(sensitivity, "LEAST_COSINE", wanted)
     monkeypatch.setattr(sensitivity, "LEAST_OVERLAP", 0.5)
-    kept = sensitive(packed, texts)
+    kept = sensitive(fp32, texts)
     assert 0 < len(kept) < 6 * SHAPE["num_hidden_layers"]
     assert cosine(kept) >= wanted - 1e-6
     assert len(kept) == 1 or cosine(kept[:-1]) < wanted
@@ -170,3 +184,36 @@ def test_where_int8_holds_nothing_the_search_says_so(packed, texts, monkeypatch)
     monkeypatch.setattr(sensitivity, "LEAST_COSINE", 1.1)
     with pytest.raises(ConversionError, match="does not hold its targets"):
         sensitive(packed, texts)
+
+
+@pytest.mark.parametrize("pooling", [("mean",), ("cls",), ("max", "weightedmean"), ("lasttoken",)], ids=str)
+@pytest.mark.parametrize("lengths", [[7], [1, 40, 2, 9]], ids=str)
+def test_texts_behind_each_other_give_the_numbers_of_the_padded_network(lengths, pooling):
+    module = encoder("roberta", pooling)
+    ids, mask = ragged(lengths)
+    batch = map(torch.from_numpy, flatten(ids.numpy(), mask.numpy(), tokens=64, texts=8))
+    with torch.inference_mode():
+        answer = segment(module, longest=64)(*batch)[: len(lengths)]
+        assert answer.numpy() == pytest.approx(module(ids, mask).numpy(), abs=1e-5)
+
+
+def test_a_packed_program_runs_any_batch_without_the_code_of_the_model(tiny_model, texts):
+    artifact = to_torch(tiny_model, packed=True, progress=False)
+    engine = open_engine(artifact, device="cpu")
+    rows = tiny_model.tokenizer(texts)
+    expected = run_batches(open_engine(tiny_model, device="cpu"), rows)
+    for size in (1, 5, None):
+        assert run_batches(engine, rows, max_batch_size=size) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("texts_in_batch", [1, 3, 64, 1000])
+def test_a_graph_s_size_holds_the_batch_and_wastes_little(texts_in_batch):
+    for tokens in [1, 63, 64, 65, 1000, 4097, 10_000, 32_768]:
+        held, texts = bucket(tokens, texts_in_batch)
+        assert held >= tokens
+        assert texts >= texts_in_batch
+        assert held - tokens < max(64, tokens / 15)
+
+
+def test_there_are_few_sizes_of_graphs():
+    assert len({bucket(tokens, 2)[0] for tokens in range(1, 32_769)}) < 100

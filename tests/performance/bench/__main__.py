@@ -1,0 +1,84 @@
+"""Ours beside what a user would pick instead: the same texts, in turns, one table, one figure, and a verdict last.
+
+    make bench            some twenty minutes
+    make bench QUICK=1    under ten
+
+Peers live in environments of their own under ``build/bench``, made on the first run. Everything is tuned first: each
+contender at its best way to batch, infinity at its best batch size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+import accel_lib as accel
+from accel_lib.lab.measure import machine_line
+from accel_lib.models.places import DEFAULT, locate
+from bench import inprocess, report, served, startup
+
+ROOT = Path(__file__).parents[3]
+BUILD = ROOT / "build" / "bench"
+OUTPUT = Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=["inprocess", "served", "startup"], action="append")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args()
+    parts = options.only or ["startup", "inprocess", "served"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    record = options.output / "bench.json"
+    results = json.loads(record.read_text()) if record.is_file() else {}
+    model, texts = accel.load_model(), accel.load_texts("mixed", limit=96 if options.quick else 256)
+    artifacts = prepare(model)
+    lengths = model.lengths(texts)
+    results["facts"] = {
+        "machine": machine_line(),
+        "texts": f"{len(texts)} of mixed length, mean {np.mean(lengths):.0f} tokens",
+        "flop_per_sentence": work(model, lengths),
+    }
+    turns = 3 if options.quick else 7
+    common = {"artifacts": artifacts, "texts": list(texts), "folder": locate(DEFAULT).folder, "build": BUILD}
+    if "startup" in parts:
+        results["startup"] = startup.measure()
+    if "inprocess" in parts:
+        results |= inprocess.measure(**common, reference=model.reference(list(texts)), turns=turns)
+    if "served" in parts:
+        seconds, rounds = (1.6, 3) if options.quick else (4, 5)
+        results["served"] = served.measure(**common, seconds=seconds, rounds=rounds)
+    record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    report.write(results, options.output)
+
+
+def prepare(model: accel.models.Model) -> dict[str, accel.Artifact]:
+    """The artifacts that take part, validated."""
+    asked = {
+        "plain": {},
+        "ours FP32": {"packed": True},
+        "ours INT8": {"packed": True, "precision": "int8", "keep": "auto"},
+    }
+    made = {name: accel.to_onnx(model, progress=False, **options) for name, options in asked.items()}
+    sample = accel.load_texts("mixed", limit=64, seed=3)
+    return {
+        name: one if one.validated else accel.validate(one, reference=model, texts=sample).artifact
+        for name, one in made.items()
+    }
+
+
+def work(model: accel.models.Model, lengths: np.ndarray) -> float:
+    """Floating-point operations of the matrix products for one text on average, padding left out."""
+    config = model.module.transformer.config
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    linear = 2 * (4 * width * width + 2 * width * inner) * lengths.mean()
+    return float(layers * (linear + 4 * width * (lengths.astype(float) ** 2).mean()))
+
+
+if __name__ == "__main__":
+    main()

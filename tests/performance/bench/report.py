@@ -1,0 +1,170 @@
+"""The table, the figure and the verdict of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCHED_32 = (("ONNX Runtime", 2.0), ("sentence-transformers, ONNX", 2.0))
+AT_BEST = 1.15
+SERVED = {"FP32": {8: 2.2, 32: 2.8, 64: 2.8, 256: 2.8}, "INT8": {8: 2.8, 32: 3.5, 64: 3.5, 256: 3.5}}
+STARTUP_S = {"import accel_lib": 0.3, "accel --help": 0.5, "PyTorch → ONNX → INT8 → T4 engine": 60.0}
+COSINE, OVERLAP = {"FP32": 0.9999, "INT8": 0.99}, 0.95
+FALLS = 0.97  # of the rate at 8 clients: less at 256 is a fall
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Write ``bench.md`` and ``bench.png``, and print the table and the verdict last."""
+    lines = [f"Measured on {results['facts']['machine']}; {results['facts']['texts']}.", ""]
+    if "inprocess" in results:
+        lines += [*inprocess_table(results), ""]
+    if "served" in results:
+        lines += [*served_table(results["served"]), ""]
+    lines += ["Verdict:", "", *(f"- {line}" for line in verdict(results))]
+    (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if "inprocess" in results and "served" in results:
+        figure(results, folder / "bench.png")
+    print("\n".join(lines))
+
+
+def inprocess_table(results: dict[str, Any]) -> list[str]:
+    """Rows by contender, the limit last."""
+    flop, limit = results["facts"]["flop_per_sentence"], results["matrix_gflops"] * 1e9
+    rows = [
+        "| in one process | best batching | sentences/s | in sorted 32s | of FP32 limit | cosine | 10 nearest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["inprocess"]:
+        rate = float(np.median(row["rates"]))
+        rows.append(
+            f"| {row['name']} | {ways(row['batching'])} | {rate:.0f} | {np.median(row['rates_32']):.0f} | "
+            f"{rate * flop / limit:.0%} | {row['cosine_mean']:.4f} | {row['top10_overlap']:.1%} |"
+        )
+    return [*rows, f"| limit: {limit / 1e9:.0f} GFLOP/s in FP32 matrices | | {limit / flop:.0f} | | 100% | | |"]
+
+
+def ways(how: str) -> str:
+    """A way to batch in words."""
+    if how.startswith("t"):
+        return f"≤ {int(how[1:]):,} tokens"
+    return "one by one" if how == "1" else f"{how}, sorted"
+
+
+def served_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Requests a second and p95 by service and concurrency, medians over the rounds."""
+    levels = sorted({row["concurrency"] for row in rows})
+    head = "| served, one text a request: requests/s (p95, ms) | " + " | ".join(map(str, levels)) + " |"
+    table = [head, "|---" * (len(levels) + 1) + "|"]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = [f"{median(rows, name, c, 'rate'):.0f} ({median(rows, name, c, 'p95_ms'):.0f})" for c in levels]
+        table.append(f"| {name} | " + " | ".join(cells) + " |")
+    return table
+
+
+def median(rows: list[dict[str, Any]], name: str, concurrency: int, column: str) -> float:
+    """Median over the rounds; NaN where it did not run."""
+    values = [row[column] for row in rows if row["name"] == name and row["concurrency"] == concurrency]
+    return float(np.median(values)) if values else float("nan")
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """Each target, reached or by how much not."""
+    lines = []
+    for what, seconds in results.get("startup", {}).items():
+        if seconds is not None:
+            lines.append(judged(f"{what}: {seconds:.2f} s, at most {STARTUP_S[what]:g}", STARTUP_S[what] / seconds))
+    lines += inprocess_verdict(results) if "inprocess" in results else []
+    lines += served_verdict(results["served"]) if "served" in results else []
+    return lines
+
+
+def inprocess_verdict(results: dict[str, Any]) -> list[str]:
+    """Ratios within a turn, and agreement."""
+    rows = {row["name"]: row for row in results["inprocess"]}
+    ours, lines = rows["ours FP32"], []
+    for name, target in BATCHED_32:
+        if name in rows:
+            ratio = float(np.median(np.array(ours["rates"]) / np.array(rows[name]["rates_32"])))
+            lines.append(judged(f"FP32 over {name} in sorted 32s: {ratio:.2f}×, at least {target:g}", ratio / target))
+    peers = [row for name, row in rows.items() if not name.startswith("ours")]
+    best = max(peers, key=lambda row: np.median(row["rates"]))
+    for name in ("ours FP32", "ours INT8"):
+        ratio = float(np.median(np.array(rows[name]["rates"]) / np.array(best["rates"])))
+        words = f"{name} over the best of them, {best['name']} {ways(best['batching'])}: {ratio:.2f}×"
+        lines.append(judged(f"{words}, at least {AT_BEST:g}", ratio / AT_BEST))
+    for name, least in COSINE.items():
+        cosine = rows[f"ours {name}"]["cosine_mean"]
+        lines.append(judged(f"{name}: mean cosine {cosine:.4f}, at least {least:g}", cosine / least))
+    kept = rows["ours INT8"]["top10_overlap"]
+    lines.append(judged(f"INT8: {kept:.1%} of the ten nearest kept, at least {OVERLAP:.0%}", kept / OVERLAP))
+    return lines
+
+
+def served_verdict(rows: list[dict[str, Any]]) -> list[str]:
+    """Ours through Triton against infinity, and against the best peer at one client."""
+    lines = []
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for precision, targets in SERVED.items():
+        ours = f"Triton, ours {precision}"
+        for clients, target in targets.items() if "infinity" in names else ():
+            ratio = median(rows, ours, clients, "rate") / median(rows, "infinity", clients, "rate")
+            lower = median(rows, ours, clients, "p95_ms") < median(rows, "infinity", clients, "p95_ms")
+            words = f"{precision} over infinity at {clients} clients: {ratio:.2f}×, at least {target:g}"
+            lines.append(judged(f"{words}; p95 {'lower' if lower else 'NOT lower'}", ratio / target))
+        kept = median(rows, ours, 256, "rate") / median(rows, ours, 8, "rate")
+        lines.append(judged(f"{precision}: at 256 clients {kept:.0%} of the rate at 8, no fall", kept / FALLS))
+        others = {name: median(rows, name, 1, "p50_ms") for name in names if "ours" not in name}
+        best = min(others, key=lambda name: others[name])
+        alone = median(rows, ours, 1, "p50_ms")
+        words = f"{precision} at one client: p50 {alone:.1f} ms, {best} {others[best]:.1f} ms"
+        lines.append(judged(words, others[best] / alone))
+    return lines
+
+
+def judged(words: str, share: float) -> str:
+    """The words with whether the target is reached."""
+    return f"{words}: {'reached' if share >= 1 else f'missed by {1 - share:.1%}'}"
+
+
+def figure(results: dict[str, Any], path: Path) -> None:
+    """Throughput in one process beside throughput by clients."""
+    import matplotlib.pyplot as plt
+
+    from accel_lib.show.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
+
+    rows, served = results["inprocess"], results["served"]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(1, 1.1))
+    names = [row["name"] for row in rows]
+    rates = [float(np.median(row["rates"])) for row in rows]
+    left.barh(names, rates, color=[GREEN if name.startswith("ours") else LIGHT for name in names], height=0.62)
+    for y, rate in enumerate(rates):
+        left.annotate(f"{rate:.0f}", (rate, y), (4, 0), textcoords="offset points", va="center")
+    limit = results["matrix_gflops"] * 1e9 / results["facts"]["flop_per_sentence"]
+    left.axvline(limit, color=VERMILLION, linestyle="--", linewidth=1.3)
+    left.annotate("limit of FP32\nmatrices ", (limit, -0.3), ha="right", va="top", color=VERMILLION)
+    left.invert_yaxis()
+    left.set_xlabel("sentences per second in one process, each at its best batching")
+    colors = [GREY, GREEN, BLUE, VERMILLION, ORANGE, PURPLE, SKY]
+    for name, color in zip(dict.fromkeys(row["name"] for row in served), colors, strict=False):
+        levels = sorted({row["concurrency"] for row in served})
+        line = [median(served, name, level, "rate") for level in levels]
+        right.plot(levels, line, color=color, marker="o", linewidth=2)
+        right.annotate(name, (levels[-1], line[-1]), (8, 0), textcoords="offset points", color=color, va="center")
+    right.set_xscale("log", base=2)
+    right.set_xticks(levels, map(str, levels))
+    right.set_xlim(0.9, 256 * 12)
+    right.set_ylim(0)
+    right.set_xlabel("clients, each waiting for its answer (one text a request)")
+    right.set_ylabel("requests per second")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    best = max(row["name"] for row in rows if row["name"] == "ours INT8")
+    peer = max((row for row in rows if not row["name"].startswith("ours")), key=lambda row: np.median(row["rates"]))
+    ratio = np.median(np.array(rows[names.index(best)]["rates"]) / np.array(peer["rates"]))
+    fig.suptitle(f"In one process {best} answers {ratio:.1f}× as many sentences as {peer['name']}, the best peer",
+                 x=0.01, ha="left", fontweight="bold")  # fmt: skip
+    fig.supxlabel(f"measured on {results['facts']['machine']}; {results['facts']['texts']}", x=0.01, ha="left",
+                  fontsize=8, color=GREY)  # fmt: skip
+    fig.savefig(path, dpi=110)
