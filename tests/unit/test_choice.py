@@ -92,7 +92,8 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     """`ensure` on a machine that is said to have a GPU and TensorRT, with a tiny model; conversions run on the CPU."""
     (tmp_path / "embedding").mkdir()
     monkeypatch.setenv("ACCEL_REPOSITORY", str(tmp_path))
-    monkeypatch.setattr(prepare, "_recipes", lambda: {2: ("tensorrt", "fp32")})
+    engine = prepare._Recipe(name="TensorRT engine", format="tensorrt", instead=prepare._TORCH)
+    monkeypatch.setattr(prepare, "_recipes", lambda: {2: engine})
     monkeypatch.setattr(prepare, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
     monkeypatch.setattr("accel_lib.models.places.locate", lambda _name: place)
@@ -109,6 +110,17 @@ def test_where_tensorrt_refuses_pytorch_serves_and_the_manifest_says_so(gpu_cour
     assert "no TensorRT engine: TensorRT cannot build this graph. no FP16" in said
     held = Artifact.load(gpu_course).manifest
     assert (held.format, held.precision) == ("torch", "fp32")
-    assert "in place of a TensorRT engine: TensorRT cannot build this graph." in held.notes
+    assert "in place of TensorRT engine: TensorRT cannot build this graph." in held.notes
+    prepare.ensure("embedding")
+    assert "converting" not in capsys.readouterr().out
+
+
+def test_where_int8_does_not_hold_fp32_without_padding_is_served(gpu_course, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "_recipes", lambda: {2: prepare._PACKED_INT8})
+    monkeypatch.setattr("accel_lib.convert.sensitivity.LEAST_COSINE", 1.1)
+    prepare.ensure("embedding")
+    assert "no onnx int8 without padding: INT8 does not hold its targets" in capsys.readouterr().out
+    held = Artifact.load(gpu_course).manifest
+    assert (held.format, held.precision, held.packed) == ("onnx", "fp32", True)
     prepare.ensure("embedding")
     assert "converting" not in capsys.readouterr().out
