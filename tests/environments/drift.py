@@ -8,6 +8,7 @@ torch, which is several GB from a package index, is resolved too, but taken from
 
 import argparse
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -66,7 +67,8 @@ def try_out(end: str, words: list[str], *, resolve_only: bool) -> bool:
             print(f"{end}: no environment:\n{error.output}")
             return False
         tests = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *(words or ["tests/unit"])]
-        done = subprocess.run([python, *tests], cwd=ROOT, capture_output=True, text=True, check=False)
+        wide = os.environ | {"COLUMNS": "200"}  # else pytest cuts the reasons off
+        done = subprocess.run([python, *tests], cwd=ROOT, env=wide, capture_output=True, text=True, check=False)
     broken = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, re.MULTILINE)
     print("\n".join(f"  {line}" for line in broken))
     said = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:]
