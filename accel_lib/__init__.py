@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from accel_lib.prepare import ensure
     from accel_lib.service.gateway import serve_gateway
     from accel_lib.show.lesson import check, predict, reveal
+    from accel_lib.show.widgets import sliders
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve
 
@@ -51,6 +52,7 @@ _ROOMS = {
     "serve": "triton.server",
     "serve_gateway": "service.gateway",
     "simulate": "lab.simulate",
+    "sliders": "show.widgets",
     "to_onnx": "convert.onnx",
     "to_tensorrt": "convert.tensorrt",
     "to_torch": "convert.onnx",
@@ -77,6 +79,7 @@ __all__ = [
     "serve",
     "serve_gateway",
     "simulate",
+    "sliders",
     "to_onnx",
     "to_tensorrt",
     "to_torch",

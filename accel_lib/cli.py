@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib import cli_tune
+from accel_lib import cli_simulate, cli_tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -186,6 +186,7 @@ def ui(
 app.command()(cli_tune.sweep)
 app.command()(cli_tune.control)
 app.command()(cli_tune.memory)
+app.command()(cli_simulate.simulate)
 
 
 @course.command("run")

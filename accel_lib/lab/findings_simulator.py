@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from accel_lib.lab.words import listed, number, percent
+from accel_lib.lab.words import listed, number, percent, times
 from accel_lib.triton.config import ModelConfig
 
 _SATURATED = 0.97  # share of the offered load, under which a run falls behind
 _BUSY = 0.9  # share of the time from which instances are the limit
+_FLAT = 1.15  # times as much: still about the same
+_DISTURBED = 0.05  # share of the cores taken by others, from which on it is said
 _MUCH = 0.4  # share of the latency that names its cause
 
 
@@ -70,3 +72,49 @@ def _instances(count: int) -> str:
 
 def _texts(count: int) -> str:
     return f"{count} text{'s' if count != 1 else ''}"
+
+
+def fidelity(frame: pd.DataFrame, throughput_spread: float, p95_spread: float) -> str:
+    """How far the simulator is off, beside how far the real thing differs from itself."""
+    throughput, p95 = (percent(float(frame[name].abs().median())) for name in ("throughput_error", "p95_error"))
+    start = f"The simulator is off by {throughput} in throughput and {p95} in p95, medians of {len(frame)} settings"
+    said = f"{start}; repeats of one real setting lie {percent(throughput_spread)} and {percent(p95_spread)} apart"
+    others = float(frame["others"].median())
+    return f"{said}, and other processes took {percent(others)} of the cores" if others > _DISTURBED else said
+
+
+def verdict(throughput: float, p95: float, most_throughput: float, most_p95: float) -> str:
+    """Both median errors with their limits."""
+    said = "within the limits" if throughput <= most_throughput and p95 <= most_p95 else "over the limits"
+    return (
+        f"median error {throughput:.1%} in throughput (limit {most_throughput:.0%}), "
+        f"{p95:.1%} in p95 (limit {most_p95:.0%}): {said}"
+    )
+
+
+def curve(frame: pd.DataFrame) -> str:
+    """How much the p95 grows towards capacity, and how far measured points are from the curve."""
+    simulated = frame[frame["kind"] == "simulated"].set_index("share")["p95_ms"]
+    shares = simulated.index.to_numpy(dtype=float)
+    low, high = (float(shares[np.abs(shares - at).argmin()]) for at in (0.8, 0.95))
+    ratio = float(simulated[high] / simulated[low])
+    ends = f"{number(simulated[high])} ms against {number(simulated[low])} ms"
+    grown = f"is {times(ratio)} that at {percent(low)}" if ratio > _FLAT else f"is about the same as at {percent(low)}"
+    said = f"At {percent(high)} of capacity p95 {grown}: {ends}"
+    measured = frame[frame["kind"] == "measured"]
+    if measured.empty:
+        return said
+    off = (simulated[measured["share"]].to_numpy() / measured["p95_ms"].to_numpy()) - 1
+    return f"{said}. Measured, the prediction is off by {percent(float(np.median(np.abs(off))))} in the median"
+
+
+def settings(frame: pd.DataFrame) -> str:
+    """Which setting answers soonest at a load, and what the slowest costs."""
+    ordered = frame.sort_values("p95_ms")
+    best, worst = ordered.iloc[0], ordered.iloc[-1]
+    if worst["p95_ms"] <= _FLAT * best["p95_ms"]:
+        return f"At this load the {len(frame)} settings are alike: p95 about {number(best['p95_ms'])} ms"
+    fill = f"for batches of {number(worst['mean_batch_size'])} instead of {number(best['mean_batch_size'])}"
+    ends = f"{number(worst['p95_ms'])} ms against {number(best['p95_ms'])} ms"
+    ratio = times(worst["p95_ms"] / best["p95_ms"])
+    return f"{worst['setting']}: p95 is {ratio} that of {best['setting']}, {ends}, {fill}"

@@ -25,12 +25,12 @@ FLOORS = (
     ("lab",),
     ("service",),
     ("show",),
-    ("frame", "prepare", "build", "course", "cli", "cli_tune"),
+    ("frame", "prepare", "build", "course", "cli", "cli_tune", "cli_simulate"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
 AccelError Artifact calibrate check choose compare doctor ensure load load_model load_texts open_engine predict reveal
-serve serve_gateway simulate to_onnx to_tensorrt to_torch train_classifier tune validate
+serve serve_gateway simulate sliders to_onnx to_tensorrt to_torch train_classifier tune validate
 """
 HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tritonclient", "matplotlib", "pandas", "sklearn", "IPython")
 

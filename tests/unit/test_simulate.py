@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
+from accel_lib.lab import findings_simulator as findings
 from accel_lib.lab.arrivals import poisson
+from accel_lib.lab.curve import latency_curve, predict_settings
 from accel_lib.lab.scheduler import QUEUE_FULL, TIMED_OUT
 from accel_lib.lab.service_time import Cost, ServiceTime
 from accel_lib.lab.simulate import simulate
@@ -144,3 +146,31 @@ def test_a_run_shows_its_summary_its_finding_and_the_machine_of_the_calibration(
     page = simulate(calibration(), rate=100, requests=500)._repr_html_()
     for words in ("p95, ms", "queue, ms", "mean batch", "The limit is", "a made-up machine"):
         assert words in page
+
+
+def test_the_curve_s_finding_says_explodes_or_flat_as_the_data_have_it():
+    curve = latency_curve(calibration(max_batch_size=1), requests=5_000)
+    assert curve.capacity == pytest.approx(200, rel=0.01)
+    assert curve.at(0.95) > 2 * curve.at(0.8)
+    assert "At 95% of capacity p95 is" in curve.finding
+    assert "that at 80%" in curve.finding
+    flat = findings.curve(curve.frame.assign(p95_ms=20.0))
+    assert "about the same as at 80%" in flat
+
+
+def test_settings_that_differ_are_told_apart_and_alike_ones_are_called_alike():
+    service = calibration()
+    config = service.config
+    waits = predict_settings(service, {"none": config, "20 ms": config.replace(max_queue_delay_us=20_000)}, rate=20)
+    assert waits.finding.startswith("20 ms: p95 is")
+    same = predict_settings(service, {"one": config, "other": config}, rate=20)
+    assert "are alike" in same.finding
+
+
+def test_the_comparison_s_finding_names_both_errors_and_the_neighbours():
+    frame = pd.DataFrame({"throughput_error": [0.02, -0.04, 0.03], "p95_error": [0.1, -0.2, 0.12], "others": 0.0})
+    calm, busy = findings.fidelity(frame, 0.05, 0.1), findings.fidelity(frame.assign(others=0.4), 0.05, 0.1)
+    assert "off by 3% in throughput and 12% in p95" in calm
+    assert "other processes took 40%" in busy
+    assert findings.verdict(0.03, 0.12, 0.1, 0.15).endswith("within the limits")
+    assert findings.verdict(0.03, 0.16, 0.1, 0.15).endswith("over the limits")

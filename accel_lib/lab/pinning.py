@@ -1,0 +1,74 @@
+"""Keep the load generator and the server off each other's cores, so that one is not measured for the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from accel_lib.triton.client import ServedModel
+
+
+@contextlib.contextmanager
+def apart(served: ServedModel) -> Iterator[str]:
+    """Give this process the last of its cores and Triton the others, until the context ends; yields that in words.
+
+    The model is loaded anew, so that its threads are as many as its cores. With one core nothing changes.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        yield "client and server share one core"
+        return
+    server = _family(served._server.pid)
+    try:
+        _pin(server, cores[:-1])
+        _pin([os.getpid()], cores[-1:])
+        served._server.load(served.name, served.config)
+        yield f"client on 1 core, server on {len(cores) - 1}"
+    finally:
+        _pin([os.getpid(), *_family(served._server.pid)], cores)
+
+
+@contextlib.contextmanager
+def neighbours(served: ServedModel) -> Iterator[list[float]]:
+    """What share of the cores other processes took until the context ended; yields a list that then holds it."""
+    cores, found = sorted(os.sched_getaffinity(0)), list[float]()
+    cores = sorted({*cores, *(core for pid in _family(served._server.pid) for core in os.sched_getaffinity(pid))})
+    began, all_s, own_s = time.perf_counter(), _all_s(cores), _own_s(served)
+    yield found
+    spent = _all_s(cores) - all_s - (_own_s(served) - own_s)
+    found.append(min(max(spent / len(cores) / max(time.perf_counter() - began, 1e-9), 0.0), 1.0))
+
+
+def _all_s(cores: Sequence[int]) -> float:
+    """Seconds that these cores have computed, for anybody."""
+    every = psutil.cpu_times(percpu=True)
+    return float(sum(sum(every[core]) - every[core].idle - every[core].iowait for core in cores if core < len(every)))
+
+
+def _own_s(served: ServedModel) -> float:
+    """Seconds that this process and the server have computed."""
+    total = 0.0
+    for pid in {os.getpid(), *_family(served._server.pid)}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent = psutil.Process(pid).cpu_times()
+            total += spent.user + spent.system
+    return total
+
+
+def _family(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    return []
+
+
+def _pin(processes: Sequence[int], cores: Sequence[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(FileNotFoundError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), cores)

@@ -1,0 +1,161 @@
+"""The sliders' callbacks, without a browser, on a calibration made up for them; real widgets of whatever ipywidgets."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from accel_lib.errors import AccelError
+from accel_lib.show import playground as module
+from accel_lib.show.playground import FOR_P99, Knobs, Measured, Playground
+from accel_lib.show.widgets import Sliders
+from accel_lib.triton.config import ModelConfig
+from tests.unit.test_simulate import calibration
+
+
+class Served:
+    """Stands for a served model where only its name, texts and configuration are asked for."""
+
+    name = "embedding"
+
+    def __init__(self, precision):
+        self.precision = precision
+        self.config = ModelConfig(name="embedding")
+
+    def _tokenize(self, texts, _):
+        return None, [np.ones(len(text.split()), dtype=np.int64) for text in texts]
+
+
+TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]
+
+
+@pytest.fixture(autouse=True)
+def _contenders(monkeypatch):
+    monkeypatch.setattr(module, "_contender", lambda served: ("minilm", "onnx", served.precision))
+    monkeypatch.setattr(module, "calibrate", lambda *_, **__: calibration(noise=(0.9, 1.0, 1.1)))
+
+
+@pytest.fixture
+def playground():
+    return Playground([Served("fp32"), Served("int8")], TEXTS, p95_ms=40, calibrated=[calibration()])
+
+
+@pytest.fixture
+def sliders(playground):
+    return Sliders(playground, rate=100, most_instances=3)
+
+
+def knobs(**moved):
+    return Knobs(**{"model": "minilm", "engine": "onnx", "precision": "fp32", "rate": 100} | moved)
+
+
+def test_the_answer_follows_every_knob(playground):
+    calm = playground.simulate(knobs())
+    for moved in ({"rate": 400}, {"max_batch_size": 1, "rate": 190}, {"max_queue_delay_us": 20_000}):
+        assert playground.simulate(knobs(**moved)).p95_ms > calm.p95_ms
+    assert set(playground.simulate(knobs(tokens=5)).frame["tokens"]) == {3, 5, 8}
+    assert playground.simulate(knobs(preferred_batch_size=4, max_queue_delay_us=50_000)).batch_sizes.idxmax() == 4
+
+
+def test_an_uncalibrated_choice_is_refused_until_it_is_calibrated(playground):
+    assert not playground.ready(knobs(precision="int8"))
+    with pytest.raises(AccelError, match="not calibrated"):
+        playground.simulate(knobs(precision="int8"))
+    playground.calibrate(knobs(precision="int8"))
+    assert playground.simulate(knobs(precision="int8")).throughput > 0
+
+
+def test_a_pin_stays_while_the_knobs_move_on(playground):
+    playground.pin("A", knobs())
+    shown = playground.shown(playground.simulate(knobs(rate=400)))
+    assert list(shown) == ["now", "A"]
+    assert np.percentile(shown["now"][0], 95) > np.percentile(shown["A"][0], 95)
+
+
+def test_the_config_is_the_knobs_as_triton_reads_it(playground):
+    text = playground.config(knobs(max_queue_delay_us=2_000, preferred_batch_size=8, max_batch_size=16)).to_text()
+    read = ModelConfig.from_text(text)
+    assert (read.max_queue_delay_us, read.preferred_batch_sizes, read.max_batch_size) == (2_000, (8,), 16)
+
+
+def test_no_p99_is_said_of_few_samples_and_a_narrow_interval_suffices():
+    random, sizes = np.random.default_rng(0), pd.Series({1: 5})
+    few, many = (
+        Measured(ms=random.normal(30, 3, count), batch_sizes=sizes, throughput=50.0) for count in (60, FOR_P99)
+    )
+    wide = Measured(ms=random.lognormal(3, 2, 60), batch_sizes=sizes, throughput=50.0)
+    assert "p99" not in few.said
+    assert "p99" in many.said
+    assert many.suffices
+    assert not wide.suffices
+
+
+def test_the_title_names_the_target_and_the_bottleneck(playground):
+    assert "within the target of 40 ms" in playground.title(playground.simulate(knobs()))
+    assert "over the target" in playground.title(playground.simulate(knobs(max_batch_size=1, rate=300)))
+
+
+def test_dragging_redraws_an_image_and_the_config(sliders):
+    before = sliders.image.value
+    sliders.knobs["rate"].value = 250
+    assert bytes(before).startswith(b"\x89PNG")
+    assert bytes(sliders.image.value) != bytes(before)
+    sliders.knobs["max_queue_delay_us"].value = 3_000
+    assert "max_queue_delay_microseconds: 3000" in sliders.text.value
+
+
+def test_uncalibrated_choices_are_disabled_behind_the_button(sliders):
+    sliders.chosen["precision"].value = "int8"
+    assert sliders.knobs["rate"].disabled
+    assert sliders.buttons["measure"].disabled
+    assert not sliders.buttons["calibrate"].disabled
+    assert "Calibrate" in sliders.said.value
+    sliders.buttons["calibrate"].click()
+    assert not sliders.knobs["rate"].disabled
+    assert sliders.buttons["calibrate"].disabled
+
+
+def test_buttons_pin_clear_and_show_the_config(sliders):
+    sliders.buttons["pin_a"].click()
+    sliders.knobs["rate"].value = 300
+    sliders.buttons["pin_b"].click()
+    assert set(sliders.playground.pins) == {"A", "B"}
+    sliders.buttons["clear"].click()
+    assert not sliders.playground.pins
+    sliders.buttons["copy"].click()
+    assert sliders.text.layout.display == ""
+
+
+def test_a_failed_measurement_says_so_in_the_widget(sliders, monkeypatch):
+    def fail(*_, **__):
+        raise AccelError("Triton cannot be reached.", fix="serve again")
+
+    monkeypatch.setattr(sliders.playground, "measure", fail)
+    sliders.buttons["measure"].click()
+    assert "Triton cannot be reached." in sliders.said.value
+    assert sliders.buttons["measure"].description == "Measure"
+
+
+def test_without_a_reader_the_answer_is_a_figure(sliders, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    sliders._ipython_display_()
+    assert shown[0].data == sliders.image.value
+
+
+def test_the_figure_is_drawn_with_pins_and_a_measurement(sliders):
+    from matplotlib.image import imread
+
+    sliders.buttons["pin_a"].click()
+    sliders.playground.measured = Measured(ms=np.full(50, 30.0), batch_sizes=pd.Series({1: 10, 2: 20}), throughput=50.0)
+    sliders.refresh()
+    assert imread(io.BytesIO(sliders.image.value)).shape[1] == 640
+
+
+@pytest.mark.parametrize("asked", [{"models": []}, {"texts": []}, {"p95_ms": 0}])
+def test_sliders_over_nothing_are_refused(asked):
+    with pytest.raises(AccelError, match="p95_ms=50"):
+        Playground(**{"models": [Served("fp32")], "texts": TEXTS, "p95_ms": 40} | asked)
