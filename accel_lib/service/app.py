@@ -32,6 +32,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -66,6 +67,18 @@ clients use it unmodified. Send a key of `accel keys create` as `Authorization: 
 log = logging.getLogger("accel.gateway")
 
 
+class _App(FastAPI):
+    """FastAPI, whose document says what `problems.install` does: 422 is a 400 here."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        document = super().openapi()
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return document
+
+
 def create_app(
     settings: Settings | None = None,
     *,
@@ -92,7 +105,7 @@ def create_app(
         The state file or the public key cannot be used.
     """
     settings = settings or Settings()
-    app = FastAPI(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
+    app = _App(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
     ports = Ports(http=settings.triton_http_port, grpc=settings.triton_grpc_port, metrics=settings.triton_metrics_port)
     if triton is None and settings.triton_host:
         triton = attach(settings.triton_host, ports, settings.repository)
@@ -150,15 +163,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _watch(app: FastAPI) -> None:
-    """Start Triton, then read once a second what answers."""
-    try:
-        await asyncio.to_thread(app.state.supervisor.start)
-    except AccelError as error:
-        log.error(
-            "Triton did not start", extra={"fields": {"cause": error.cause, "seen": error.seen, "fix": error.fix}}
-        )
-        app.state.failed = error
-        return
+    """Start Triton, then read once a second what answers; one that somebody else runs may still be on its way."""
+    while True:
+        try:
+            await asyncio.to_thread(app.state.supervisor.start)
+            break
+        except AccelError as error:
+            facts = {"cause": error.cause, "seen": error.seen, "fix": error.fix}
+            log.error("Triton did not start", extra={"fields": facts})
+            if not app.state.settings.triton_host:
+                app.state.failed = error
+                return
+        await asyncio.sleep(_REFRESH_S)
     while True:
         await asyncio.to_thread(refresh, app)
         await asyncio.sleep(_REFRESH_S)

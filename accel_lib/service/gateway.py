@@ -29,7 +29,10 @@ _GATEWAYS: list[Gateway] = []
 class Gateway:
     """A gateway in a thread of this process; made by `serve_gateway`."""
 
-    def __init__(self, settings: Settings, triton: Server | None) -> None:
+    def __init__(
+        self, settings: Settings, triton: Server | None, *, folder: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self._folder = folder
         self._socket = listening(settings.host, settings.port)
         self.app = create_app(settings, triton=triton)
         self._listener = Listener(self.app, self._socket)
@@ -90,6 +93,8 @@ class Gateway:
             _GATEWAYS.remove(self)
         self._listener.drain()
         self._thread.join(self.app.state.settings.drain_s + 30)
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -136,9 +141,9 @@ def serve_gateway(triton: Server | None = None, **settings: Any) -> Gateway:
         gateway for gateway in _GATEWAYS if triton is not None and gateway.app.state.supervisor.server is triton
     ]:
         old.stop()
-    folder = tempfile.mkdtemp(prefix="accel-gateway-")
-    chosen: dict[str, Any] = {"port": 0, "state_file": Path(folder) / "gateway.sqlite3"} | settings
-    gateway = Gateway(Settings(**chosen), triton)
+    folder = tempfile.TemporaryDirectory(prefix="accel-gateway-")
+    chosen: dict[str, Any] = {"port": 0, "state_file": Path(folder.name) / "gateway.sqlite3"} | settings
+    gateway = Gateway(Settings(**chosen), triton, folder=folder)
     _GATEWAYS.append(gateway)
     progress = Progress("gateway")
     try:

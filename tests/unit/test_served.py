@@ -1,0 +1,87 @@
+"""What the gateway does to texts before Triton sees them: cut, refused, prompted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from accel_lib.artifact import Artifact
+from accel_lib.service.problems import Problem
+from accel_lib.service.served import Inputs, ServedVersion
+from accel_lib.triton.config import ModelConfig
+from tests.tiny import LONGEST, TABLE, tiny_artifact, tokenizer
+
+PROMPTS = {"query": "w7 ", "document": "w8 w8 "}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    artifact = tiny_artifact(tmp_path_factory.mktemp("served") / "tiny", TABLE)
+    own = tokenizer()
+    return ServedVersion(
+        name="tiny",
+        version="1",
+        manifest=Artifact.load(artifact.folder).manifest,
+        config=ModelConfig(name="tiny"),
+        tokenizers={side: own.cutting(side) for side in ("left", "right")},
+        created_s=0,
+    )
+
+
+@pytest.fixture
+def asymmetric(served):
+    return dataclasses.replace(served, manifest=dataclasses.replace(served.manifest, prompts=PROMPTS))
+
+
+def rows(served, *texts, max_tokens=10_000, **asked):
+    found = served.tokenize(Inputs(texts=texts, **asked), max_tokens=max_tokens)
+    return [row.tolist() for row in found]
+
+
+def refused(served, *texts, **asked):
+    with pytest.raises(Problem) as caught:
+        rows(served, *texts, **asked)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_a_model_with_two_prompts_must_be_told_what_a_text_is_for(asymmetric):
+    problem = refused(asymmetric, "w1")
+    assert (problem.param, problem.code) == ("input_type", "missing")
+    assert rows(asymmetric, "w1", input_type="query") == [[7, 1]]
+    assert rows(asymmetric, "w1", input_type="passage") == [[8, 8, 1]]
+
+
+def test_a_model_without_prompts_takes_either(served):
+    assert rows(served, "w1") == rows(served, "w1", input_type="query") == rows(served, "w1", input_type="passage")
+
+
+def test_pairs_are_one_row_each(served):
+    assert rows(served, "w1", "w2", seconds=["w3", "w4"]) == [[1, 3], [2, 4]]
+
+
+def test_the_start_or_the_end_is_cut_and_by_default_nothing(served):
+    words = [f"w{i}" for i in range(1, LONGEST + 11)]
+    whole = list(range(1, LONGEST + 11))
+    assert rows(served, " ".join(words), truncate="END") == [whole[:LONGEST]]
+    assert rows(served, " ".join(words), truncate="START") == [whole[-LONGEST:]]
+    assert f"Input 1 has {LONGEST + 10} tokens" in refused(served, "w1", " ".join(words)).message
+
+
+def test_a_text_beyond_all_limits_is_not_even_tokenized_whole(served):
+    endless = "w1 " * 1_000_000
+    assert "characters" in refused(served, endless).message
+    assert rows(served, endless, truncate="END") == [[1] * LONGEST]
+
+
+def test_many_texts_are_counted_together(served):
+    assert refused(served, *["w1 w2"] * 60, max_tokens=100).code == "too_many_tokens"
+    assert len(rows(served, *["w1 " * 60] * 700, max_tokens=50_000)) == 700
+
+
+@pytest.mark.parametrize("text", ["", "  ", "\ud800"])
+def test_what_is_no_text_is_refused_without_repeating_it(served, text):
+    problem = refused(served, "w1", text)
+    assert problem.code == "invalid_text"
+    assert "Text 1" in problem.message
