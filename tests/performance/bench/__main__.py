@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["inprocess", "served", "startup"], action="append")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--rounds", type=int, help="of the services")
+    parser.add_argument("--seconds", type=float, help="of each service, concurrency and round")
     options = parser.parse_args()
     parts = options.only or ["startup", "inprocess", "served"]
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,7 @@ def main() -> None:
         results |= inprocess.measure(**common, reference=model.reference(list(texts)), turns=turns)
     if "served" in parts:
         seconds, rounds = (1.6, 3) if options.quick else (4, 5)
+        seconds, rounds = options.seconds or seconds, options.rounds or rounds
         results["served"] = served.measure(**common, seconds=seconds, rounds=rounds)
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report.write(results, options.output)
