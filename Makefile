@@ -55,6 +55,18 @@ unit: setup ## tests that start no server
 integration: setup ## tests on a real Triton
 	@$(BIN)/python -m pytest tests/integration
 
+.PHONY: faults
+faults: setup ## kill, unload, corrupt, starve and flood a gateway under load; a table of what was lost
+	@$(BIN)/python -m tests.faults
+
+.PHONY: fuzz
+fuzz: setup ## ten thousand and more requests made from the OpenAPI document
+	@$(BIN)/python -m tests.fuzz
+
+.PHONY: soak
+soak: setup ## half an hour at 80% of what the gateway can
+	@$(BIN)/python -m tests.soak
+
 .PHONY: notebooks
 notebooks: setup ## nbval on two notebooks, then each one alone from an empty cache
 	@ACCEL_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NBVAL)

@@ -18,7 +18,14 @@ from typing import Any
 from accel_lib.errors import require
 from accel_lib.machine import cache_dir, inspect_machine
 
-NOTEBOOKS = ("00_start_here", "01_pytorch_to_onnx", "02_onnx_to_tensorrt", "03_triton_in_a_notebook", "your_model")
+NOTEBOOKS = (
+    "00_start_here",
+    "01_pytorch_to_onnx",
+    "02_onnx_to_tensorrt",
+    "03_triton_in_a_notebook",
+    "10_versions_and_experiments",
+    "your_model",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

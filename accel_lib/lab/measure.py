@@ -79,6 +79,8 @@ _HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | Non
     "tokens": ("tokens a text", lambda value: "–" if value != value else format(value, ".0f"), None),
     "device": ("device", str, None),
     "batching": ("best batching", str, None),
+    "requests": ("requests", "{:,}".format, None),
+    "right": ("right answers", percent, max),
     "sentences_per_s": ("sentences/s", number, max),
     "tokens_per_s": ("tokens/s", number, max),
     "padded_tokens_per_s": ("with padding, tokens/s", number, None),

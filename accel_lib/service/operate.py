@@ -130,6 +130,7 @@ def change_experiment(
     with _acting(request, who, action, name, **change.model_dump(exclude={"action"})):
         match change:
             case ExperimentPlan():
+                _catalogue(request).refresh()  # a version may have been loaded this second
                 found.begin(name, change.plan())
             case Promotion():
                 found.promote(name, change.version, vector_space_id=change.vector_space_id)

@@ -16,7 +16,7 @@ from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Route
 from accel_lib.service.served import Catalogue, ServedVersion
 
-_MOST = 4  # under way at once: what is more is left out, so that a slow candidate holds up nobody
+_AT_ONCE, _WAITING = 2, 64  # what is more is left out, so that a slow candidate holds up nobody
 _PATIENCE_S = 30.0
 
 Rows = Sequence[NDArray[np.int64]]
@@ -30,6 +30,7 @@ class Shadows:
     ) -> None:
         self._path, self._catalogue, self._experiments, self._clock = path, catalogue, experiments, clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(_AT_ONCE)
 
     def send(
         self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Rows]]
@@ -45,7 +46,7 @@ class Shadows:
         tokenize
             Makes the rows of a version from the request's texts: the shadow may have another tokenizer.
         """
-        if not route.shadow or len(self._tasks) >= _MOST:
+        if not route.shadow or len(self._tasks) >= _WAITING:
             return
         task = asyncio.create_task(self._compare(route, sent, tokenize))
         self._tasks.add(task)
@@ -60,13 +61,14 @@ class Shadows:
     async def _compare(
         self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Rows]]
     ) -> None:
-        copy, began = None, time.perf_counter()
-        try:
-            served = self._catalogue.find(route.model, route.shadow)
-            rows, began = await tokenize(served), time.perf_counter()
-            deadline = Deadline(self._clock() + _PATIENCE_S, self._clock)
-            lowest = served.config.priority_levels
-            copy = await self._path.infer(served, rows, deadline=deadline, priority=lowest)
-        except Problem:
-            pass  # counted as a failure of the shadow
-        self._experiments.shadowed(route, sent, copy, compute_ms=(time.perf_counter() - began) * 1e3)
+        async with self._places:
+            copy, began = None, time.perf_counter()
+            try:
+                served = self._catalogue.find(route.model, route.shadow)
+                rows, began = await tokenize(served), time.perf_counter()
+                deadline = Deadline(self._clock() + _PATIENCE_S, self._clock)
+                lowest = served.config.priority_levels
+                copy = await self._path.infer(served, rows, deadline=deadline, priority=lowest)
+            except Problem:
+                pass  # counted as a failure of the shadow
+            self._experiments.shadowed(route, sent, copy, compute_ms=(time.perf_counter() - began) * 1e3)

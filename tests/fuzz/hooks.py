@@ -11,13 +11,18 @@ _random = random.Random(0)
 
 @schemathesis.hook
 def map_path_parameters(context, path_parameters):
-    """Half of the calls are about models that exist, but none of them unloads one: then all else would be 404."""
-    if path_parameters and "model" in path_parameters and not context.operation.path.endswith("/unload"):
-        if _random.random() < 0.5:
-            path_parameters = path_parameters | {"model": _random.choice(_SERVED)}
-    elif path_parameters and path_parameters.get("model") in _SERVED:
-        path_parameters = path_parameters | {"model": "nothing"}
-    return path_parameters
+    """Half of the calls are about models that exist; few load one, which takes a second, and none unloads one.
+
+    Unloaded, everything else would be a 404.
+    """
+    if not path_parameters or "model" not in path_parameters:
+        return path_parameters
+    path = context.operation.path
+    share = 0.0 if path.endswith("/unload") else 0.05 if path.endswith(("/load", "/batching")) else 0.5
+    if _random.random() < share:
+        return path_parameters | {"model": _random.choice(_SERVED)}
+    served = path_parameters["model"] in _SERVED
+    return path_parameters | {"model": "nothing"} if served and share < 0.5 else path_parameters
 
 
 @schemathesis.hook

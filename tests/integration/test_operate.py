@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 import accel_lib
+from accel_lib.errors import AccelError
 from accel_lib.service.gateway import Gateway, wait_until_ready
 from accel_lib.service.keys import ROLES, all_roles
 from accel_lib.service.settings import Settings
+from accel_lib.service.trial import run_trial
+from accel_lib.texts import Texts
 from tests.rig import LABELS, TEXTS, VECTORS, build_repository
 
 pytestmark = pytest.mark.triton
@@ -323,3 +326,21 @@ def test_what_operators_did_is_in_the_audit_log_with_who_and_what_came_of_it(gat
     assert entry["detail"] == {"preferred_batch_sizes": [999]}
     assert "did not load" in entry["outcome"]
     assert client.get("/v1/audit", params={"limit": 0}).status_code == 400
+
+
+def test_a_trial_finds_the_better_version_and_stops_when_it_is_sure(gateway, client):
+    labels = tuple(LABELS[row.argmax()] for row in VECTORS)
+    trial = run_trial(
+        gateway, "trial", Texts(TEXTS, labels=labels), {"1": 1, "2": 1}, requests=2_000, until_significant=True
+    )
+    assert end(client, "trial").status_code == 200
+    assert trial.lost == 0
+    assert trial.difference.significant
+    assert len(trial.answers) < 400
+    assert trial.frame.loc[1, "right"] == 1
+    assert trial.finding.startswith("version 2 has more right answers than version 1: ")
+    assert trial.course["requests"].iloc[-1] == len(trial.answers)
+    with pytest.raises(AccelError, match="no version 9 that answers"):
+        run_trial(gateway, "trial", Texts(TEXTS, labels=labels), {"1": 1, "9": 1}, requests=10)
+    with pytest.raises(AccelError, match="labelled texts and two versions"):
+        run_trial(gateway, "trial", Texts(TEXTS), {"1": 1, "2": 1}, requests=10)

@@ -1,0 +1,186 @@
+"""A trial: labelled requests through a running gateway, split among two versions, judged as the answers come in."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+
+from accel_lib.errors import AccelError
+from accel_lib.lab.measure import Result, tidy
+from accel_lib.lab.shares import Difference, compare_shares, narrowing
+from accel_lib.service.gateway import Gateway
+from accel_lib.stats import wilson
+from accel_lib.texts import Texts
+
+_CLIENTS = 8
+_LOOK_EVERY = 50  # requests
+_FEWEST = 30  # answers of a version before it is judged
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Trial(Result):
+    """What two versions made of labelled requests.
+
+    Parameters
+    ----------
+    frame
+        One row a version: ``name``, ``requests``, ``right`` with ``_low`` and ``_high``, ``p50_ms``.
+    answers
+        One row a request, in the order of their answers: ``version``, ``right``, ``ms``.
+    a, b
+        The versions that are compared.
+    lost
+        Requests that got no proper answer.
+    """
+
+    answers: pd.DataFrame
+    a: str
+    b: str
+    lost: int
+
+    @property
+    def difference(self) -> Difference:
+        """How the share of right answers of `b` differs from that of `a`."""
+        return _difference(self.answers, self.a, self.b)
+
+    @property
+    def finding(self) -> str:
+        """Which version has more right answers, if either has."""
+        return self.difference.sentence(f"version {self.a}", f"version {self.b}", "right answers")
+
+    @property
+    def course(self) -> pd.DataFrame:
+        """How the difference settled, request by request: see `accel_lib.lab.shares.narrowing`."""
+        return narrowing(self.answers["version"].to_list(), self.answers["right"], a=self.a, b=self.b)
+
+
+def run_trial(
+    gateway: Gateway,
+    name: str,
+    texts: Texts,
+    weights: Mapping[str, float],
+    *,
+    requests: int,
+    model: str = "sentiment",
+    until_significant: bool = False,
+    seed: int = 0,
+) -> Trial:
+    """Begin an experiment on a gateway and send it labelled texts, each as another user; it runs on afterwards.
+
+    Parameters
+    ----------
+    gateway
+        Made by `accel_lib.serve_gateway`.
+    name
+        Of the experiment.
+    texts
+        With labels; drawn at random, with repeats.
+    weights
+        Two versions and their shares; the first is the one that the other is compared with.
+    requests
+        How many to send at most.
+    until_significant
+        Stop as soon as the interval for all looks leaves out zero; it may be looked at as often as one likes.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    Trial
+
+    Raises
+    ------
+    AccelError
+        The texts have no labels, there are not two versions, or the gateway refuses the plan.
+    """
+    if not texts.labels or len(weights) != 2:
+        fix = 'run_trial(gateway, "trial", load_texts("sentiment-test"), {"1": 1, "2": 1}, requests=500)'
+        raise AccelError("A trial takes labelled texts and two versions.", seen=f"{texts}, {weights}", fix=fix)
+    a, b = weights
+    with gateway.client() as client:
+        answer = client.put(f"/v1/experiments/{name}", json={"model": model, "weights": dict(weights)})
+    if answer.status_code != 200:
+        raise AccelError(
+            "The gateway refuses that plan.", seen=answer.json()["message"], fix="end what it names, or not"
+        )
+    rows = _send(gateway, model, texts, a, b, requests, until_significant, np.random.default_rng(seed))
+    answers = pd.DataFrame([row for row in rows if row], columns=["version", "right", "ms"])
+    return Trial(frame=_by_version(answers, a, b), answers=answers, a=a, b=b, lost=sum(not row for row in rows))
+
+
+def _send(
+    gateway: Gateway,
+    model: str,
+    texts: Texts,
+    a: str,
+    b: str,
+    requests: int,
+    until_significant: bool,
+    random: np.random.Generator,
+) -> list[dict[str, Any]]:
+    order, turns = random.integers(0, len(texts), requests).tolist(), itertools.count()
+    rows: list[dict[str, Any]] = []
+    lock, over = threading.Lock(), threading.Event()
+    labels = texts.labels or ()
+    salt = random.integers(2**31)
+
+    def work() -> None:
+        with gateway.client() as client:
+            while not over.is_set() and (turn := next(turns)) < requests:
+                body = {"model": model, "input": texts[order[turn]], "user": f"user {salt} {turn}"}
+                row = _ask(client, body, labels[order[turn]])
+                with lock:
+                    rows.append(row)
+                    if until_significant and len(rows) % _LOOK_EVERY == 0 and _decided(rows, a, b):
+                        over.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return rows
+
+
+def _ask(client: httpx.Client, body: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """Version, verdict and milliseconds of one request; nothing if it was lost."""
+    began = time.perf_counter()
+    try:
+        answer = client.post("/v1/classify", json=body)
+    except httpx.TransportError:
+        return {}
+    if answer.status_code != 200:
+        return {}
+    said = answer.json()["data"][0]["label"]
+    ms = (time.perf_counter() - began) * 1e3
+    return {"version": answer.headers["x-model-version"], "right": said.casefold() == label.casefold(), "ms": ms}
+
+
+def _decided(rows: list[dict[str, Any]], a: str, b: str) -> bool:
+    answers = pd.DataFrame([row for row in rows if row])
+    counts = answers["version"].value_counts()
+    return min(counts.get(a, 0), counts.get(b, 0)) >= _FEWEST and _difference(answers, a, b).significant
+
+
+def _difference(answers: pd.DataFrame, a: str, b: str) -> Difference:
+    first, second = (answers.loc[answers["version"] == version, "right"].to_numpy(dtype=bool) for version in (a, b))
+    return compare_shares(first, second)
+
+
+def _by_version(answers: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    rows = []
+    for version in (a, b):
+        own = answers[answers["version"] == version]
+        right, n = int(own["right"].sum()), len(own)
+        low, high = wilson(right, n) if n else (0.0, 1.0)
+        shares = {"right": right / max(1, n), "right_low": low, "right_high": high}
+        rows.append({"name": f"version {version}", "requests": n} | shares | {"p50_ms": own["ms"].median()})
+    return tidy(rows)
