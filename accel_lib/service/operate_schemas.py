@@ -48,7 +48,11 @@ class BatchingChange(Body):
 
     dynamic_batching: DynamicBatching | None = None
     instance_group: InstanceGroup | None = None
-    version_policy: Literal["all", "latest"] | Annotated[list[int], Field(min_length=1, max_length=16)] | None = None
+    version_policy: (
+        Literal["all", "latest"]
+        | Annotated[list[Annotated[int, Field(ge=1, le=999_999_999)]], Field(min_length=1, max_length=16)]
+        | None
+    ) = None
     response_cache: ResponseCache | None = None
 
     def settings(self) -> dict[str, Any]:
