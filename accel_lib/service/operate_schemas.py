@@ -11,6 +11,8 @@ from accel_lib.service.schemas import Body
 
 _Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", examples=["2"])]
 
+_Versions = Annotated[list[Annotated[int, Field(ge=1, le=999_999_999)]], Field(min_length=1, max_length=16)]
+
 
 class DynamicBatching(Body):
     """Triton's dynamic batcher. There is no queue timeout here: deadlines are the gateway's."""
@@ -48,11 +50,7 @@ class BatchingChange(Body):
 
     dynamic_batching: DynamicBatching | None = None
     instance_group: InstanceGroup | None = None
-    version_policy: (
-        Literal["all", "latest"]
-        | Annotated[list[Annotated[int, Field(ge=1, le=999_999_999)]], Field(min_length=1, max_length=16)]
-        | None
-    ) = None
+    version_policy: Literal["all", "latest"] | _Versions | None = None
     response_cache: ResponseCache | None = None
 
     def settings(self) -> dict[str, Any]:
