@@ -54,23 +54,21 @@ class State:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock = threading.RLock()
+        self._writing, self._reading = threading.RLock(), threading.Lock()
         self._closed = False
         with self._translated("opened"):
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
-            self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_MS / 1e3, check_same_thread=False, isolation_level=None
-            )
-            self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk, also after a power cut
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._writer.execute("PRAGMA synchronous = FULL")  # a commit is on the disk, also after a power cut
             self._prepare()
+            self._reader = self._connect()  # so that who reads never waits for who writes
 
     def read(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         """Rows of a query; raises `StateError` when the file cannot be read."""
-        with self._lock, self._translated("read"):
-            return self._connection.execute(query, values).fetchall()
+        with self._reading, self._translated("read"):
+            return self._reader.execute(query, values).fetchall()
 
     def write(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Change one thing; returns the number of rows changed. Raises `StateError`, with nothing changed."""
@@ -86,27 +84,26 @@ class State:
         StateError
             The disk is full, or the file cannot be written: everything is as it was.
         """
-        with self._lock, self._translated("written"):
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._writing, self._translated("written"):
+            self._writer.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                yield self._writer
+                self._writer.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):  # SQLite has rolled back by itself
-                    self._connection.execute("ROLLBACK")
+                    self._writer.execute("ROLLBACK")
                 raise
 
-    def changes(self) -> tuple[int, int]:
+    def changes(self) -> int:
         """A mark that is another one after each change, by this process or another."""
-        with self._lock, self._translated("read"):
-            (outside,) = self._connection.execute("PRAGMA data_version").fetchone()
-            return int(outside), self._connection.total_changes
+        return int(self.read("PRAGMA data_version")[0][0])
 
     def close(self) -> None:
         """Close the file; later calls raise `StateError`."""
-        with self._lock:
+        with self._writing, self._reading:
             self._closed = True
-            self._connection.close()
+            self._reader.close()
+            self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +112,11 @@ class State:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=_BUSY_MS / 1e3, check_same_thread=False, isolation_level=None)
+        connection.row_factory = sqlite3.Row
+        return connection
 
     def _prepare(self) -> None:
         with self.changing() as change:

@@ -173,7 +173,7 @@ def test_what_cannot_be_is_refused(experiments):
 def test_a_full_disk_changes_nothing_and_what_was_seen_waits(state, experiments):
     experiments.begin("trial", SPLIT)
     (pages,) = state.read("PRAGMA page_count")[0]
-    state.read(f"PRAGMA max_page_count = {pages}")
+    state.write(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StateError, match="full"):
         while True:
             state.write("INSERT INTO audit VALUES (NULL, 0, '', '', '', '', ?, '')", ("x" * 500,))
@@ -187,7 +187,7 @@ def test_a_full_disk_changes_nothing_and_what_was_seen_waits(state, experiments)
     for user in USERS[:3_000]:
         experiments.answered(experiments.route("sentiment", user=user), latency_ms=5, compute_ms=3, texts=1)
     assert sum(version["requests"] for version in experiments.report("trial")["versions"]) == 3_000
-    state.read("PRAGMA max_page_count = 100000")
+    state.write("PRAGMA max_page_count = 100000")
     experiments.close()
     assert state.read("SELECT count(*) FROM observations")[0][0] == 3_000
 

@@ -39,7 +39,7 @@ def keys(state):
 def fill(state):
     """Leave SQLite no page to write to: what it says on a full disk, it says now."""
     (pages,) = state.read("PRAGMA page_count")[0]
-    state.read(f"PRAGMA max_page_count = {pages}")
+    state.write(f"PRAGMA max_page_count = {pages}")
     while True:
         state.write("INSERT INTO audit VALUES (NULL, 0, '', '', '', '', ?, '')", ("x" * 500,))
 
@@ -113,10 +113,19 @@ def test_a_full_disk_refuses_a_change_loses_nothing_and_keeps_reading(state, key
             keys.create("one too many" * 50, ["viewer"])
     assert keys.principal(first)
     before = len(keys.all())
-    state.read("PRAGMA max_page_count = 100000")
+    state.write("PRAGMA max_page_count = 100000")
     assert keys.principal(keys.create("room again", ["viewer"]))
     assert len(keys.all()) == before + 1
     assert state.read("PRAGMA integrity_check")[0][0] == "ok"
+
+
+def test_who_reads_does_not_wait_for_who_writes_and_sees_whole_changes_only(state, keys):
+    key = keys.create("one", ["viewer"])
+    with state.changing() as change:
+        change.execute("DELETE FROM keys")
+        assert keys.principal(key)
+        assert len(keys.all()) == 1
+    assert keys.principal(key) is None
 
 
 def test_a_change_that_fails_halfway_changes_nothing(state, keys):
@@ -132,7 +141,7 @@ def test_a_change_that_fails_halfway_changes_nothing(state, keys):
 
 
 def test_a_state_of_another_version_is_refused(state):
-    state.read("PRAGMA user_version = 99")
+    state.write("PRAGMA user_version = 99")
     state.close()
     with pytest.raises(StateError, match=r"schema 99[\s\S]*mv state\.sqlite3"):
         State(state.path)
