@@ -10,7 +10,7 @@ import dataclasses
 import json
 import threading
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
@@ -72,23 +72,13 @@ def model(request: Request, model: _Model, _: _Viewer) -> ModelView:
 @router.post("/v1/models/{model}/load", responses=problems(400, 401, 403, 404, 409, 503))
 def load(request: Request, model: _Model, who: _Operator) -> ModelView:
     """Load a model, or load it anew from its files; what answers now goes on answering until then, or if this fails."""
-    triton = _triton(request)
-    _known(triton, model)
-    with _acting(request, who, "load", model):
-        triton.load(model)
-        _catalogue(request).refresh()
-        return _view(request, model)
+    return _moved(request, model, who, "load")
 
 
 @router.post("/v1/models/{model}/unload", responses=problems(400, 401, 403, 404, 409, 503))
 def unload(request: Request, model: _Model, who: _Operator) -> ModelView:
     """Unload a model; the service is not ready until it is loaded again."""
-    triton = _triton(request)
-    _known(triton, model)
-    with _acting(request, who, "unload", model):
-        triton.unload(model)
-        _catalogue(request).refresh()
-        return _view(request, model)
+    return _moved(request, model, who, "unload")
 
 
 @router.put("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 409, 503))
@@ -200,6 +190,15 @@ def _translated() -> Iterator[None]:
         ) from error
     except ServerError as error:
         raise Problem(409, f"{error.cause} Seen: {error.seen}.", code="refused_by_triton") from error
+
+
+def _moved(request: Request, model: str, who: Principal, action: Literal["load", "unload"]) -> ModelView:
+    triton = _triton(request)
+    _known(triton, model)
+    with _acting(request, who, action, model):
+        (triton.load if action == "load" else triton.unload)(model)
+        _catalogue(request).refresh()
+        return _view(request, model)
 
 
 def _view(request: Request, model: str) -> ModelView:
