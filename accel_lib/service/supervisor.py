@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.triton.config import ModelConfig
@@ -19,6 +23,8 @@ from accel_lib.triton.server import Server, serve
 
 _log = logging.getLogger("accel.supervisor")
 _WATCH_S, _ASK_S = 0.1, 2.0
+_LOOKS_BETWEEN = 10
+_STUB = "triton_python_backend_stub"
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
 _CALM_S = 60.0  # after so long without a death the pauses start from the first again
 _KEPT_ERRORS = 20
@@ -81,6 +87,7 @@ class Supervisor:
         self._pause_s = 0.0
         self._started_s = clock()
         self._recovering = False
+        self._suspects: set[str] = set()
         self.restarts = 0
         self.incidents: list[Incident] = []
 
@@ -190,11 +197,41 @@ class Supervisor:
         return dict(self._settings.get(model, {}))
 
     def _watch(self) -> None:
-        while not self._over.wait(_WATCH_S):
-            if self.server.stopped:  # by its owner, who has no need of it any more
+        for look in itertools.count():
+            if self._over.wait(_WATCH_S) or self.server.stopped:  # by its owner, who has no need of it any more
                 return
             if not self.server.running:
                 self._recover()
+            elif look % _LOOKS_BETWEEN == 0:
+                self._mend()
+
+    def _mend(self) -> None:
+        """Load a model again whose Python process has ended: Triton itself would call it ready and refuse for ever."""
+        ill = self._ill()
+        for model in sorted(ill & self._suspects):  # at two looks, so not one that is just being loaded
+            self._note(f"a process of {model} ended by itself")
+            try:
+                self.server.load(model)
+            except AccelError as error:
+                self._note(f"{model} did not load again: {error.cause}")
+            if model in self._settings:
+                self._reload(model)
+        self._suspects = ill
+
+    def _ill(self) -> set[str]:
+        """Models that have fewer Python processes than instances."""
+        alive: Counter[tuple[str, str]] = Counter()
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self.server.pid).children(recursive=True) if self.server.pid else ():
+                words = process.cmdline()  # none of one that has ended
+                if words and words[0].endswith(_STUB):
+                    version = Path(words[1]).parent
+                    alive[version.parent.name, version.name] += 1
+        with contextlib.suppress(RequestError):
+            ready = [each for each in self.versions() if each.state == "READY" and each.model in self._models]
+            counts = {model: self.server.config(model).instance_count for model in {each.model for each in ready}}
+            return {each.model for each in ready if alive and alive[each.model, each.version] < counts[each.model]}
+        return set()
 
     def _recover(self) -> None:
         """Start Triton again, and again, until it runs or nobody wants it any more."""

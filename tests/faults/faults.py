@@ -36,6 +36,19 @@ def kill_triton(rig, short):  # noqa: ARG001
     return time.monotonic() - began
 
 
+def kill_model(rig, short):  # noqa: ARG001
+    """SIGKILL to the Python process of a model, which Triton goes on to call ready; the supervisor loads it again."""
+    stubs = [child for child in rig.triton.children(recursive=True) if "/embedding/2/" in " ".join(child.cmdline())]
+    began = time.monotonic()
+    stubs[0].kill()
+    body = {"model": "embedding", "input": TEXTS[0]}
+    while rig.ask("POST", "/v1/embeddings", json=body).status_code == 200:
+        assert time.monotonic() - began < 5, "it was not hurt"
+    while rig.ask("POST", "/v1/embeddings", json=body).status_code != 200:
+        assert time.monotonic() - began < 30, "it does not come back"
+    return time.monotonic() - began
+
+
 def unload(rig, short):
     """A model is taken away under load and brought back."""
     assert rig.ask("POST", "/v1/models/embedding/unload").status_code == 200
@@ -180,6 +193,7 @@ def end_gently(rig, short):  # noqa: ARG001
 # Name, what is done, and the refusals that it may cause, of which model.
 FAULTS = (
     ("Triton killed with -9", kill_triton, {(503, "embedding"), (503, "sentiment")}),
+    ("a model's process killed with -9", kill_model, {(503, "embedding")}),
     ("a model unloaded and loaded", unload, {(404, "embedding"), (503, "embedding")}),
     ("a corrupt artifact at reload", corrupt_artifact, set()),
     ("slow clients", slow_clients, set()),

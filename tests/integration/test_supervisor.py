@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 import accel_lib
-from accel_lib.errors import ServerError
+from accel_lib.errors import RequestError, ServerError
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton import process
 from accel_lib.triton.repository import write_model
@@ -52,6 +54,12 @@ def kill(supervisor):
     assert supervisor.server is not first
 
 
+def quietly(supervisor):
+    with contextlib.suppress(RequestError):
+        return answers(supervisor)
+    return False
+
+
 def answers(supervisor):
     return np.allclose(supervisor.server.model("tiny").encode(TEXTS), EXPECTED, atol=1e-6)
 
@@ -69,6 +77,18 @@ def test_a_killed_triton_comes_back_with_its_models_settings_and_ports(superviso
     assert (config.max_queue_delay_us, config.preferred_batch_sizes) == (700, (4,))
     assert supervisor.settings("tiny") == {"max_queue_delay_us": 700, "preferred_batch_sizes": [4]}
     assert [incident.what for incident in supervisor.incidents] == ["Triton ended by itself"]
+
+
+def test_a_model_whose_process_is_killed_is_loaded_again_with_its_settings(supervisor):
+    supervisor.configure("tiny", {"max_queue_delay_us": 700})
+    triton = psutil.Process(supervisor.server.pid)
+    stubs = [child for child in triton.children(recursive=True) if "python_backend_stub" in " ".join(child.cmdline())]
+    for stub in stubs:
+        stub.kill()
+    wait_for(lambda: any("ended by itself" in incident.what for incident in supervisor.incidents))
+    wait_for(lambda: supervisor.server.model("tiny").config.max_queue_delay_us == 700 and quietly(supervisor))
+    assert supervisor.restarts == 0
+    assert [incident.what for incident in supervisor.incidents] == ["a process of tiny ended by itself"]
 
 
 def test_an_unloaded_model_makes_it_unready_until_it_is_loaded_again(supervisor):
