@@ -220,17 +220,22 @@ class Supervisor:
 
     def _ill(self) -> set[str]:
         """Models that have fewer Python processes than instances."""
+        pid = self.server.pid
+        if not pid:  # somebody else's Triton, or one that is gone
+            return set()
         alive: Counter[tuple[str, str]] = Counter()
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self.server.pid).children(recursive=True) if self.server.pid else ():
-                words = process.cmdline()  # none of one that has ended
-                if words and words[0].endswith(_STUB):
-                    version = Path(words[1]).parent
-                    alive[version.parent.name, version.name] += 1
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # one that has just ended
+                    words = process.cmdline()
+                    if len(words) > 1 and words[0].endswith(_STUB):
+                        version = Path(words[1]).parent
+                        alive[version.parent.name, version.name] += 1
         with contextlib.suppress(RequestError):
             ready = [each for each in self.versions() if each.state == "READY" and each.model in self._models]
-            counts = {model: self.server.config(model).instance_count for model in {each.model for each in ready}}
-            return {each.model for each in ready if alive and alive[each.model, each.version] < counts[each.model]}
+            configs = {each.model: self.server.config(each.model) for each in ready}
+            wanted = {model: config.instance_count for model, config in configs.items() if config.backend == "python"}
+            return {each.model for each in ready if alive[each.model, each.version] < wanted.get(each.model, 0)}
         return set()
 
     def _recover(self) -> None:
