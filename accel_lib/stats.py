@@ -167,6 +167,13 @@ def compare_medians(a: Samples, b: Samples, *, confidence: float = 0.95, seed: i
     return Verdict(a=a_median, b=b_median, ratio=a_median / b_median, low=low, high=high, confidence=confidence)
 
 
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row of `a` to the same row of `b`, both ``[n, dimension]``; 0 to a row of zeros."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    products: NDArray[np.float64] = (a * b).sum(axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
+    return products
+
+
 def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Share of each text's ten nearest neighbours that are the same in both, the text itself left out.
 

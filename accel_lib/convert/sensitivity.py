@@ -17,7 +17,7 @@ from accel_lib.engines.batching import run_batches
 from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 from accel_lib.errors import ConversionError, require
 from accel_lib.models.tokenizer import Tokenizer
-from accel_lib.stats import overlap
+from accel_lib.stats import cosine, overlap
 from accel_lib.texts import load_texts
 
 LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95  # what INT8 has to keep to be served by default
@@ -67,7 +67,7 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
         few = sorted(range(len(rows)), key=lambda index: len(rows[index]))[:: max(1, len(rows) // _FEW)]
         some = [rows[index] for index in few]
         work = _work(onnx.load(fp32.path).graph, products)
-        moved = {name: 1 - _cosine(encode(set(names) - {name}, some), exact[few]).mean() for name in names}
+        moved = {name: 1 - cosine(encode(set(names) - {name}, some), exact[few]).mean() for name in names}
         worst_first = sorted(names, key=lambda name: -moved[name] / work[name])
         count = _fewest(lambda count: holds(worst_first[:count]), len(names))
     if count == len(names):
@@ -89,7 +89,7 @@ def _fewest(holds: Callable[[int], bool], most: int) -> int:
 
 
 def _holds(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> bool:
-    near = _cosine(seen, exact).mean() >= LEAST_COSINE
+    near = cosine(seen, exact).mean() >= LEAST_COSINE
     if task == "classification":
         return bool(near)
     share = overlap(*(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (seen, exact)))
@@ -118,9 +118,3 @@ def _work(graph: Any, products: Sequence[Any]) -> dict[str, int]:
     """Multiplications for one token, by node."""
     sizes = {weight.name: int(np.prod(weight.dims)) for weight in graph.initializer}
     return {node.name: sizes[node.input[1]] for node in products}
-
-
-def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products: NDArray[np.float64] = (a * b).sum(axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
-    return products

@@ -17,6 +17,7 @@ from accel_lib.engines import Engine, open_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ValidationError
 from accel_lib.models.tokenizer import pad
+from accel_lib.stats import cosine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,15 +184,15 @@ def validate(
     seen = np.concatenate(list(answers.values()))
     checks = [*_sanity(seen, wanted, len(answers)), *_holds(candidate, reference)]
     with np.errstate(invalid="ignore"):  # of what is not finite; it passes no check
-        cosine = _cosine(seen, np.tile(wanted, (len(answers), 1)))
+        near = cosine(seen, np.tile(wanted, (len(answers), 1)))
         top1 = float(np.mean([_top1(answer, wanted, reference.task) for answer in answers.values()]))
-        checks += _agreement(seen, np.tile(wanted, (len(answers), 1)), cosine, top1, allowed, reference.task)
+        checks += _agreement(seen, np.tile(wanted, (len(answers), 1)), near, top1, allowed, reference.task)
     checks.append(_check("padding and batch mates move a number by", moved, allowed.padding, most=True))
     verdict = Verdict(
         name=candidate.name,
         checks=tuple(checks),
-        cosine_min=float(cosine.min()),
-        cosine_mean=float(cosine.mean()),
+        cosine_min=float(near.min()),
+        cosine_mean=float(near.mean()),
         top1_agreement=top1,
     )
     if not verdict.passed:
@@ -291,12 +292,6 @@ def _nearest(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
     np.fill_diagonal(similarity, -np.inf)
     nearest: NDArray[np.int64] = similarity.argmax(axis=1)
     return nearest
-
-
-def _cosine(seen: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float64]:
-    norms = np.linalg.norm(seen, axis=1) * np.linalg.norm(wanted, axis=1)
-    products: NDArray[np.float64] = (seen * wanted).sum(axis=1) / np.maximum(norms, 1e-12)
-    return products
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

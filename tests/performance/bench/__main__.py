@@ -17,6 +17,7 @@ import numpy as np
 
 import accel_lib as accel
 from accel_lib.lab.measure import machine_line
+from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
 from bench import inprocess, report, served, startup
 
@@ -60,7 +61,7 @@ def main() -> None:
     report.write(results, options.output)
 
 
-def prepare(model: accel.models.Model) -> dict[str, accel.Artifact]:
+def prepare(model: Model) -> dict[str, accel.Artifact]:
     """The artifacts that take part, validated."""
     asked = {
         "plain": {},
@@ -75,7 +76,7 @@ def prepare(model: accel.models.Model) -> dict[str, accel.Artifact]:
     }
 
 
-def work(model: accel.models.Model, lengths: np.ndarray) -> float:
+def work(model: Model, lengths: np.ndarray) -> float:
     """Floating-point operations of the matrix products for one text on average, padding left out."""
     config = model.module.transformer.config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers

@@ -9,12 +9,14 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -23,6 +25,7 @@ import accel_lib as accel
 from accel_lib.lab.generator import Generator
 from accel_lib.lab.wire import serialize
 from accel_lib.triton.repository import default_config, write_model
+from accel_lib.triton.server import Server
 from bench.environments import python_of
 
 HERE = Path(__file__).parent
@@ -40,6 +43,7 @@ class Service:
     url: str
     payloads: Sequence[Any]
     protocol: Literal["grpc", "http"] = "http"
+    process: subprocess.Popen[bytes] | None = None
 
 
 def measure(
@@ -54,8 +58,8 @@ def measure(
     """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures."""
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        services = [*stack.enter_context(triton(artifacts, texts))]
-        services += peers(stack, folder, build, texts)
+        server, services = stack.enter_context(triton(artifacts, texts))
+        services += [*filter(None, [gateway(stack, server, texts)]), *peers(stack, folder, build, texts)]
         for turn in range(rounds):
             for concurrency in CONCURRENCIES:
                 first = turn % len(services)
@@ -90,7 +94,7 @@ def load(service: Service, concurrency: int, seconds: float) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def triton(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> Iterator[list[Service]]:
+def triton(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> Iterator[tuple[Server, list[Service]]]:
     """Ours and a naive model in one Triton; it takes token ids, so the client's tokenizing is not in it."""
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder, "model_repository")
@@ -102,19 +106,42 @@ def triton(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> Ite
         with accel.serve(repository) as server:
             ours = server.model("ours_fp32")
             ids = ours._tokenize(texts, None)[1]
-            yield [
-                Service(
-                    name=name,
-                    url=server.grpc_url,
-                    payloads=[serialize(server.model(slug), [row]) for row in ids],
-                    protocol="grpc",
-                )
-                for name, slug in (
-                    ("Triton, naive", "naive"),
-                    ("Triton, ours FP32", "ours_fp32"),
-                    ("Triton, ours INT8", "ours_int8"),
-                )
-            ]
+            names = {"naive": "Triton, naive", "ours_fp32": "Triton, ours FP32", "ours_int8": "Triton, ours INT8"}
+            payloads = {slug: [serialize(server.model(slug), [row]) for row in ids] for slug in names}
+            yield (
+                server,
+                [
+                    Service(name=name, url=server.grpc_url, payloads=payloads[slug], protocol="grpc")
+                    for slug, name in names.items()
+                ],
+            )
+
+
+def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> Service | None:
+    """Our gateway in front of the same Triton: text in JSON, with a key, as a user of the service asks."""
+    command = Path(sys.executable).with_name("accel")
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    http, grpc, metrics = (urlsplit(f"//{url.split('//')[-1]}").port for url in addresses(server))
+    env = os.environ | {
+        "ACCEL_STATE_FILE": f"{folder}/state.sqlite3",
+        "ACCEL_REPOSITORY": str(server.repository),
+        "ACCEL_MODELS": "ours_int8",
+        "ACCEL_METRICS_PORT": "0",
+        "ACCEL_TRITON_HOST": "127.0.0.1",
+        "ACCEL_TRITON_HTTP_PORT": str(http),
+        "ACCEL_TRITON_GRPC_PORT": str(grpc),
+        "ACCEL_TRITON_METRICS_PORT": str(metrics),
+    }
+    made = subprocess.run([command, "keys", "create", "bench"], env=env, capture_output=True, text=True, check=True)
+    headers = JSON | {"Authorization": f"Bearer {made.stdout.strip().splitlines()[-1]}"}
+    bodies = [json.dumps({"model": "ours_int8", "input": text}).encode() for text in texts]
+    payloads = [("/v1/embeddings", headers, body) for body in bodies]
+    return started(stack, "our gateway, INT8", [command, "serve", "--port"], payloads, env=env)
+
+
+def addresses(server: Server) -> tuple[str, str, str]:
+    """HTTP, gRPC and metrics."""
+    return server.http_url, server.grpc_url, server.metrics_url
 
 
 def peers(stack: contextlib.ExitStack, folder: Path, build: Path, texts: Sequence[str]) -> list[Service]:
@@ -134,7 +161,8 @@ def peers(stack: contextlib.ExitStack, folder: Path, build: Path, texts: Sequenc
         running = [service for service in found if service]
         if len(running) > 1:
             running.sort(key=lambda service: -load(service, 32, 2)["rate"])
-            print(f"{name} is fastest as {running[0].url}", flush=True)
+            for slower in running[1:]:
+                slower.process.kill()
         services += running[:1]
     return services
 
@@ -142,22 +170,29 @@ def peers(stack: contextlib.ExitStack, folder: Path, build: Path, texts: Sequenc
 def commands(peer: str, python: Path, folder: Path) -> list[list[Any]]:
     """Ways to start a peer, of which the fastest is taken."""
     if peer != "infinity":
-        return [[python, HERE / "services.py", peer, folder]]
+        return [[python, HERE / f"{peer}_service.py", folder]]
     start = [python.with_name("infinity_emb"), "v2", "--model-id", folder, "--served-model-name", "m"]
     start += ["--engine", "torch", "--device", "cpu", "--no-compile", "--log-level", "error"]
     return [[*start, "--batch-size", size] for size in ("4", "8", "32")]
 
 
-def started(stack: contextlib.ExitStack, name: str, command: list[Any], payloads: Sequence[Any]) -> Service | None:
+def started(
+    stack: contextlib.ExitStack,
+    name: str,
+    command: list[Any],
+    payloads: Sequence[Any],
+    *,
+    env: Mapping[str, str] | None = None,
+) -> Service | None:
     """A service that answers, on a free port; None, with a line that says so, where it does not start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     last = ["--port", str(port)] if "v2" in command else [str(port)]
-    quiet = os.environ | {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
-    quiet.pop("PYTHONPATH", None)
+    apart = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    quiet = apart | {"DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "HF_HUB_OFFLINE": "1"}
     log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-    process = subprocess.Popen(list(map(str, [*command, *last])), env=quiet, stdout=log, stderr=log)
+    process = subprocess.Popen(list(map(str, [*command, *last])), env=env or quiet, stdout=log, stderr=log)
     stack.callback(process.wait)
     stack.callback(process.kill)
     path, headers, body = payloads[0]
@@ -167,7 +202,7 @@ def started(stack: contextlib.ExitStack, name: str, command: list[Any], payloads
             contextlib.suppress(URLError, OSError),
             urlopen(Request(f"http://127.0.0.1:{port}{path}", data=body, headers=headers), timeout=30),
         ):
-            return Service(name=name, url=f"http://127.0.0.1:{port}", payloads=payloads)
+            return Service(name=name, url=f"http://127.0.0.1:{port}", payloads=payloads, process=process)
         time.sleep(0.3)
     log.seek(0)
     said = log.read().decode(errors="replace").strip().splitlines()
