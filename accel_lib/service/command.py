@@ -42,8 +42,13 @@ def _welcome(app: FastAPI, url: str, metrics_port: int) -> str:
     state, curl = app.state, f"curl {url}/v1/embeddings -H 'Content-Type: application/json'"
     keys, versions = state.auth.keys, state.catalogue.versions
     known = any(key.revoked_s is None for key in keys.all())
-    key = "$ACCEL_KEY" if known else keys.create("first", ["admin"])
-    shown = "made earlier; accel keys create makes another" if known else f"{key}  (an admin's, shown once)"
+    if state.settings.jwt_public_key_file is not None:  # a provider says who may call: no key that nobody asked for
+        key, shown = "$ACCEL_TOKEN", f"tokens of {state.settings.jwt_issuer}"
+    elif known:
+        key, shown = "$ACCEL_KEY", "made earlier; accel keys create makes another"
+    else:
+        key = keys.create("first", ["admin"])
+        shown = f"{key}  (an admin's, shown once)"
     model = next((each.name for each in versions if each.manifest.task == "embedding"), versions[0].name)
     lines = [
         f"gateway  {url}, its documentation {url}/docs",

@@ -10,7 +10,7 @@ COPY accel_lib accel_lib
 COPY notebooks notebooks
 # In place, so that the UI's notebook stays beside the package.
 # hadolint ignore=DL3013
-RUN /opt/venv/bin/pip install --constraint constraints.txt --editable ".[service,ui]"
+RUN /opt/venv/bin/pip install --constraint constraints.txt --editable ".[service,triton,ui]"
 
 FROM python:3.12.8-slim-bookworm
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -101,6 +102,23 @@ class TestImages:
         text = (DEPLOY / "docker" / f"{name}.Dockerfile").read_text()
         assert re.findall(r"^USER (.*)$", text, re.MULTILINE)[-1] == "10001:10001"
 
+    def test_the_gateways_image_has_what_gateway_and_ui_import_and_no_pytorch(self):
+        text = (DEPLOY / "docker" / "gateway.Dockerfile").read_text()
+        assert re.search(r'--editable "\.\[service,triton,ui\]"', text)
+        left_out = ("torch", "transformers", "sentence_transformers", "sklearn", "onnx", "onnxruntime")
+        code = f"import sys; sys.modules.update(dict.fromkeys({left_out!r})); " + "; ".join(
+            f"import accel_lib.{name}"
+            for name in (
+                "cli",
+                "service.command",
+                "show.dashboard_server",
+                "show.dashboard",
+                "show.dashboard_simulator",
+            )
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
     def test_every_image_of_compose_has_a_version(self, compose):
         tags = [service["image"].rpartition(":")[2] for service in compose["services"].values()]
         assert all(re.fullmatch(r"v?\d+\.\d+\.\d+", tag) for tag in tags)
@@ -126,6 +144,21 @@ class TestImages:
         theirs = [a for a in container(manifests, "triton")["args"] if "timeout" not in a]
         ours = [a for a in compose["services"]["triton-server"]["command"][1:] if "timeout" not in a]
         assert ours == theirs
+
+
+def test_a_gateway_with_an_identity_provider_makes_no_key_that_a_log_would_show():
+    from accel_lib.service.command import _welcome
+
+    version = SimpleNamespace(name="embedding", version="1", manifest=SimpleNamespace(task="embedding"))
+    state = SimpleNamespace(
+        auth=SimpleNamespace(keys=SimpleNamespace(all=list)),
+        catalogue=SimpleNamespace(versions=[version]),
+        settings=SimpleNamespace(host="0.0.0.0", jwt_public_key_file=Path("jwt.pem"), jwt_issuer="https://login"),
+        supervisor=SimpleNamespace(server=SimpleNamespace(grpc_url="dns:///triton:8004")),
+    )
+    shown = _welcome(SimpleNamespace(state=state), "http://0.0.0.0:8000", 8001)
+    assert "tokens of https://login" in shown
+    assert "accel_" not in shown
 
 
 class TestChart:
