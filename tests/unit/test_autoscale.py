@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.autoscale import SYNC_S, Curve, Hpa, day, policies, replay
+from accel_lib.lab.autoscale import SYNC_S, Curve, Hpa, curve, day, policies, replay
+from accel_lib.lab.measure import tidy
+from accel_lib.lab.service_time import Cost, ServiceTime
+from accel_lib.lab.simulate import simulate
 from accel_lib.show import plots_autoscale
 from accel_lib.show.manifests import autoscaler, excerpt, objects
+from accel_lib.triton.config import ModelConfig, TensorSpec
 
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "k8s"
 LOADS = np.array([0.0, 0.5, 0.8, 0.9, 0.95, 1.0])
@@ -138,3 +142,36 @@ def test_figures_are_drawn(replica):
         plots_autoscale.costs(compared),
     ):
         assert ax.get_xlabel()
+
+
+@pytest.fixture(scope="module")
+def service():
+    """An execution takes 2 ms and 8 ms a row, always."""
+    tensor = TensorSpec(name="input_ids", data_type="INT64", dims=(-1,), ragged=True)
+    output = TensorSpec(name="vector", data_type="FP32", dims=(1,))
+    return ServiceTime(
+        frame=tidy([{"rows": 1, "ms": 10.0}]),
+        costs={1: Cost(execution=2.0, call=0.0, row=8.0, token=0.0, square=0.0)},
+        noise=(1.0,),
+        lengths=(8,),
+        transport_ms=0.0,
+        client_ms=0.0,
+        config=ModelConfig(name="model", inputs=(tensor,), outputs=(output,)),
+        budget=10**9,
+    )
+
+
+def test_a_curve_is_what_the_simulator_says_of_one_replica(service):
+    measured = curve(service)
+    assert measured.capacity == pytest.approx(124.5, rel=0.05)  # 64 rows: 2 ms, and 8 ms each
+    run = simulate(service, rate=0.8 * measured.capacity, requests=3000)
+    assert measured.at("p95_ms", 0.8) == pytest.approx(run.p95_ms, rel=0.01)
+
+
+def test_what_waits_in_an_overload_is_what_the_simulator_makes_wait(service):
+    replica, seconds = curve(service), 60
+    rate = 1.5 * replica.capacity
+    arrivals = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
+    discrete = simulate(service, arrivals=arrivals).frame["queue_ms"].iloc[-200:].mean()
+    fluid = run(replica, [rate] * (seconds // SYNC_S), 1, deadline_s=1e6).frame["queue_ms"].iloc[-1]
+    assert fluid == pytest.approx(discrete, rel=0.1)
