@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import filecmp
+import hashlib
 import json
 import os
 import re
@@ -58,6 +59,9 @@ def prometheus() -> str:
     routes = "routes checked" if shutil.which("amtool") else "routes not checked: no amtool"
     if shutil.which("amtool"):
         _run("amtool", "check-config", "alertmanager.yml", cwd=folder)
+        for severity, receiver in (("page", "pages"), ("ticket", "tickets")):
+            route = ("config", "routes", "test", "--config.file=alertmanager.yml", f"severity={severity}")
+            _run("amtool", *route, f"--verify.receivers={receiver}", cwd=folder)
     return f"{tested} rule tests pass; {routes}"
 
 
@@ -193,8 +197,18 @@ def wanted_manifests() -> dict[str, str]:
                 re.sub(r"^---\n|^# Source: .*\n", "", document, flags=re.MULTILINE).strip()
             )
     head = "# Written by `python deploy/check/check.py --write` from the chart's default values; change those.\n"
+    head += f"# Of the chart with the fingerprint {fingerprint()}.\n"
     whole = {name: head + "".join(f"---\n{text}\n" for text in texts) for name, texts in sorted(parts.items())}
     return {name: re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE) for name, text in whole.items()}
+
+
+def fingerprint() -> str:
+    """Of everything that the plain manifests come from, so that a test without Helm sees when they are old."""
+    chart = DEPLOY / "helm" / "accel"
+    digest = hashlib.sha256()
+    for file in [chart / "Chart.yaml", chart / "values.yaml", *sorted((chart / "templates").iterdir())]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def write() -> None:

@@ -173,6 +173,12 @@ class TestChart:
         chart = yaml_of(CHART / "Chart.yaml")
         assert chart["version"] == chart["appVersion"] == accel_lib.__version__
 
+    def test_the_plain_manifests_are_those_of_this_chart(self):
+        """That they are what Helm renders from it, `make deploy-check` finds out."""
+        mark = f"# Of the chart with the fingerprint {load(DEPLOY / 'check' / 'check.py').fingerprint()}."
+        for file in (DEPLOY / "k8s").glob("*.yaml"):
+            assert mark in file.read_text(), "python deploy/check/check.py --write"
+
     def test_the_plain_manifests_break_no_rule(self, manifests):
         assert invariants.breaches(manifests) == []
 
