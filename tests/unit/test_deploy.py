@@ -161,6 +161,16 @@ def test_a_gateway_with_an_identity_provider_makes_no_key_that_a_log_would_show(
     assert "accel_" not in shown
 
 
+def test_every_variable_that_a_gateway_is_given_is_a_setting(manifests, compose):
+    from accel_lib.service.settings import Settings
+
+    image = (DEPLOY / "docker" / "gateway.Dockerfile").read_text()
+    given = {entry["name"] for entry in container(manifests, "gateway")["env"]}
+    given |= set(compose["services"]["gateway"]["environment"]) | set(re.findall(r"(ACCEL_\w+)=", image))
+    known = {f"ACCEL_{name.upper()}" for name in Settings.model_fields} | {"ACCEL_HOME", "HOME"}
+    assert given <= known
+
+
 class TestChart:
     def test_the_default_values_follow_their_own_schema(self):
         schema = json.loads((CHART / "values.schema.json").read_text())
