@@ -75,6 +75,7 @@ def _voila(notebook: Path, *, host: str, port: int, token: str) -> Any:
     settings.Voila.preheat_kernel = False
     settings.VoilaConfiguration.update(show_tracebacks=False, theme="light", file_allowlist=[])
     settings.VoilaExecutor.timeout = 60
+    settings.KernelManager.transport = "ipc"  # kernels are no business of the network
     settings.MappingKernelManager.update(cull_idle_timeout=600, cull_interval=60, cull_connected=False)
     server = require("voila.app", extra="ui").Voila(config=settings)
     server.initialize([str(notebook)])
