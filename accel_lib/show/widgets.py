@@ -163,7 +163,7 @@ class Sliders:
 
     def _ipython_display_(self) -> None:
         display = import_module("IPython.display")
-        display.display(self.box if live_notebook() else display.Image(self.image.value))
+        display.display(self.box if live_notebook() else display.Image(bytes(self.image.value)))
 
 
 def sliders(

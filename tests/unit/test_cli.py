@@ -58,6 +58,7 @@ def test_a_report_is_markdown_without_paths_or_names():
         (("convert", "--model", "no-such-model", "--output", "x"), "no-such-model", "all-MiniLM-L6-v2"),
         (("convert", "--model", "all-MiniLM-L6-v2", "--precision", "fp7", "--output", "x"), "fp7", "fp16"),
         (("convert", "--model", "all-MiniLM-L6-v2", "--texts", "no.csv", "--output", "x"), "no.csv", "fix:"),
+        (("simulate", "--model", "no-such-model"), "no-such-model", "embedding"),
         (("course", "run", "99_missing"), "99_missing", "accel course run"),
         (("course", "run", "-p", "QUICK", "00_start_here"), "QUICK", "-p QUICK=False"),
     ],

@@ -143,7 +143,7 @@ def test_without_a_reader_the_answer_is_a_figure(sliders, monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     sliders._ipython_display_()
-    assert shown[0].data == sliders.image.value
+    assert shown[0].data == bytes(sliders.image.value)
 
 
 def test_the_figure_is_drawn_with_pins_and_a_measurement(sliders):

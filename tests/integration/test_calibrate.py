@@ -1,0 +1,103 @@
+"""Calibration, simulation and their comparison on a real Triton that serves a model of one embedding table."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import accel_lib
+from accel_lib.errors import AccelError
+from accel_lib.lab.calibrate import calibrate
+from accel_lib.lab.curve import latency_curve
+from accel_lib.lab.fidelity import Setting, check_fidelity, verdict_line
+from accel_lib.lab.pinning import apart
+from accel_lib.lab.simulate import simulate
+from accel_lib.show.playground import Knobs, Playground
+from tests.tiny import TABLE, tiny_artifact, tiny_texts
+
+pytestmark = pytest.mark.triton
+TEXTS = tiny_texts(40)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    repository = tmp_path_factory.mktemp("calibrate") / "model_repository"
+    repository.mkdir()
+    with accel_lib.serve(repository) as server:
+        yield server.add("tiny", tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE))
+
+
+@pytest.fixture(scope="module")
+def service(tiny):
+    return calibrate(tiny, TEXTS, seconds=0.5)
+
+
+def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
+    assert service.lengths == tuple(len(ids) for ids in tiny._tokenize(TEXTS, None)[1])
+    assert (service.frame["ms"] > 0).all()
+    assert service.costs[1].execution + service.costs[1].call > 0
+    assert "An execution takes" in service.finding
+    assert service.transport_ms >= service.client_ms > 0
+
+
+def test_calibrating_puts_the_own_configuration_back(tiny):
+    before = tiny.config
+    calibrate(tiny, TEXTS, instance_counts=(1, 2), seconds=0.3)
+    assert tiny.config == before
+
+
+def test_simulated_and_measured_runs_answer_the_same_questions(tiny, service):
+    run, guess = accel_lib.load(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1), simulate(service, rate=50)
+    shared = {"sentences_per_s", "p95_ms", "queue_ms", "compute_infer_ms", "client_ms", "mean_batch_size", "errors"}
+    assert shared <= set(run.summary) & set(guess.summary)
+
+
+def test_measured_points_stand_beside_the_curve(tiny, service):
+    curve = latency_curve(service, shares=(0.5, 0.8, 0.95), requests=2_000)
+    run = accel_lib.load(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1)
+    beside = latency_curve(service, shares=(0.5, 0.8, 0.95), measured={0.1: run}, requests=2_000)
+    assert beside.capacity == pytest.approx(curve.capacity)
+    assert beside.frame["kind"].value_counts().to_dict() == {"simulated": 4, "measured": 1}
+    assert "Measured, the prediction is off by" in beside.finding
+
+
+def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):
+    cores = os.sched_getaffinity(0)
+    with apart(tiny) as said:
+        mine, servers = os.sched_getaffinity(0), os.sched_getaffinity(tiny._server.pid)
+        assert len(cores) < 2 or not mine & servers
+        assert "core" in said
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(tiny._server.pid) == cores
+
+
+def test_settings_are_compared_and_the_verdict_comes_last(tiny):
+    before = tiny.config
+    settings = (
+        Setting(name="few", share=0.02),
+        Setting(name="clients", changes={"max_batch_size": 4}, clients=4),
+    )
+    result = check_fidelity(tiny, {"tiny": TEXTS}, settings=settings, seconds=0.5, repeats=2)
+    assert tiny.config == before
+    assert result.frame["setting"].tolist() == ["few", "clients"]
+    assert (result.frame["simulated_per_s"] > 0).all()
+    assert verdict_line(result).startswith("median error")
+    assert verdict_line(result).endswith("within the limits") == result.passed
+
+
+def test_the_measure_button_stops_when_the_interval_suffices_and_puts_the_configuration_back(tiny, service):
+    playground = Playground([tiny], TEXTS, p95_ms=50, calibrated=[service])
+    (contender,) = playground.models
+    before = tiny.config
+    knobs = Knobs(model=contender[0], engine=contender[1], precision=contender[2], rate=80, max_queue_delay_us=1_000)
+    measured = playground.measure(knobs, seconds=0.5, rounds=2)
+    assert tiny.config == before
+    assert measured.throughput > 0
+    assert "Measured: " in playground.title(playground.simulate(knobs))
+
+
+def test_a_refused_number_of_instances_leaves_the_model_as_it_was(tiny):
+    before = tiny.config
+    with pytest.raises(AccelError):
+        calibrate(tiny, TEXTS, instance_counts=(0,), seconds=0.3)
+    assert tiny.config == before
