@@ -105,14 +105,6 @@ class ServiceTime(Result):
 
         return seconds
 
-    def capacity(self, config: ModelConfig | None = None) -> float:
-        """Sentences a second that full batches of this workload would reach with every instance busy."""
-        config = config or self.config
-        cost, seconds, size = self.cost(config), self.of(config), max(1, config.max_batch_size)
-        batches = batches_of(self.lengths, size if config.dynamic_batching else 1)
-        mean_s = float(np.mean([seconds(batch, config.instance_count) for batch in batches])) + cost.gap / 1e3
-        return config.instance_count * len(batches[0]) / mean_s
-
 
 def calls(tokens: Sequence[int], budget: int) -> list[tuple[int, int]]:
     """Rows and width of each engine call of an execution, cut as ``plan_batches`` cuts."""

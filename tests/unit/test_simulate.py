@@ -9,7 +9,7 @@ import pytest
 from accel_lib.errors import AccelError
 from accel_lib.lab import findings_simulator as findings
 from accel_lib.lab.arrivals import poisson
-from accel_lib.lab.curve import latency_curve, predict_settings
+from accel_lib.lab.curve import latency_curve, predict_settings, saturated
 from accel_lib.lab.scheduler import QUEUE_FULL, TIMED_OUT
 from accel_lib.lab.service_time import Cost, ServiceTime
 from accel_lib.lab.simulate import simulate
@@ -125,9 +125,10 @@ def test_arrivals_are_taken_as_they_are():
     assert run.offered == pytest.approx(len(due) / due[-1])
 
 
-def test_capacity_is_what_a_crowd_of_clients_reaches():
+def test_capacity_is_what_full_batches_give():
     service = calibration(max_batch_size=16)
-    assert simulate(service, concurrency=64).throughput == pytest.approx(service.capacity(), rel=0.02)
+    assert saturated(service) == pytest.approx(16_000 / 20, rel=0.02)
+    assert saturated(service, service.config.replace(max_queue_size=4)) == saturated(service)
 
 
 def test_an_uncalibrated_number_of_instances_is_refused_with_the_call_that_calibrates_it():
