@@ -14,6 +14,7 @@ _SATURATED = 0.97  # share of the offered load, under which a run falls behind
 _BUSY = 0.9  # share of the time from which instances are the limit
 _FLAT = 1.15  # times as much: still about the same
 _DISTURBED = 0.05  # share of the cores taken by others, from which on it is said
+_FULL = 0.8  # of the largest batch: there is no room for more
 _MUCH = 0.4  # share of the latency that names its cause
 
 
@@ -36,8 +37,11 @@ def bottleneck(summary: pd.DataFrame, busy: float, config: ModelConfig) -> str:
     total = max(sum(parts.values()), 1e-9)
     behind = "offered_per_s" in run and run["sentences_per_s"] < _SATURATED * run["offered_per_s"]
     if behind or busy > _BUSY:
-        busy_all = f"the {_instances(config.instance_count)}, busy {percent(min(busy, 1.0))} of the time"
-        return f"{busy_all}: more load only waits longer"
+        said = f"the {_instances(config.instance_count)}, busy {percent(min(busy, 1.0))} of the time"
+        most = config.max_batch_size if config.dynamic_batching else 1
+        if behind or run["mean_batch_size"] > _FULL * most:
+            return f"{said}: more load only waits longer"
+        return f"{said}, in batches of {number(run['mean_batch_size'])}: more load makes larger ones"
     if parts["queue"] > _MUCH * total and config.max_queue_delay_us and run["queue_ms"] * 1e3 < _delay_us(config):
         return f"the queue delay: requests wait for company, while instances are idle {percent(1 - busy)} of the time"
     if parts["queue"] > _MUCH * total:
@@ -114,7 +118,8 @@ def settings(frame: pd.DataFrame) -> str:
     best, worst = ordered.iloc[0], ordered.iloc[-1]
     if worst["p95_ms"] <= _FLAT * best["p95_ms"]:
         return f"At this load the {len(frame)} settings are alike: p95 about {number(best['p95_ms'])} ms"
-    fill = f"for batches of {number(worst['mean_batch_size'])} instead of {number(best['mean_batch_size'])}"
+    more, less = number(worst["mean_batch_size"]), number(best["mean_batch_size"])
+    fill = f"for batches of {more} instead of {less}" if more != less else f"and batches stay at {less}"
     ends = f"{number(worst['p95_ms'])} ms against {number(best['p95_ms'])} ms"
     ratio = times(worst["p95_ms"] / best["p95_ms"])
     return f"{worst['setting']}: p95 is {ratio} that of {best['setting']}, {ends}, {fill}"

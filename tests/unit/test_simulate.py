@@ -85,6 +85,13 @@ def test_latency_explodes_when_requests_come_faster_than_they_are_served():
     assert over.bottleneck.startswith("the 1 instance, busy 99")
 
 
+def test_a_busy_model_with_room_in_its_batches_takes_more():
+    service = calibration()
+    run = simulate(service, rate=600)
+    assert run.busy > 0.9
+    assert run.bottleneck.endswith("more load makes larger ones")
+
+
 def test_a_delay_that_nobody_fills_only_adds_itself():
     service = calibration()
     without = simulate(service, rate=2)
