@@ -25,6 +25,7 @@ NOTEBOOKS = (
     "03_triton_in_a_notebook",
     "07_predict_it",
     "10_versions_and_experiments",
+    "11_to_kubernetes",
     "your_model",
 )
 
