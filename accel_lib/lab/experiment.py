@@ -25,6 +25,7 @@ from accel_lib.stats import compare_medians, median_interval, percentile, percen
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
 
+_SLICE_LATENCIES, _MOST_SLICES = 2, 10  # latencies that a slice of a run holds, and slices
 _FEW_PER_S = 1e-3  # in place of none in a slice of a run, as ratios need numbers above zero
 
 
@@ -36,11 +37,11 @@ class Experiment(Result):
     ----------
     frame
         ``setting``, ``load`` (requests under way, or requests a second), ``open`` (whether the load is a rate),
-        ``runs``; ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``, ``p50_ms``, ``goodput_per_s`` (within
-        the target), ``refused`` (share of the requests); ``speedup`` and ``p95_ratio`` over the first setting at the
-        same load, with ``_low`` and ``_high``; per request ``queue_ms``; ``mean_batch_size``, ``execution_ms`` of one
-        batch, ``text_ms`` of an instance's time for one text, ``busy`` and ``delay_loss``, shares of the instances'
-        time; ``generator_bound``.
+        ``runs``, ``instances``; ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``, ``p50_ms``,
+        ``goodput_per_s`` (within the target), ``refused`` (share of the requests); ``speedup`` and ``p95_ratio`` over
+        the first setting at the same load, with ``_low`` and ``_high``; ``queue_ms`` a request, ``mean_batch_size``,
+        ``execution_ms`` of one batch, ``text_ms`` of an instance's time for one text, ``busy`` and ``delay_loss`` as
+        shares of the instances' time; ``generator_bound``.
     runs
         The single runs, by setting and load.
     target_ms
@@ -83,6 +84,8 @@ class Experiment(Result):
             everything = pd.concat([run.frame for run in runs])
             for priority, part in everything.groupby("priority"):
                 ms = part.loc[part["error"] == "", "ms"].to_numpy()
+                if not len(ms):
+                    continue
                 row = {"setting": setting, "load": at, "priority": priority, "share": len(part) / len(everything)}
                 low, high = percentile_interval(ms, 95)
                 spent = {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
@@ -194,6 +197,7 @@ def _table(
     for (name, at), part in runs.items():
         base = runs.get((first, at), part)
         row: dict[str, Any] = {"setting": name, "load": at, "open": is_open, "runs": len(part)}
+        row["instances"] = configs[name].instance_count
         row |= _speed(part, target_ms) | _inside(part, configs[name])
         row |= _ratios(part, base)
         rows.append(row | {"generator_bound": any(run.generator_bound for run in part)})
@@ -201,7 +205,7 @@ def _table(
 
 
 def _speed(runs: Sequence[LoadRun], target_ms: float) -> dict[str, float]:
-    ms, rates = _latencies(runs), np.concatenate([run.rates for run in runs])
+    ms, rates = _latencies(runs), _rates(runs)
     row = {"sentences_per_s": float(np.mean([run.throughput for run in runs]))}
     row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(rates)
     row |= {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
@@ -231,12 +235,23 @@ def _inside(runs: Sequence[LoadRun], config: ModelConfig) -> dict[str, float]:
 
 
 def _ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun]) -> dict[str, float]:
-    mine, other = (np.maximum(np.concatenate([run.rates for run in part]), _FEW_PER_S) for part in (runs, base))
-    faster = compare_medians(mine, other)
+    faster = compare_medians(*(np.maximum(_rates(part), _FEW_PER_S) for part in (runs, base)))
     slower, slower_low, slower_high = _p95_ratio(_latencies(runs), _latencies(base))
     ratio = float(np.mean([run.throughput for run in runs]) / np.mean([run.throughput for run in base]))
     row = {"speedup": ratio, "speedup_low": min(faster.low, ratio), "speedup_high": max(faster.high, ratio)}
     return row | {"p95_ratio": slower, "p95_ratio_low": slower_low, "p95_ratio_high": slower_high}
+
+
+def _rates(runs: Sequence[LoadRun]) -> NDArray[np.float64]:
+    """Sentences a second in slices of the runs, each long enough for several batches."""
+    slices = []
+    for run in runs:
+        done = run.frame[run.frame["error"] == ""]
+        count = int(np.clip(run.seconds * 1e3 / (_SLICE_LATENCIES * run.p50_ms), 1, _MOST_SLICES))
+        ended = (done["start_s"] + done["ms"] / 1e3).to_numpy()
+        rows = np.histogram(ended, bins=count, range=(0, run.seconds), weights=done["rows"])[0]
+        slices.append(rows * count / run.seconds)
+    return np.concatenate(slices)
 
 
 def _p95_ratio(mine: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ def effect(frame: pd.DataFrame, stopped: str = "") -> str:
         Why the experiment ended early.
     """
     base, others = str(frame["setting"].iloc[0]), _others(frame)
-    said = [_throughput(others, base), _latency(others, base), _refusals(frame)]
+    said = [_changes(others, base), _refusals(frame)]
     told = "; ".join(part for part in said if part)
     if others.empty:
         first = frame.iloc[0]
@@ -51,73 +51,94 @@ def reason(frame: pd.DataFrame) -> str:
 
 def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
     batch, text = row["mean_batch_size"] / base["mean_batch_size"], row["text_ms"] / base["text_ms"]
-    sizes = f"from {number(base['mean_batch_size'])} to {number(row['mean_batch_size'])} rows"
-    each = f"{number(base['text_ms'])} to {number(row['text_ms'])} ms"
     if row["refused"] > max(base["refused"], _REFUSED):
+        refused = f"{percent(row['refused'])} of the requests are refused"
+        if row["busy"] < base["busy"] / _NOTICED**2:
+            return f"{refused}, while the instances are busy for {percent(row['busy'])} of the time: the batcher sleeps"
         waits = f"those that are answered wait {number(row['queue_ms'])} in place of {number(base['queue_ms'])} ms"
-        return f"{percent(row['refused'])} of the requests are refused, and {waits}"
-    if batch > _NOTICED and text < 1 / _NOTICED:
-        return f"batches grow {sizes}, and a text costs less, from {each}: the weights are read once a batch"
-    if batch > _NOTICED and text > _NOTICED:
-        return f"batches grow {sizes}, but a text costs more in them, {each}: padding, or arithmetic that does not fit"
-    if batch > _NOTICED:
-        return f"batches grow {sizes}, but a text costs the same {number(row['text_ms'])} ms: arithmetic is the limit"
-    if batch < 1 / _NOTICED and text > _NOTICED:
-        return f"batches shrink {sizes}, and a text costs more in them, from {each}"
-    if batch < 1 / _NOTICED:
-        return f"batches shrink {sizes}, and a text costs {'less' if text < 1 / _NOTICED else 'the same'}, from {each}"
-    if text > _NOTICED:
-        return f"batches stay alike, and a text takes an instance {each}: the instances share what is the limit"
+        return f"{refused}, and {waits}"
+    if row["instances"] != base["instances"]:
+        return _side_by_side(row, base)
+    if 1 / _NOTICED <= batch <= _NOTICED:
+        return _waiting(row, base)
+    return _batches(row, base, grown=batch > 1, text=text)
+
+
+def _batches(row: pd.Series[Any], base: pd.Series[Any], *, grown: bool, text: float) -> str:
+    """Why batches of another size matter, or not: what a text costs in them, and how long requests wait for them."""
+    verb = "grow" if grown else "shrink"
+    said = f"batches {verb} from {number(base['mean_batch_size'])} to {number(row['mean_batch_size'])} rows"
+    each = f"from {number(base['text_ms'])} to {number(row['text_ms'])} ms"
     if text < 1 / _NOTICED:
-        return f"batches stay alike, and an instance's time for a text falls from {each}"
-    return _waiting(row, base)
+        why = ": the weights are read once a batch" if grown else ""
+        said += f", and an instance's time for a text falls {each}{why}"
+    elif text > _NOTICED:
+        why = ": each is padded to the longest" if grown else ": the weights are read for fewer"
+        said += f", and an instance's time for a text grows {each}{why}"
+    else:
+        said += f", but a text costs the same {number(row['text_ms'])} ms: arithmetic is the limit"
+    waits = row["queue_ms"] - base["queue_ms"]
+    if abs(waits) > max((_NOTICED - 1) * base["p50_ms"], abs(row["execution_ms"] - base["execution_ms"])):
+        said += f"; requests wait {number(abs(waits))} ms {'longer' if waits > 0 else 'less'}"
+    return said
+
+
+def _side_by_side(row: pd.Series[Any], base: pd.Series[Any]) -> str:
+    """Why more or fewer instances matter, or not."""
+    each = f"a text keeps one busy for {number(row['text_ms'])} in place of {number(base['text_ms'])} ms"
+    batches = f"batches have {number(row['mean_batch_size'])} in place of {number(base['mean_batch_size'])} rows"
+    ratio = (row["text_ms"] / base["text_ms"]) / (row["instances"] / base["instances"])
+    if ratio > _NOTICED:
+        return f"{each}, and {batches}: together they do less, as they share cores and split the batches"
+    if ratio < 1 / _NOTICED:
+        return f"{each}, and {batches}: together they do more, as one had left something idle"
+    return f"{each}, and {batches}: together they do the same, as they share what is the limit"
 
 
 def _waiting(row: pd.Series[Any], base: pd.Series[Any]) -> str:
-    """Why a setting matters, or not, that changes neither the batches nor the time of a text."""
-    more = row["queue_ms"] - base["queue_ms"]
-    if more > (_NOTICED - 1) * base["p50_ms"]:
+    """Why a setting matters, or not, that leaves the batches as they are."""
+    waits, works = row["queue_ms"] - base["queue_ms"], row["execution_ms"] - base["execution_ms"]
+    least = (_NOTICED - 1) * base["p50_ms"]
+    if waits > max(least, works):
         if row["mean_batch_size"] <= _ALONE:
-            return f"the setting only adds {number(more)} ms of waiting: the queue never holds two requests"
-        return f"requests wait {number(more)} ms longer, and the batches are as they were"
-    if -more > (_NOTICED - 1) * base["p50_ms"]:
-        return f"requests wait {number(-more)} ms less, and the batches are as they were"
+            return f"the setting only adds {number(waits)} ms of waiting: the queue never holds two requests"
+        return f"requests wait {number(waits)} ms longer, and the batches are as they were"
+    if waits < min(-least, works):
+        return f"requests wait {number(-waits)} ms less, and the batches are as they were"
+    if abs(works) > least:
+        much = f"from {number(base['execution_ms'])} to {number(row['execution_ms'])} ms"
+        return f"batches are as large as before, and one goes {much}"
     alike = f"batches of {number(row['mean_batch_size'])} rows and {number(row['text_ms'])} ms a text"
     return f"nothing changes inside: {alike} with either setting"
 
 
-def _throughput(others: pd.DataFrame, base: str) -> str:
-    gains, losses = others[others["speedup_low"] > 1], others[others["speedup_high"] < 1]
-    if len(gains):
-        best = gains.iloc[int(gains["speedup"].to_numpy().argmax())]
-        return f"{best['setting']}: {times(best['speedup'])} the throughput of {base} {_at(best)}"
-    if len(losses):
-        worst = losses.iloc[int(losses["speedup"].to_numpy().argmin())]
-        return f"{worst['setting']}: only {times(worst['speedup'])} the throughput of {base} {_at(worst)}"
-    return ""
+def _changes(others: pd.DataFrame, base: str) -> str:
+    """The rows with the largest certain gain and loss, in throughput and p95."""
+    more, less = _extreme(others, "speedup"), _extreme(others, "speedup", least=True)
+    slower, quicker = _extreme(others, "p95_ratio"), _extreme(others, "p95_ratio", least=True)
+    told: dict[Any, tuple[Any, list[str]]] = {}
+    faster = (more if more is not None else less, "speedup", "throughput")
+    for row, column, words in (faster, (quicker, "p95_ratio", "p95"), (slower, "p95_ratio", "p95")):
+        if row is not None:
+            told.setdefault(row.name, (row, []))[1].append(f"{times(row[column])} the {words}")
+    parts = [f"{row['setting']}: {' and '.join(facts)} of {base} {_at(row)}" for row, facts in told.values()]
+    return "; ".join(parts)
 
 
-def _latency(others: pd.DataFrame, base: str) -> str:
-    worse, better = others[others["p95_ratio_low"] > 1], others[others["p95_ratio_high"] < 1]
-    parts = []
-    if len(better):
-        row = better.iloc[int(better["p95_ratio"].to_numpy().argmin())]
-        parts.append(f"{row['setting']} has {times(row['p95_ratio'])} the p95 of {base} {_at(row)}")
-    if len(worse):
-        row = worse.iloc[int(worse["p95_ratio"].to_numpy().argmax())]
-        parts.append(
-            f"{row['setting']} {times(row['p95_ratio'])} its p95 {_at(row)}"
-            if parts
-            else f"{row['setting']} has {times(row['p95_ratio'])} the p95 of {base} {_at(row)}"
-        )
-    return ", ".join(parts)
+def _extreme(others: pd.DataFrame, column: str, *, least: bool = False) -> Any:
+    """The row that is certainly above 1, or below, by most; None where none is."""
+    sure = others[others[f"{column}_high"] < 1] if least else others[others[f"{column}_low"] > 1]
+    if sure.empty:
+        return None
+    values = sure[column].to_numpy()
+    return sure.iloc[int(values.argmin() if least else values.argmax())]
 
 
 def _refusals(frame: pd.DataFrame) -> str:
     worst = frame.iloc[int(frame["refused"].to_numpy().argmax())]
     if worst["refused"] <= _REFUSED:
         return ""
-    return f"{worst['setting']} refuses {percent(worst['refused'])} of the requests {_at(worst)}"
+    return f"{worst['setting']}: {percent(worst['refused'])} of the requests refused {_at(worst)}"
 
 
 def _others(frame: pd.DataFrame) -> pd.DataFrame:

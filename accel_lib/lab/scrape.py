@@ -160,7 +160,7 @@ class Watch:
         RequestError
             Fewer than two readings: the server was gone, or the time too short.
         """
-        readings = list(self._readings)
+        readings = self._spaced()
         if len(readings) < 2:
             fix = "keep the with-block open for longer, with every_s=0.1, on a server that runs"
             raise RequestError("Too little was seen for a time series.", seen=f"{len(readings)} readings", fix=fix)
@@ -187,6 +187,13 @@ class Watch:
     ) -> None:
         self._done.set()
         self._thread.join()
+
+    def _spaced(self) -> list[tuple[float, Statistics]]:
+        """The readings, without the last but one where a rate between the two would be of a moment."""
+        readings = list(self._readings)
+        if len(readings) > 2 and readings[-1][0] - readings[-2][0] < self._every_s / 2:
+            del readings[-2]
+        return readings
 
     def _run(self) -> None:
         with _gpu() as read_gpu:

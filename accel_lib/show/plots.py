@@ -54,7 +54,7 @@ def batching(frame: pd.DataFrame) -> Axes:
     ax = canvas(findings.batching(frame), rows=len(frame))
     real = frame["tokens_per_s"].to_numpy()
     padded = real * frame["padding"].to_numpy() / (1 - frame["padding"].to_numpy())
-    y = _rows(ax, frame["strategy"])
+    y = rows(ax, frame["strategy"])
     ax.barh(y, real, color=BLUE, height=0.62)
     some = padded > 0
     ax.barh(y[some], padded[some], left=real[some], height=0.62, **_WASTED)
@@ -81,7 +81,7 @@ def waterfall(frame: pd.DataFrame) -> Axes:
     ax = canvas(findings.comparison(frame), rows=len(frame))
     rate = frame["sentences_per_s"].to_numpy()
     before = np.maximum.accumulate(np.concatenate([rate[:1], rate[:-1]]))
-    y = _rows(ax, frame["name"])
+    y = rows(ax, frame["name"])
     ax.barh(y, np.minimum(rate, before), color=LIGHT, height=0.62)
     up, down = rate > before, rate < before
     ax.barh(y[up], (rate - before)[up], left=before[up], color=GREEN, height=0.62)
@@ -109,7 +109,7 @@ def agreement(frame: pd.DataFrame) -> Axes:
         One row a candidate: ``name``, ``cosine_mean``, ``top10_overlap``.
     """
     ax = canvas(findings.agreement(frame), rows=len(frame))
-    y = _rows(ax, frame["name"])
+    y = rows(ax, frame["name"])
     cosine, kept = frame["cosine_mean"].to_numpy(), frame["top10_overlap"].to_numpy()
     ax.hlines(y, np.minimum(kept, cosine), np.maximum(kept, cosine), color=LIGHT, linewidth=3, zorder=1)
     ax.scatter(cosine, y, color=BLUE, s=70, zorder=2)
@@ -256,7 +256,7 @@ def timeline(request: Timeline) -> Axes:
     frame = pd.DataFrame({"span": [_SPANS[name] for name in spent], "ms": spent.values()})
     frame.attrs["machine"] = machine_line()
     ax = canvas(findings.timeline(frame), rows=len(frame))
-    y = _rows(ax, frame["span"])
+    y = rows(ax, frame["span"])
     start = np.concatenate([[0.0], np.cumsum(frame["ms"].to_numpy())[:-1]])
     colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
     total = float(frame["ms"].sum())
@@ -295,7 +295,8 @@ def canvas(title: str, *, rows: int) -> Axes:
     return cast("Axes", ax)
 
 
-def _rows(ax: Axes, names: Sequence[str] | pd.Series[str]) -> NDArray[np.int64]:
+def rows(ax: Axes, names: Sequence[str] | pd.Series[str]) -> NDArray[np.int64]:
+    """A row for each name, from the top; returns where they are."""
     y = np.arange(len(names))
     ax.set_yticks(y, [textwrap.fill(str(name), 24) for name in names])
     ax.tick_params(axis="y", length=0)
