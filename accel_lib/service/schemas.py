@@ -20,7 +20,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra=_REFUSED, frozen=True)
 
 
-class EmbeddingRequest(Body):
+class _TextBody(Body):
+    @model_validator(mode="before")
+    @classmethod
+    def _no_token_ids(cls, data: Any) -> Any:
+        refuse_token_ids(data)
+        return data
+
+
+class EmbeddingRequest(_TextBody):
     """OpenAI's and NIM's fields together."""
 
     model_config = ConfigDict(
@@ -43,12 +51,6 @@ class EmbeddingRequest(Body):
     embedding_type: Literal["float"] = "float"
     modality: Literal["text"] | list[Literal["text"]] = "text"
     user: str | None = Field(default=None, description="Whom the request is for; experiments stick to it.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_token_ids(cls, data: Any) -> Any:
-        refuse_token_ids(data)
-        return data
 
 
 class Usage(BaseModel):
@@ -90,7 +92,7 @@ class EmbeddingResponse(BaseModel):
     vector_space_id: str = Field(description="Compare vectors only with others of the same id.")
 
 
-class ClassifyRequest(Body):
+class ClassifyRequest(_TextBody):
     """vLLM's fields."""
 
     model_config = ConfigDict(
@@ -101,12 +103,6 @@ class ClassifyRequest(Body):
     input: Texts
     truncate: Truncate = "NONE"
     user: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_token_ids(cls, data: Any) -> Any:
-        refuse_token_ids(data)
-        return data
 
 
 class Classification(BaseModel):

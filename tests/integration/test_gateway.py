@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 
 import httpx
 import numpy as np
 import pytest
 
 import accel_lib
-from accel_lib.service.gateway import Gateway, wait_until_ready
-from accel_lib.service.settings import Settings
 from accel_lib.triton.repository import default_config
+from tests.gateways import gateway_on
 from tests.tiny import NOISE, TABLE, WIDTH, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -33,15 +31,6 @@ def server(tmp_path_factory):
         levels = default_config("sentiment", classes).replace(priority_levels=2, default_priority_level=2)
         running.add("sentiment", classes, config=levels)
         yield running
-
-
-@contextlib.contextmanager
-def gateway_on(server, folder, **settings):
-    """One more gateway in front of the same server."""
-    made = Gateway(Settings(port=0, state_file=folder / "state.sqlite3", **settings), server)
-    with made:
-        wait_until_ready(made)
-        yield made
 
 
 @pytest.fixture(scope="module")

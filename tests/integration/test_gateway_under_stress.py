@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -16,9 +15,10 @@ import httpx
 import pytest
 
 import accel_lib
-from accel_lib.service.gateway import Gateway, wait_until_ready
+from accel_lib.service.gateway import Gateway
 from accel_lib.service.settings import Settings
 from accel_lib.triton.repository import write_config
+from tests.gateways import gateway_on
 from tests.tiny import TABLE, WIDTH, tiny_artifact
 
 pytestmark = pytest.mark.triton
@@ -58,14 +58,6 @@ def server(tmp_path_factory):
 def _empty(folder):
     folder.mkdir()
     return folder
-
-
-@contextlib.contextmanager
-def gateway_on(server, folder, **settings):
-    made = Gateway(Settings(port=0, state_file=folder / "state.sqlite3", **settings), server)
-    with made:
-        wait_until_ready(made)
-        yield made
 
 
 @pytest.fixture
