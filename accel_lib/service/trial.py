@@ -138,6 +138,8 @@ def _send(
                 body = {"model": model, "input": texts[order[turn]], "user": f"user {salt} {turn}"}
                 row = _ask(client, body, labels[order[turn]])
                 with lock:
+                    if row and over.is_set():  # decided already; only what is lost still counts
+                        continue
                     rows.append(row)
                     if until_significant and len(rows) % _LOOK_EVERY == 0 and _decided(rows, a, b):
                         over.set()
