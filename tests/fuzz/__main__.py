@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.rig import Rig, table
 
-_FULL, _SHORT = 500, 15  # cases an endpoint and phase
+_FULL, _SHORT = 900, 25  # cases an endpoint and phase
 FEWEST, FEWEST_SHORT = 10_000, 200  # cases in all
 _CHECKS = (
     "not_a_server_error",
