@@ -118,7 +118,7 @@ class Rig:
 
     def footprint(self):
         """What could leak: threads, open files, processes, and memory in MB."""
-        children = self.process.children(recursive=True)
+        children = [child for child in self.process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
         return {
             "threads": self.process.num_threads(),
             "files": self.process.num_fds(),
