@@ -87,6 +87,7 @@ class Supervisor:
         self._pause_s = 0.0
         self._started_s = clock()
         self._recovering = False
+        self._changing = threading.Lock()
         self._suspects: set[str] = set()
         self.restarts = 0
         self.incidents: list[Incident] = []
@@ -166,8 +167,9 @@ class Supervisor:
         ServerError
             It did not load: what answered before keeps answering.
         """
-        self.server.load(model)
-        self._models.add(model)
+        with self._changing:
+            self.server.load(model)
+            self._models.add(model)
 
     def unload(self, model: str) -> None:
         """Unload a model. It stays one that this gateway is there for, so `ready` is False until it is loaded again.
@@ -177,7 +179,8 @@ class Supervisor:
         ServerError
             It is not loaded.
         """
-        self.server.unload(model)
+        with self._changing:
+            self.server.unload(model)
 
     def configure(self, model: str, settings: Mapping[str, Any]) -> ModelConfig:
         """Change settings of a model beside what was changed before; they hold through every restart of Triton.
@@ -187,9 +190,10 @@ class Supervisor:
         ServerError
             There is no such setting or model, or Triton refused: what answered before keeps answering.
         """
-        config = self.server.config(model).replace(**settings)
-        self.server.load(model, config)
-        self._settings[model] = {**self._settings.get(model, {}), **settings}
+        with self._changing:
+            config = self.server.config(model).replace(**settings)
+            self.server.load(model, config)
+            self._settings[model] = {**self._settings.get(model, {}), **settings}
         return config
 
     def settings(self, model: str) -> dict[str, Any]:
@@ -202,8 +206,11 @@ class Supervisor:
                 return
             if not self.server.running:
                 self._recover()
-            elif look % _LOOKS_BETWEEN == 0:
-                self._mend()
+            elif look % _LOOKS_BETWEEN == 0 and self._changing.acquire(blocking=False):
+                try:  # not while an operator changes a model, whose processes come and go then
+                    self._mend()
+                finally:
+                    self._changing.release()
 
     def _mend(self) -> None:
         """Load a model again whose Python process has ended: Triton itself would call it ready and refuse for ever."""
