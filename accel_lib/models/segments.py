@@ -22,7 +22,7 @@ from accel_lib.models.packed import check_same, first_position, packable, use_pa
 
 
 class Segments(NamedTuple):
-    """Where texts begin and end: int64 ``[texts + 1]``, and the most tokens that one may have."""
+    """Where texts begin and end: int32 ``[texts + 1]``, and the most tokens that one may have."""
 
     offsets: Tensor
     longest: int
@@ -56,7 +56,7 @@ class SegmentEncoder(Encoder):
         tokens = self.transformer(
             input_ids=ids[None],
             position_ids=positions[None] + self.first_position,
-            packing=Segments(offsets, self.longest),
+            packing=Segments(offsets.to(torch.int32), self.longest),  # as the kernel takes them
             **extra,
         ).last_hidden_state.float()[0]
         pooled = [pool_segments(tokens, positions, texts, offsets, mode) for mode in self.pooling]
@@ -93,15 +93,17 @@ def flatten(
     int64 arrays
         Token ids, positions and text numbers ``[tokens]``; offsets ``[texts + 1]``.
     """
-    rows, positions = np.nonzero(attention_mask)
-    spare, held = max(tokens - len(rows), 0), max(texts, len(input_ids))
-    ends = np.cumsum(np.bincount(rows, minlength=held))
-    return (
-        np.pad(input_ids[rows, positions], (0, spare)),
-        np.pad(positions, (0, spare)),
-        np.pad(rows, (0, spare), constant_values=held),
-        np.concatenate([[0], ends]),
-    )
+    lengths = attention_mask.sum(axis=1)
+    real, held = int(lengths.sum()), max(texts, len(lengths))
+    starts = np.cumsum(lengths) - lengths
+    arrays = np.zeros((3, max(tokens, real)), dtype=np.int64)
+    arrays[0, :real] = input_ids[attention_mask.astype(bool)]
+    arrays[1, :real] = np.arange(real) - np.repeat(starts, lengths)
+    arrays[2, :real] = np.repeat(np.arange(len(lengths)), lengths)
+    arrays[2, real:] = held
+    offsets = np.full(held + 1, real, dtype=np.int64)
+    offsets[: len(starts)] = starts
+    return arrays[0], arrays[1], arrays[2], offsets
 
 
 def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, mode: str) -> Tensor:
@@ -123,7 +125,7 @@ def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Ten
 def segment_attention(
     query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scaling: float
 ) -> Tensor:
-    """Attention inside each segment; ``[tokens, heads, width]`` each, offsets ``[texts + 1]``.
+    """Attention inside each segment; ``[tokens, heads, width]`` each, offsets int32 ``[texts + 1]``.
 
     On a GPU this is one kernel of FlashAttention 2 (compute capability 8.0 and up, half precision); on a CPU a loop,
     which is there to be compared with.
