@@ -187,7 +187,11 @@ def _fit(
         scale, base = _solve(level, [point.ms for point in loaded], [point.executions * point.rows for point in loaded])
         costs = shape * scale + np.array([base, 0, 0, 0, 0])
     names = ("execution", "call", "row", "token", "square")
-    cost = Cost(**dict(zip(names, costs.tolist(), strict=True)), crowding=crowding, gap=_gap_ms(runs[-1], count))
+    cost = Cost(
+        **dict(zip(names, costs.tolist(), strict=True)),
+        crowding=crowding,
+        gap=min(_gap_ms(run, count) for run in runs[1:]),
+    )
     rows = [point.beside(costs) for point in [*alone, *first]] + [point.beside(costs * crowding) for point in crowded]
     return cost, rows
 
@@ -217,7 +221,7 @@ def _ratio(points: Sequence[_Point], costs: NDArray[np.float64]) -> float:
 
 
 def _gap_ms(run: LoadRun, instance_count: int) -> float:
-    """Idle time an execution of instances that always have work."""
+    """Idle time an execution: what the instances need in between, if they always have work."""
     if not run.statistics or not run.statistics.executions:
         return 0.0
     idle_s = run.seconds * instance_count - run.statistics.busy_s

@@ -21,7 +21,7 @@ QUIET_S = 0.25
 
 
 def arrivals(step_ms, group, pause_ms, count=20):
-    """Groups of requests; no case turns on less than the 3 ms that a busy machine may be late."""
+    """Groups of requests; no case turns on less than the 4 ms that a busy machine may be late."""
     return [(step_ms * n + pause_ms * (n // group)) / 1e3 for n in range(count)]
 
 
@@ -29,18 +29,18 @@ BURSTS, SPARSE, CROWD = arrivals(1, 6, 94, 24), arrivals(17, 5, 130), arrivals(4
 CASES = {
     "no delay": (arrivals(14, 7, 110), {}),
     "no delay, bursts": (BURSTS, {}),
-    "small batches": (BURSTS, {"max_batch_size": 4}),
+    "small batches": (arrivals(14, 7, 130), {"max_batch_size": 4}),
     "one at a time": (SPARSE, {"max_batch_size": 1}),
     "no dynamic batching": (SPARSE, {"dynamic_batching": False}),
-    "a delay nobody fills": (SPARSE, {"max_queue_delay_us": 25_000}),
+    "a delay nobody fills": (arrivals(8, 3, 130), {"max_queue_delay_us": 25_000}),
     "a delay that a burst fills": (BURSTS, {"max_queue_delay_us": 60_000, "max_batch_size": 6}),
-    "preferred sizes": (arrivals(13, 24, 0), {"preferred_batch_sizes": (2, 4)}),
+    "preferred sizes": (arrivals(20, 7, 170), {"preferred_batch_sizes": (2, 4)}),
     "preferred sizes and a delay": (
         arrivals(5, 8, 210, 24),
         {"preferred_batch_sizes": (3, 6), "max_queue_delay_us": 60_000},
     ),
-    "two instances": (arrivals(11, 24, 0), {"instance_count": 2}),
-    "two instances and a delay": (arrivals(13, 7, 130), {"instance_count": 2, "max_queue_delay_us": 15_000}),
+    "two instances": (arrivals(14, 7, 130), {"instance_count": 2}),
+    "two instances and a delay": (arrivals(12, 7, 160), {"instance_count": 2, "max_queue_delay_us": 30_000}),
     "a timeout": (arrivals(16, 5, 110), {"queue_timeout_us": 70_000, "max_batch_size": 2}),
     "a timeout before the delay is over": (SPARSE, {"queue_timeout_us": 12_500, "max_queue_delay_us": 40_000}),
     "priorities": (CROWD, {"priority_levels": 2, "default_priority_level": 2, "max_batch_size": 3}),
