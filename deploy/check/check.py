@@ -159,16 +159,18 @@ def smoke() -> str:
     repository = ROOT / "model_repository"
     if not any(repository.glob("*/*/artifact/manifest.json")):
         raise SkippedError("no model is built: accel build embedding")
-    site, pins = WORK / "site", DEPLOY / "docker" / "constraints.txt"
-    python, stamp = str(_environment() / "bin" / "python"), WORK / "site" / "constraints.txt"
-    if _version(python) != _OLDEST:
-        raise SkippedError(f"no Python {'.'.join(map(str, _OLDEST))} was found")
+    folder, pins = WORK / "python312", DEPLOY / "docker" / "constraints.txt"
+    python, stamp = str(folder / "bin" / "python"), folder / "constraints.txt"
     if _text(stamp) != _text(pins):
-        shutil.rmtree(site, ignore_errors=True)
-        wanted = ["--constraint", str(pins), f"{ROOT}[triton]", "onnxruntime"]
-        _run(python, "-m", "pip", "install", "--quiet", "--target", str(site), *wanted)
+        base = str(_environment() / "bin" / "python")
+        if _version(base) != _OLDEST:
+            raise SkippedError(f"no Python {'.'.join(map(str, _OLDEST))} was found")
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(base, "-m", "venv", str(folder))
+        wanted = ["--constraint", str(pins), "--editable", f"{ROOT}[triton]", "onnxruntime"]
+        _run(python, "-m", "pip", "install", "--quiet", *wanted)
         shutil.copy(pins, stamp)
-    return _run(python, str(HERE / "smoke.py"), str(repository), PYTHONPATH=str(site)).strip().splitlines()[-1]
+    return _run(python, str(HERE / "smoke.py"), str(repository)).strip().splitlines()[-1]
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -330,14 +332,13 @@ def _newest_python() -> str:
     return sys.executable
 
 
-def _run(*command: str, cwd: Path | None = None, **variables: str) -> str:
+def _run(*command: str, cwd: Path | None = None) -> str:
     """Output of a command; raises `FailedError` with what it said."""
     if not shutil.which(command[0]):
         raise SkippedError(
             f"{Path(command[0]).name} is not installed: apt-get install prometheus prometheus-alertmanager"
         )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= variables
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, env=environment, check=False)
     if done.returncode:
         raise FailedError((done.stdout + done.stderr).strip() or f"exit {done.returncode}")

@@ -1,12 +1,14 @@
-"""Serves the model repository with this Python, 3.12 as in the Triton image, and asks it once.
+"""Serves a copy of the model repository with this Python, 3.12 as in the Triton image, and asks it once.
 
 Triton comes out of its wheel here, with the stub of this Python. What the image adds to NVIDIA's is as there: the
-package and its pinned dependencies beside the system's packages, found by PYTHONPATH.
+package with its pinned dependencies, where this Python finds packages by itself, as the stub ignores PYTHONPATH.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import accel_lib
@@ -23,4 +25,5 @@ def main(repository: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1])))
+    with tempfile.TemporaryDirectory(prefix="accel-") as copy:  # the repository itself may be in use
+        print(main(Path(shutil.copytree(sys.argv[1], Path(copy) / "models"))))
