@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from accel_lib.lab.words import number, percent, times
+from accel_lib.lab.words import listed, number, percent, times
 
 _FULL = 0.95  # of the time busy: there is hardly more to read
 MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
@@ -48,6 +48,13 @@ def policies(frame: pd.DataFrame) -> str:
         return f"{start}; whatever is cheaper comes late"
     share = 1 - best["cost_per_million"] / dearest["cost_per_million"]
     return f"{start}, {percent(share)} less than {dearest['name']}"
+
+
+def day(frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """How often policies change the replicas."""
+    changes = {name: int(frame.loc[frame["name"] == name, "changes"].iloc[0]) for name in names}
+    parts = [f"{name} {count:,} times" for name, count in changes.items()]
+    return f"Through the day {listed(parts)} changes the number of replicas"
 
 
 def burst(minutes: Mapping[str, float]) -> str:

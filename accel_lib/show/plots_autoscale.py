@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel_lib.lab import findings_autoscale as findings
 from accel_lib.lab.words import number, percent
@@ -38,7 +40,7 @@ def signals(replica: Curve) -> Axes:
 
 def day(chosen: Policies, *names: str) -> Axes:
     """The replicas that policies keep through the day, over those that the load needs."""
-    ax = canvas(chosen.finding, rows=6)
+    ax = canvas(findings.day(chosen.frame, names), rows=6)
     first = chosen.replays[0].frame
     ax.fill_between(first["hour"], first["needed"], step="post", color=LIGHT, zorder=0)
     ax.annotate("needed for the load", (2.2, 0.15), color=GREY, fontsize=10)
@@ -60,17 +62,26 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     ax = canvas(chosen.finding, rows=6)
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
-    for (_, row), x in zip(frame.iterrows(), late, strict=True):
+    top = 1.18 * float(frame["cost_per_million"].max())
+    heights = _apart(frame["cost_per_million"].to_numpy() / top)
+    for (_, row), x, height in zip(frame.iterrows(), late, heights, strict=True):
         kept = row["late"] <= findings.MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
         words = f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
         right = x > 0.55 * late.max()
-        ax.annotate(
-            words, (x, row["cost_per_million"]), (-9, -14) if right else (9, 7), textcoords="offset points",
-            ha="right" if right else "left", fontsize=10,
-        )  # fmt: skip
+        near = (x + (-1 if right else 1) * 0.02 * max(late.max(), 1), height * top)
+        ax.annotate(words, near, ha="right" if right else "left", va="center", fontsize=10)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
-    ax.set_ylim(0, 1.18 * frame["cost_per_million"].max())
+    ax.set_ylim(0, top)
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
     ax.set_ylabel(f"{unit} per million requests")
     return finish(ax, frame)
+
+
+def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
+    """Where labels stand so that none covers another: from the lowest up, each at least `gap` above the one before."""
+    placed = heights.copy()
+    order = np.argsort(heights)
+    for below, above in itertools.pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
+    return placed
