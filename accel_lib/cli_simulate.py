@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,12 +20,14 @@ def simulate(
         bool, typer.Option("--check", help="Measure settings too; exit 1 if the median errors are over the limits.")
     ] = False,
     seconds: Annotated[float, typer.Option(help="With --check: how long to measure a setting.")] = 6,
+    figure: Annotated[Path | None, typer.Option(help="With --check: PNG of the errors to write.")] = None,
 ) -> None:
     """Predict latency under load from a short calibration, or hold the predictions to a real Triton."""
     from accel_lib.lab.calibrate import calibrate
     from accel_lib.lab.curve import SHARES, latency_curve
     from accel_lib.lab.fidelity import check_fidelity, verdict_line
     from accel_lib.prepare import ensure
+    from accel_lib.show.plots_simulator import fidelity
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve as serve_models
 
@@ -33,6 +36,8 @@ def simulate(
         if check:
             names = ("short", "mixed") if texts == "short" else (texts,)
             result = check_fidelity(served, {name: load_texts(name) for name in names}, seconds=seconds)
+            if figure:
+                fidelity(result.frame, result.throughput_spread, result.p95_spread).figure.savefig(figure)
             print(f"{result.table()}\n{result.finding} ({result.pinned})\n{verdict_line(result)}")
             raise typer.Exit(0 if result.passed else 1)
         service = calibrate(served, load_texts(texts), instance_counts=(instances,))
