@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from accel_lib.errors import require
+
 
 def simulate(
     texts: Annotated[str, typer.Option(help="Workload: short, mixed, or a file.")] = "short",
@@ -37,7 +39,8 @@ def simulate(
             names = ("short", "mixed") if texts == "short" else (texts,)
             result = check_fidelity(served, {name: load_texts(name) for name in names}, seconds=seconds)
             if figure:
-                fidelity(result.frame, result.throughput_spread, result.p95_spread).figure.savefig(figure)
+                fidelity(result.frame, result.throughput_spread, result.p95_spread)
+                require("matplotlib.pyplot", extra="notebook").savefig(figure)
             print(f"{result.table()}\n{result.finding} ({result.pinned})\n{verdict_line(result)}")
             raise typer.Exit(0 if result.passed else 1)
         service = calibrate(served, load_texts(texts), instance_counts=(instances,))
