@@ -23,6 +23,7 @@ NOTEBOOKS = (
     "01_pytorch_to_onnx",
     "02_onnx_to_tensorrt",
     "03_triton_in_a_notebook",
+    "04_measuring_honestly",
     "07_predict_it",
     "10_versions_and_experiments",
     "11_to_kubernetes",
