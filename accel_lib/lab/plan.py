@@ -19,7 +19,7 @@ _MOST = 4_096  # requests let in, at most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchTime:
-    """Seconds of a batch: ``fixed_s + each_s × n``; `guessed` while batches of one size alone were seen."""
+    """Seconds of a batch, ``fixed_s + each_s × n``; `guessed` while the sizes that were seen show no trend."""
 
     fixed_s: float
     each_s: float
@@ -30,7 +30,7 @@ class BatchTime:
         return self.fixed_s + self.each_s * size
 
     def __str__(self) -> str:
-        guess = " (a guess: only one batch size was seen)" if self.guessed else ""
+        guess = " (a guess: other batch sizes were not seen)" if self.guessed else ""
         return f"t(n) = {self.fixed_s * 1e3:.1f} + {self.each_s * 1e3:.1f}·n ms{guess}"
 
 
@@ -70,14 +70,13 @@ def fit_batch_time(
     n = np.array(seen, dtype=float)
     count = np.array([sizes[size] for size in seen], dtype=float)
     each = np.array([spent_s[size] for size in seen]) / count
-    total = float((each * count).sum() / (n * count).sum())  # seconds a request, over all
-    if len(seen) == 1:
-        lone = float(each[0]) / (share + (1 - share) * n[0])
+    mean_n, mean_s = (float((values * count).sum() / count.sum()) for values in (n, each))
+    slope, start = np.polyfit(n, each, 1, w=np.sqrt(count)) if len(seen) > 1 else (0.0, 0.0)
+    if slope <= 0:  # one size alone, or noise: batches that cost nothing each would let everybody in
+        lone = mean_s / (share + (1 - share) * mean_n)
         return BatchTime(fixed_s=share * lone, each_s=(1 - share) * lone, guessed=True)
-    slope, start = np.polyfit(n, each, 1, w=np.sqrt(count))
-    if start < 0 or slope < 0:  # no batch pays, or none costs: the nearest line that may be
-        mean = float((each * count).sum() / count.sum())
-        return BatchTime(fixed_s=0.0, each_s=total) if start < 0 else BatchTime(fixed_s=mean, each_s=0.0)
+    if start < 0:  # no batch pays: the nearest line that may be
+        return BatchTime(fixed_s=0.0, each_s=mean_s / mean_n)
     return BatchTime(fixed_s=round(float(start), 9), each_s=round(float(slope), 9))
 
 

@@ -210,6 +210,9 @@ def test_the_time_of_a_batch_is_fitted_from_what_triton_counts():
     assert fit_batch_time({}, {}) is None
     assert fit_batch_time({1: 5}, {1: 0.05}).guessed
     assert fit_batch_time({1: 5, 2: 5}, {1: 0.05, 2: 0.12}).fixed_s == 0
+    noise = fit_batch_time({1: 5, 4: 5}, {1: 0.05, 4: 0.04})
+    assert noise.guessed
+    assert noise.each_s > 0
 
 
 def test_a_plan_knows_when_a_queue_has_no_end():
