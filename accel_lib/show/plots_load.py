@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _SPAN_COLORS = (VERMILLION, SKY, ORANGE, GREEN)
+_DECADES = 30  # range of a logarithmic axis up to which its minor ticks are named
 _LENGTH_COLORS = (BLUE, SKY, ORANGE, VERMILLION, GREEN, GREY)
 
 
@@ -53,12 +54,21 @@ def latency(curve: RateCurve) -> Axes:
     )  # fmt: skip
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=8, colors=GREY)
+    _name_minor_ticks(ax)
     ax.margins(y=0.15)
     ax.set_xlabel("offered rate, requests per second")
     ax.set_ylabel("p95 latency, ms")
     return finish(ax, frame)
+
+
+def _name_minor_ticks(ax: Axes) -> None:
+    """Numbers between the powers of ten, where there are few powers and so room for them."""
+    low, high = ax.get_ylim()
+    if high < _DECADES * low:
+        ax.yaxis.set_minor_formatter("{x:g}")
+        ax.tick_params(axis="y", which="minor", labelsize=8, colors=GREY)
+    else:
+        ax.yaxis.set_minor_formatter("")
 
 
 def split(frame: pd.DataFrame) -> Axes:
@@ -116,8 +126,7 @@ def crossover(frame: pd.DataFrame) -> Axes:
     ax.set_yscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("{x:g}")
-    ax.tick_params(axis="y", which="minor", labelsize=8, colors=GREY)
+    _name_minor_ticks(ax)
     ax.set_xlabel("tokens in the batch (texts × tokens of each)")
     ax.set_ylabel("time of one token, µs")
     return finish(ax, frame)
@@ -139,8 +148,9 @@ def watching(seen: Watched) -> Axes:
     ax.set_ylim(0, float(frame["sentences_per_s"].max()) * 1.15)
     waited = ax.twinx()
     waited.spines[["top"]].set_visible(False)
-    waited.fill_between(frame["time_s"], frame["queue_ms"], color=VERMILLION, alpha=0.25, linewidth=0)
-    waited.plot(frame["time_s"], frame["queue_ms"], color=VERMILLION, linewidth=1.4)
+    told = frame[frame["requests_per_s"] > 0]  # without an answer there is no waiting time to show
+    waited.fill_between(told["time_s"], told["queue_ms"], color=VERMILLION, alpha=0.25, linewidth=0)
+    waited.plot(told["time_s"], told["queue_ms"], color=VERMILLION, linewidth=1.4)
     waited.set_ylabel("waiting in the queue, ms a request", color=VERMILLION)
     waited.set_ylim(0, max(float(frame["queue_ms"].max()) * 1.4, 1.0))
     for when in frame.loc[frame["reset"], "time_s"]:
