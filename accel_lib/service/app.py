@@ -52,7 +52,7 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.shadow import Shadows
 from accel_lib.service.state import State
 from accel_lib.service.supervisor import Supervisor
-from accel_lib.service.telemetry import Telemetry
+from accel_lib.service.telemetry import Telemetry, triton_flags
 from accel_lib.service.tokens import Tokens
 from accel_lib.triton.process import Ports
 from accel_lib.triton.remote import attach
@@ -116,6 +116,7 @@ def create_app(
         ports=ports,
         triton=triton,
         settings=operate.kept_settings(state),
+        flags=triton_flags(settings.otlp_endpoint),
         clock=clock,
         now=now,
     )

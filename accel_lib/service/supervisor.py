@@ -61,6 +61,8 @@ class Supervisor:
         A running server to watch; it stays its owner's, and is started again all the same when it dies.
     settings
         Settings of `ModelConfig` by model, in place of those in its file.
+    flags
+        Further options of ``tritonserver``.
     clock, now
         Monotonic seconds, and seconds since 1970.
     """
@@ -73,9 +75,11 @@ class Supervisor:
         ports: Ports | None = None,
         triton: Server | None = None,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        flags: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self._flags = tuple(flags)
         self._repository, self._ports = Path(repository), ports or Ports()
         self._models = set(models)
         self._owned = triton is None
@@ -267,7 +271,12 @@ class Supervisor:
 
     def _serve(self, models: Sequence[str] | Literal["all"]) -> Server:
         ports = dataclasses.asdict(self._ports)
-        return serve(self._repository, models=models, **{f"{service}_port": port for service, port in ports.items()})
+        return serve(
+            self._repository,
+            models=models,
+            flags=self._flags,
+            **{f"{service}_port": port for service, port in ports.items()},
+        )
 
     def _reload(self, model: str) -> None:
         """Load a model into a new Triton as it was; one that does not load keeps no other from answering."""

@@ -9,6 +9,22 @@ from typing import Any
 from accel_lib.errors import require
 
 _EXTRA = "telemetry"
+_DELAY_MS = 1000  # after which Triton sends what it has traced
+
+
+def triton_flags(endpoint: str) -> list[str]:
+    """Options with which Triton sends its spans to the same collector, as children of the gateway's; none for none."""
+    if not endpoint:
+        return []
+    own = {
+        "url": f"{endpoint.rstrip('/')}/v1/traces",
+        "resource": "service.name=triton",
+        "bsp_schedule_delay": _DELAY_MS,
+    }
+    common = ["mode=opentelemetry", "rate=1", "level=TIMESTAMPS", "count=-1"]
+    return [f"--trace-config={setting}" for setting in common] + [
+        f"--trace-config=opentelemetry,{name}={value}" for name, value in own.items()
+    ]
 
 
 class Telemetry:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -56,7 +56,14 @@ class TritonProcess:
 
     @classmethod
     def start(
-        cls, repository: Path, ports: Ports, *, timeout_s: float, env: Mapping[str, str], progress: Progress
+        cls,
+        repository: Path,
+        ports: Ports,
+        *,
+        timeout_s: float,
+        env: Mapping[str, str],
+        progress: Progress,
+        flags: Sequence[str] = (),
     ) -> TritonProcess:
         """Start Triton on a repository and wait until all three services answer.
 
@@ -68,7 +75,7 @@ class TritonProcess:
         supervisor.sweep_orphans()
         with _repository_lock(repository) as lock:
             for attempt in range(_ATTEMPTS):
-                process = cls._launch(repository, free_ports(ports), lock, env)
+                process = cls._launch(repository, free_ports(ports), lock, env, flags)
                 try:
                     if process._wait_until_ready(time.monotonic() + timeout_s, progress):
                         return process
@@ -86,7 +93,9 @@ class TritonProcess:
         )
 
     @classmethod
-    def _launch(cls, repository: Path, ports: Ports, lock: int, env: Mapping[str, str]) -> TritonProcess:
+    def _launch(
+        cls, repository: Path, ports: Ports, lock: int, env: Mapping[str, str], further: Sequence[str]
+    ) -> TritonProcess:
         install = ensure_tritonserver()
         prefix, held = supervisor.claim_prefix()
         folder = Path(tempfile.mkdtemp(prefix="accel-triton-"))
@@ -101,7 +110,7 @@ class TritonProcess:
             **{f"{service}-address": HOST for service in ("http", "grpc", "metrics")},
             **{f"{service}-port": port for service, port in dataclasses.asdict(ports).items()},
         }
-        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
+        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items()), *further]
         guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), prefix, str(folder), str(_GRACE_S)]
         with (folder / "log").open("wb") as log:
             command = subprocess.Popen(

@@ -47,6 +47,7 @@ def serve(
     metrics_port: int = 0,
     timeout_s: float = 120,
     env: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
 ) -> Server:
     """Start a real Triton on a model repository and wait until its models answer.
 
@@ -65,6 +66,8 @@ def serve(
         How long start and loading may take.
     env
         Environment variables for Triton and the models' Python processes.
+    flags
+        Further options of ``tritonserver``, as on its command line.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def serve(
     progress = Progress(f"Triton {TRITON_VERSION}")
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
     try:
-        process = TritonProcess.start(folder, ports, timeout_s=timeout_s, env=env or {}, progress=progress)
+        process = TritonProcess.start(folder, ports, timeout_s=timeout_s, env=env or {}, progress=progress, flags=flags)
         server = Server(process, folder)
         try:
             server._load_all(names, timeout_s, progress)
