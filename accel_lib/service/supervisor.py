@@ -242,7 +242,7 @@ class Supervisor:
                     if len(words) > 1 and words[0].endswith(_STUB):
                         version = Path(words[1]).parent
                         alive[version.parent.name, version.name] += 1
-        with contextlib.suppress(RequestError):
+        with contextlib.suppress(AccelError):  # Triton is busy, or the model's files are gone: ask again later
             ready = [each for each in self.versions() if each.state == "READY" and each.model in self._models]
             configs = {each.model: self.server.config(each.model) for each in ready}
             wanted = {model: config.instance_count for model, config in configs.items() if config.backend == "python"}
