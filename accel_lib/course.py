@@ -25,6 +25,7 @@ NOTEBOOKS = (
     "03_triton_in_a_notebook",
     "04_measuring_honestly",
     "07_predict_it",
+    "08_tune_and_control",
     "09_an_embedding_service",
     "10_versions_and_experiments",
     "11_to_kubernetes",
