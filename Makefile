@@ -15,7 +15,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
-NBVAL := notebooks/00_start_here.ipynb notebooks/03_triton_in_a_notebook.ipynb
+NBVAL := $(addprefix notebooks/,00_start_here.ipynb 03_triton_in_a_notebook.ipynb 08_tune_and_control.ipynb)
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.

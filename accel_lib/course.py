@@ -24,6 +24,8 @@ NOTEBOOKS = (
     "02_onnx_to_tensorrt",
     "03_triton_in_a_notebook",
     "04_measuring_honestly",
+    "05_dynamic_batching",
+    "06_queues_under_pressure",
     "07_predict_it",
     "08_tune_and_control",
     "09_an_embedding_service",
