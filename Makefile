@@ -35,7 +35,11 @@ course: setup ## run every notebook headless into out/
 	@$(BIN)/accel course run $(NB)
 
 .PHONY: test
-test: lint types unit integration environments notebooks ## all of the checks below, as CI runs them
+test: packages lint types unit integration environments ui-check deploy-check notebooks ## all of the checks below, as CI runs them
+
+.PHONY: packages
+packages: ## Chromium, Prometheus and Alertmanager from Debian, which some checks need
+	@$(install_packages)
 
 .PHONY: lint
 lint: setup ## ruff: rules and format, notebooks too; badges and set-up cells
@@ -109,12 +113,11 @@ ui: setup ## the dashboard in a browser, port 3000, over a gateway that `accel s
 	@$(BIN)/accel ui
 
 .PHONY: ui-check
-ui-check: setup ## click through the dashboard in headless Chromium, on a real Triton; pictures in out/ui
-	@command -v chromium >/dev/null || sudo apt-get install --yes --quiet chromium || apt-get install --yes --quiet chromium
+ui-check: setup packages ## click through the dashboard in headless Chromium, on a real Triton; pictures in out/ui
 	@$(BIN)/python -m pytest tests/ui
 
 .PHONY: deploy-check
-deploy-check: setup ## all that can be checked of deploy/ without a cluster: one table, the verdict last
+deploy-check: setup packages ## all that can be checked of deploy/ without a cluster: one table, the verdict last
 	@$(BIN)/python deploy/check/check.py
 
 .PHONY: clean
@@ -139,6 +142,18 @@ echo "No Python from 3.11 to 3.13 was found."; \
 for python in $(PYTHONS); do echo "  seen: $$python: $$("$$python" --version 2>&1 | head -1)"; done; \
 echo "  fix:  install one, then: make $(MAKECMDGOALS) PYTHON=<its path>"; \
 exit 1
+endef
+
+define install_packages
+missing=""; \
+for pair in chromium:chromium promtool:prometheus amtool:prometheus-alertmanager; do \
+    command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; \
+done; \
+[ -n "$$missing" ] || exit 0; \
+[ "$$(id -u)" = 0 ] && root="" || root="sudo -n"; \
+echo "Installing$$missing"; \
+{ $$root apt-get update -qq && $$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; } \
+    >/dev/null 2>&1 || echo "Not to be installed here:$$missing. The checks that need them are skipped, and say so."
 endef
 
 define install_torch
