@@ -34,17 +34,26 @@ class OnnxRuntimeEngine:
     allow_spinning
         Let idle threads wait in a loop, which answers sooner; False where several engines share the cores.
         Source: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
+    fusions
+        Let ONNX Runtime rearrange the graph for this machine; False runs it operator by operator, to see what it gives.
     """
 
     def __init__(
-        self, artifact: Artifact, *, device: str = "auto", threads: int | None = None, allow_spinning: bool = True
+        self,
+        artifact: Artifact,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        allow_spinning: bool = True,
+        fusions: bool = True,
     ) -> None:
         ort = require("onnxruntime", extra="convert")
         index = int(device.partition(":")[2] or 0)
         provider = _provider(device, ort.get_available_providers())
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusions else levels.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads or _allowed()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
         skipped = SLOW_FUSIONS if provider == _CPU else ()

@@ -67,9 +67,9 @@ class Contender:
         return 0.0 if self.packed else strategy.padding(self.lengths(texts))
 
 
-def contender(candidate: Model | Artifact, *, device: str = "auto") -> Contender:
-    """Open a candidate on this machine; raises what ``open_engine`` raises."""
-    engine = open_engine(candidate, device=device)
+def contender(candidate: Model | Artifact, *, device: str = "auto", **options: Any) -> Contender:
+    """Open a candidate on this machine, with options of its engine; raises what ``open_engine`` raises."""
+    engine = open_engine(candidate, device=device, **options)
     tokenizer, prompt = _text_side(candidate)
     profiles = candidate.manifest.profiles if isinstance(candidate, Artifact) else ()
     packed = getattr(engine, "packed", False)

@@ -1,0 +1,34 @@
+"""The way to a fast engine, step by step, in one tidy table."""
+
+import pytest
+
+from accel_lib import to_onnx
+from accel_lib.lab.steps import STEPS, climb
+
+
+@pytest.fixture(scope="module")
+def climbed(tiny_model, texts):
+    plain, packed, int8 = (
+        to_onnx(tiny_model, progress=False, **options)
+        for options in ({}, {"packed": True}, {"packed": True, "precision": "int8"})
+    )
+    return climb(tiny_model, plain, packed, int8, texts, count=24)
+
+
+def test_every_step_has_its_row_over_the_first(climbed):
+    assert climbed.frame["name"].tolist() == list(STEPS)
+    assert climbed.frame["over"].tolist() == ["", *["PyTorch"] * 5]
+    assert (climbed.frame["sentences_per_s"] > 0).all()
+    assert climbed.frame.attrs["machine"]
+
+
+def test_only_the_steps_before_packing_compute_padding(climbed):
+    padding = climbed.frame.set_index("name")["padding"]
+    assert (padding[["PyTorch", "export", "fusion"]] > 0.2).all()
+    assert (padding[["no padding", "INT8", "batching"]] == 0).all()
+
+
+def test_only_int8_moves_the_vectors(climbed):
+    cosine = climbed.frame.set_index("name")["cosine_mean"]
+    assert cosine[["PyTorch", "export", "fusion", "no padding"]] == pytest.approx(1, abs=1e-5)
+    assert climbed.finding.startswith(("INT8", "batching", "no padding", "Nothing", "fusion", "export", "No "))
