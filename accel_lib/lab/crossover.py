@@ -87,10 +87,18 @@ def crossover(
 
 
 def fit(tokens: NDArray[np.float64], ms: NDArray[np.float64]) -> tuple[float, float]:
-    """Milliseconds of a batch and of a token in ``batch + token × tokens``, by least squares of the relative errors."""
-    rows = np.stack([np.ones_like(tokens), tokens], axis=1) / ms[:, None]
-    batch_ms, token_ms = np.linalg.lstsq(rows, np.ones_like(ms), rcond=None)[0]
-    return max(float(batch_ms), 0.0), float(token_ms)
+    """Milliseconds of a batch and of a token in ``batch + token × tokens``, by least squares of the relative errors.
+
+    Neither is below zero: where one would be, the other explains all alone, as on a GPU whose smallest batches all take
+    the same time.
+    """
+    parts = np.stack([np.ones_like(tokens), tokens], axis=1) / ms[:, None]
+    both = np.linalg.lstsq(parts, np.ones_like(ms), rcond=None)[0]
+    if both.min() < 0:
+        left = int(both.argmax())
+        both = np.zeros(2)
+        both[left] = parts[:, left].sum() / (parts[:, left] ** 2).sum()
+    return float(both[0]), float(both[1])
 
 
 def matrix_weights(model: Model) -> int:

@@ -103,6 +103,8 @@ def limits(row: pd.Series[Any]) -> str:
         ``batch_ms``, ``token_us`` and ``weights``.
     """
     fixed, each, weights = row["batch_ms"], row["token_us"], row["weights"]
+    if each <= 0:
+        return f"Every batch here takes {number(fixed)} ms, whatever is in it: more tokens cost nothing to be measured"
     speed = f"multiplying {number(weights / 1e6)} million weights at {number(2 * weights / each / 1e3)} GFLOP/s"
     if fixed <= 0:
         return f"A token takes {number(each)} µs in a batch of any size, as {speed}: no part is left to share"

@@ -118,9 +118,10 @@ def crossover(frame: pd.DataFrame) -> Axes:
     tokens = np.geomspace(frame["batch_tokens"].min(), frame["batch_tokens"].max(), 100)
     fixed, each = 1e3 * frame["batch_ms"].iloc[0], frame["token_us"].iloc[0]
     ax.plot(tokens, fixed / tokens + each, color=GREY, linestyle="--", linewidth=1.2, label="fixed part + tokens")
-    ax.axvline(fixed / each, color=LIGHT, linewidth=1.4, zorder=0)
-    words, where = f" {number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
-    ax.annotate(words, (fixed / each, 1), (2, -10), xycoords=where, textcoords="offset points", color=GREY)
+    if tokens[0] * each < fixed < tokens[-1] * each:
+        ax.axvline(fixed / each, color=LIGHT, linewidth=1.4, zorder=0)
+        words, where = f" {number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
+        ax.annotate(words, (fixed / each, 1), (2, -10), xycoords=where, textcoords="offset points", color=GREY)
     ax.legend(frameon=False, fontsize=10, loc="upper right", bbox_to_anchor=(1, 0.93))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")

@@ -197,6 +197,15 @@ def test_the_two_parts_are_found_again():
     assert title(plots_load.crossover(frame)) == findings_curve.crossover(frame)
 
 
+def test_tokens_that_cost_nothing_are_said_so_and_have_no_crossover():
+    frame = sizes(3.0, 0).assign(ms=[3.1, 3.0, 3.05, 2.9])  # a GPU: the largest batch is no slower
+    batch_ms, token_ms = fit(frame["batch_tokens"].to_numpy(dtype=float), frame["ms"].to_numpy())
+    assert (batch_ms, token_ms) == (pytest.approx(3.0, rel=0.03), 0)
+    frame = frame.assign(token_ms=frame["ms"] / frame["batch_tokens"], batch_ms=batch_ms, token_us=0.0)
+    assert "more tokens cost nothing to be measured" in findings_curve.limits(frame.iloc[0])
+    assert title(plots_load.crossover(frame)) == findings_curve.crossover(frame)
+
+
 def pressure(good):
     frame = pd.DataFrame({"setting": ["plain", "plain", "timeout", "timeout"], "load": [50, 100, 50, 100]})
     return frame.assign(goodput_per_s=good, p50_ms=[40.0, 900.0, 40.0, 80.0])
