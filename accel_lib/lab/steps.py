@@ -76,13 +76,12 @@ def climb(
         seen = {name: run() for name, run in runs.items()}
         progress.tick("speed")
         taken = take_turns(runs, repeats=_TURNS)
-        rows = [
-            {"name": name, "over": STEPS[0] if number else "", "precision": one.precision, "device": one.device}
-            | columns("sentences_per_s", len(some) / taken[name])
-            | columns("speedup", taken[STEPS[0]] / taken[name])
-            | {"size_mb": one.size_bytes / 1e6, "padding": one.padding(some, how), "batching": how.name}
-            | agreement(seen[name], truth, task=model.task)
-            for number, (name, one, how) in enumerate(zip(STEPS, field, strategies, strict=True))
-        ]
+        rows: list[dict[str, Any]] = []
+        for name, one, how in zip(STEPS, field, strategies, strict=True):
+            row: dict[str, Any] = {"name": name, "over": STEPS[0] if rows else "", "device": one.device}
+            row |= {"precision": one.precision, "batching": how.name, "padding": one.padding(some, how)}
+            row |= columns("sentences_per_s", len(some) / taken[name])
+            row |= columns("speedup", taken[STEPS[0]] / taken[name])
+            rows.append(row | {"size_mb": one.size_bytes / 1e6} | agreement(seen[name], truth, task=model.task))
     progress.done(f"{len(some)} texts, {len(STEPS)} steps")
     return Climb(frame=tidy(rows))
