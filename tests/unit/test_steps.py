@@ -28,7 +28,7 @@ def test_only_the_steps_before_packing_compute_padding(climbed):
     assert (padding[["no padding", "INT8", "batching"]] == 0).all()
 
 
-def test_only_int8_moves_the_vectors(climbed):
-    cosine = climbed.frame.set_index("name")["cosine_mean"]
-    assert cosine[["PyTorch", "export", "fusion", "no padding"]] == pytest.approx(1, abs=1e-5)
-    assert climbed.finding.startswith(("INT8", "batching", "no padding", "Nothing", "fusion", "export", "No "))
+def test_the_steps_in_fp32_keep_the_numbers_and_int8_the_fewest_bytes(climbed):
+    frame = climbed.frame.set_index("name")
+    assert frame["cosine_mean"][["PyTorch", "export", "fusion", "no padding"]].tolist() == pytest.approx([1] * 4)
+    assert frame["size_mb"].idxmin() in ("INT8", "batching")
