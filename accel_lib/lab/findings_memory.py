@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
 from accel_lib.lab.words import number, percent
 
-if TYPE_CHECKING:
-    from accel_lib.lab.memory import MemoryModel
 
-
-def memory(frame: pd.DataFrame, model: MemoryModel, free_bytes: int, largest: int) -> str:
+def memory(
+    frame: pd.DataFrame,
+    *,
+    fixed_bytes: int,
+    bytes_a_token: float,
+    length: int,
+    failed_tokens: int,
+    free_bytes: int,
+    largest: int,
+) -> str:
     """What an instance needs, how well that predicts a larger batch, and the largest safe batch."""
-    start = f"An instance needs {number(model.fixed_bytes / 1e6)} MB and {number(model.bytes_a_token / 1e3)} kB a token"
-    fits = f"{largest:,} texts of {model.length} tokens are safe in the {number(free_bytes / 1e9)} GB that are free"
+    start = f"An instance needs {number(fixed_bytes / 1e6)} MB and {number(bytes_a_token / 1e3)} kB a token"
+    fits = f"{largest:,} texts of {length} tokens are safe in the {number(free_bytes / 1e9)} GB that are free"
     checked = frame[frame["role"] == "checked"]
-    if model.failed_tokens:
-        return f"{start}; {model.failed_tokens:,} tokens ran out of memory, so {fits}"
+    if failed_tokens:
+        return f"{start}; {failed_tokens:,} tokens ran out of memory, so {fits}"
     if checked.empty:
         return f"{start}; {fits}"
     row = checked.iloc[-1]

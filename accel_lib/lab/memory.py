@@ -112,7 +112,13 @@ class MemoryFit(Result):
     def finding(self) -> str:
         """What an instance needs, how well that predicts a larger batch, and what fits."""
         return findings_memory.memory(
-            self.frame, self.model, self.free_bytes, self.model.largest_batch(self.free_bytes)
+            self.frame,
+            fixed_bytes=self.model.fixed_bytes,
+            bytes_a_token=self.model.bytes_a_token,
+            length=self.model.length,
+            failed_tokens=self.model.failed_tokens,
+            free_bytes=self.free_bytes,
+            largest=self.model.largest_batch(self.free_bytes),
         )
 
 

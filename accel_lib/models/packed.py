@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,18 @@ from torch import Tensor, nn
 from accel_lib.errors import ModelError, require
 from accel_lib.models.network import Encoder, Head, pool
 
-if TYPE_CHECKING:
-    from accel_lib.models.segments import Segments
-
 _ATTENTION = "accel_packed"
 _MASKED = -1e4  # added to the logits of padding; its exponential is 0 in FP32 and in FP16
 _CLOSE = 1e-4
 _PROBE_LENGTHS = (3, 17, 1, 8)
+
+
+class Attends(Protocol):
+    """Where the texts of a packed batch are, and attention inside each of them."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """``[1, heads, tokens, width]`` each, to ``[1, tokens, heads, width]``."""
+        ...
 
 
 class Packing(NamedTuple):
@@ -44,6 +49,20 @@ class Packing(NamedTuple):
     spread: Tensor
     gather: Tensor
     bias: Tensor
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Attention inside each text: ``[1, heads, tokens, width]`` each, to ``[1, tokens, heads, width]``."""
+        heads, width = query.shape[1], query.shape[3]
+        batch, sequence = self.bias.shape[0], self.bias.shape[3]
+
+        def lay_out(rows: Tensor) -> Tensor:
+            flat = rows.transpose(1, 2).reshape(-1, heads * width)
+            return flat.index_select(0, self.spread).view(batch, sequence, heads, width).transpose(1, 2)
+
+        logits = lay_out(query) @ lay_out(key).transpose(2, 3) * scaling + self.bias.to(query.dtype)
+        weighted = torch.softmax(logits, dim=-1) @ lay_out(value)
+        flat = weighted.transpose(1, 2).reshape(-1, heads * width).index_select(0, self.gather)
+        return flat.view(1, -1, heads, width)
 
 
 class PackedEncoder(Encoder):
@@ -154,7 +173,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001
     *,
-    packing: Packing | Segments,
+    packing: Attends,
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -163,23 +182,7 @@ def packed_attention(
     Registered as one of transformers' attention functions, hence its arguments and its answer, ``[1, tokens, heads,
     width]`` and no weights.
     """
-    if not isinstance(packing, Packing):
-        from accel_lib.models.segments import segment_attention
-
-        rows = (rows.transpose(1, 2)[0] for rows in (query, key, value))
-        mixed: Tensor = segment_attention(*rows, packing.offsets, packing.longest, scaling)
-        return mixed[None], None
-    heads, width = query.shape[1], query.shape[3]
-    batch, sequence = packing.bias.shape[0], packing.bias.shape[3]
-
-    def lay_out(rows: Tensor) -> Tensor:
-        flat = rows.transpose(1, 2).reshape(-1, heads * width)
-        return flat.index_select(0, packing.spread).view(batch, sequence, heads, width).transpose(1, 2)
-
-    logits = lay_out(query) @ lay_out(key).transpose(2, 3) * scaling + packing.bias.to(query.dtype)
-    weighted = torch.softmax(logits, dim=-1) @ lay_out(value)
-    flat = weighted.transpose(1, 2).reshape(-1, heads * width).index_select(0, packing.gather)
-    return flat.view(1, -1, heads, width), None
+    return packing.attend(query, key, value, scaling), None
 
 
 def _refused(seen: str) -> ModelError:

@@ -27,6 +27,12 @@ class Segments(NamedTuple):
     offsets: Tensor
     longest: int
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Attention inside each text: ``[1, heads, tokens, width]`` each, to ``[1, tokens, heads, width]``."""
+        rows = (each.transpose(1, 2)[0] for each in (query, key, value))
+        mixed: Tensor = segment_attention(*rows, self.offsets, self.longest, scaling)
+        return mixed[None]
+
 
 class SegmentEncoder(Encoder):
     """An `Encoder` over texts behind each other.
