@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.rig import Rig, table
 
+_ROOT = Path(__file__).parents[2]
 _FULL, _SHORT = 900, 25  # cases an endpoint and phase
 FEWEST, FEWEST_SHORT = 10_000, 200  # cases in all
 _CHECKS = (
@@ -37,7 +38,7 @@ def run(*, short):
             *("--max-examples", str(_SHORT if short else _FULL), "--seed", "1", "--request-timeout", "30"),
             *("--suppress-health-check", "all", "--report", "json", "--report-json-path", report, "--warnings", "off"),
         ]
-        environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks"}
+        environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(_ROOT)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         if not report.is_file():
             raise RuntimeError(f"schemathesis made no report: {done.stdout[-2000:]}{done.stderr[-2000:]}")

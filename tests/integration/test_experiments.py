@@ -205,8 +205,12 @@ def test_a_client_with_few_connections_sends_late_and_its_own_clock_hides_it(tin
 
 def test_a_requests_own_timeout_counts_where_the_model_allows_it(tiny):
     tiny.configure(max_batch_size=1, queue_timeout_us=60_000_000, allow_timeout_override=True)
+    wishes = {"concurrency": 64, "seconds": 0.5, "warmup_s": 0, "queue_timeout_us": [0, 1_000]}
     try:
-        hasty = accel_lib.load(tiny, TEXTS, concurrency=64, seconds=0.5, warmup_s=0, queue_timeout_us=[0, 1_000])
+        hasty = accel_lib.load(tiny, TEXTS, **wishes)
+        while not hasty.errors and wishes["seconds"] < 4:  # a busy machine may leave nobody waiting for long
+            wishes["seconds"] *= 2
+            hasty = accel_lib.load(tiny, TEXTS, **wishes)
     finally:
         tiny.configure(max_batch_size=64, queue_timeout_us=0, allow_timeout_override=False)
     assert list(hasty.errors) == ["The request waited longer than the queue's timeout."]

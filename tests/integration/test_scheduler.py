@@ -41,7 +41,6 @@ CASES = {
     ),
     "two instances": (arrivals(14, 7, 130), {"instance_count": 2}),
     "two instances and a delay": (arrivals(12, 7, 160), {"instance_count": 2, "max_queue_delay_us": 30_000}),
-    "a timeout": (arrivals(16, 5, 110), {"queue_timeout_us": 70_000, "max_batch_size": 2}),
     "a timeout before the delay is over": (SPARSE, {"queue_timeout_us": 12_500, "max_queue_delay_us": 40_000}),
     "priorities": (CROWD, {"priority_levels": 2, "default_priority_level": 2, "max_batch_size": 3}),
 }
