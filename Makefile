@@ -72,9 +72,9 @@ soak: setup ## half an hour at 80% of what the gateway can
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## nbval on two notebooks, then each one alone from an empty cache
+notebooks: setup ## nbval on three notebooks, then each one alone from an empty cache, measuring briefly
 	@ACCEL_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NBVAL)
-	@$(BIN)/accel course run --fresh
+	@$(BIN)/accel course run --fresh --parameter SECONDS=3
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)
