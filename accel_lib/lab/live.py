@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 import time
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.errors import AccelError, RequestError, ServerError
+from accel_lib.errors import AccelError, ServerError
 from accel_lib.lab import findings_control
 from accel_lib.lab.actuators import Admission, Batching, Instances, apply
 from accel_lib.lab.control import Controller, Decision, Window
 from accel_lib.lab.generator import SHED, Generator, Reply
+from accel_lib.lab.load import statistics_now
 from accel_lib.lab.measure import Result, tidy
 from accel_lib.lab.sweep import alone_ms
 from accel_lib.lab.wire import serialize
@@ -187,7 +187,7 @@ class _Live:
 
     def watch(self) -> None:
         """Until the last window is over or nothing can be answered any more."""
-        progress, self.counted = Progress("Load"), _statistics(self.served)
+        progress, self.counted = Progress("Load"), statistics_now(self.served)
         for number in range(_windows(self.due, self.window_s)):
             progress.tick(f"window {number + 1}")
             until = (self.generator.began_s or time.perf_counter()) + (number + 1) * self.window_s
@@ -224,7 +224,7 @@ class _Live:
         start = number * self.window_s
         offered = int(((self.due >= start) & (self.due < start + self.window_s)).sum())
         ms = np.array([(r.ended_s - r.due_s) * 1e3 for r in replies if r.answer is not None])
-        before, self.counted = self.counted, _statistics(self.served)
+        before, self.counted = self.counted, statistics_now(self.served)
         return Window(
             offered_per_s=offered / self.window_s,
             within=min(1.0, float((ms <= self.p95_ms).sum()) / max(offered, 1)),
@@ -285,12 +285,6 @@ def _rows(
 
 def _windows(due: NDArray[np.float64], window_s: float) -> int:
     return int(due[-1] / window_s) + 1
-
-
-def _statistics(served: ServedModel) -> Statistics | None:
-    with contextlib.suppress(RequestError):
-        return served.statistics()
-    return None
 
 
 def _since(before: Statistics | None, after: Statistics | None) -> Statistics | None:

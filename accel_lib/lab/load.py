@@ -249,19 +249,19 @@ _Measured = tuple[Generator, list[Reply], float, float, Statistics | None]
 def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s: float) -> _Measured:
     with generator:
         generator.wait(warmup_s)
-        before, begin = _statistics(served), time.perf_counter()
+        before, begin = statistics_now(served), time.perf_counter()
         _watch(generator, seconds)
-        end, after = time.perf_counter(), _statistics(served)
+        end, after = time.perf_counter(), statistics_now(served)
     replies = [reply for reply in generator.replies if begin <= reply.ended_s <= end]
     return generator, replies, begin, end - begin, _between(before, after)
 
 
 def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured:
-    before = _statistics(served)
+    before = statistics_now(served)
     with generator:
         _watch(generator, last_s)
         generator.finish()
-    counted = _between(before, _statistics(served))
+    counted = _between(before, statistics_now(served))
     length = generator.stopped_s - generator.began_s if generator.stopped else max(last_s, 1e-9)
     return generator, generator.replies, generator.began_s, length, counted
 
@@ -289,7 +289,8 @@ def _between(before: Statistics | None, after: Statistics | None) -> Statistics 
     return None
 
 
-def _statistics(served: ServedModel) -> Statistics | None:
+def statistics_now(served: ServedModel) -> Statistics | None:
+    """What Triton has counted for a model; None where it cannot be asked."""
     with contextlib.suppress(RequestError):
         return served.statistics()
     return None
