@@ -102,7 +102,7 @@ class Rig:
         children = self.process.children(recursive=True)
         return next((child for child in children if child.name() == "tritonserver"), None)
 
-    def wait_until(self, wanted, seconds=30):
+    def wait_until(self, wanted, seconds=90):
         """Wait until it is ready, or not any more; returns the seconds that took."""
         began = time.monotonic()
         while self.ready != wanted:

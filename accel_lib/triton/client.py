@@ -226,15 +226,13 @@ class ServedModel:
         for row in rows:
             self.infer(row)
         ended, counted = time.perf_counter(), self.statistics() - before
-        each = 1e-6 / repeats
-        served = counted.queue_ns + counted.compute_input_ns + counted.compute_infer_ns + counted.compute_output_ns
+        names = ("queue", "compute_input", "compute_infer", "compute_output")
+        # Triton counts a request after its answer: the encoded one may be among them, and the last one not
+        served = {f"{name}_ms": getattr(counted, f"{name}_ns") / max(counted.requests, 1) / 1e6 for name in names}
         return Timeline(
-            tokenize_ms=(tokenized - started) * 1e9 * each,
-            transport_ms=((ended - tokenized) * 1e9 - served) * each,
-            queue_ms=counted.queue_ns * each,
-            compute_input_ms=counted.compute_input_ns * each,
-            compute_infer_ms=counted.compute_infer_ns * each,
-            compute_output_ms=counted.compute_output_ns * each,
+            tokenize_ms=(tokenized - started) * 1e3 / repeats,
+            transport_ms=max((ended - tokenized) * 1e3 / repeats - sum(served.values()), 0.0),
+            **served,
         )
 
     def export(self, path: str | Path, *measured: object) -> Path:

@@ -11,6 +11,7 @@ import struct
 import time
 
 import jwt
+import psutil
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -43,9 +44,9 @@ def kill_model(rig, short):  # noqa: ARG001
     stubs[0].kill()
     body = {"model": "embedding", "input": TEXTS[0]}
     while rig.ask("POST", "/v1/embeddings", json=body).status_code == 200:
-        assert time.monotonic() - began < 5, "it was not hurt"
+        assert time.monotonic() - began < 60, "it was not hurt"
     while rig.ask("POST", "/v1/embeddings", json=body).status_code != 200:
-        assert time.monotonic() - began < 30, "it does not come back"
+        assert time.monotonic() - began < 90, "it does not come back"
     return time.monotonic() - began
 
 
@@ -111,7 +112,7 @@ def vanishing_clients(rig, short):
             client.sendall(head + body)
     began = time.monotonic()
     while rig.metric("accel_requests_in_flight") > 8:
-        assert time.monotonic() - began < 30, "the work of clients that are gone goes on"
+        assert time.monotonic() - began < 90, "the work of clients that are gone goes on"
         time.sleep(0.05)
     return time.monotonic() - began
 
@@ -173,7 +174,7 @@ def many_connections(rig, short):
         most = max(held)
     began = time.monotonic()
     while rig.process.num_fds() > before + 20:
-        assert time.monotonic() - began < 30, "connections stay open"
+        assert time.monotonic() - began < 90, "connections stay open"
         time.sleep(0.05)
     many_connections.held = f"{wanted:,} attempted, {most:,} held"
     return time.monotonic() - began
@@ -185,7 +186,7 @@ def end_gently(rig, short):  # noqa: ARG001
     began = time.monotonic()
     assert rig.stop() == 0
     took = time.monotonic() - began
-    left = [process for process in processes if process.is_running()]
+    _, left = psutil.wait_procs(processes, timeout=60)
     assert not left, left
     return took
 
@@ -212,7 +213,7 @@ def _address(rig):
 
 def _connect(rig, stack):
     client = stack.enter_context(socket.create_connection(_address(rig)))
-    client.settimeout(20)
+    client.settimeout(90)
     return client
 
 

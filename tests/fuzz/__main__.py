@@ -35,7 +35,7 @@ def run(*, short):
         command = [
             *(_ST, "run", f"{rig.url}/openapi.json", "--header", f"Authorization: Bearer {rig.key}"),
             *("--checks", ",".join(_CHECKS), "--phases", phases, "--continue-on-failure"),
-            *("--max-examples", str(_SHORT if short else _FULL), "--seed", "1", "--request-timeout", "30"),
+            *("--max-examples", str(_SHORT if short else _FULL), "--seed", "1", "--request-timeout", "90"),
             *("--suppress-health-check", "all", "--report", "json", "--report-json-path", report, "--warnings", "off"),
         ]
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(_ROOT)}

@@ -18,7 +18,7 @@ import accel_lib
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ModelError, RequestError, ServerError, TextError
 from accel_lib.models.tokenizer import Tokenizer, pad
-from tests.tiny import TABLE, WIDTH, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import TABLE, WIDTH, settled, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -57,15 +57,6 @@ def echo(server):
 def minilm(server, model, onnx_fp32, texts):
     accel_lib.validate(onnx_fp32, reference=model, texts=texts)
     return server.add("minilm", onnx_fp32)
-
-
-def settled(served):
-    """What was counted so far; Triton counts an answer just after it has sent it."""
-    last, now = None, served.statistics()
-    while now != last:
-        time.sleep(0.05)
-        last, now = now, served.statistics()
-    return now
 
 
 def cosines(left, right):
@@ -113,7 +104,7 @@ def test_texts_keep_their_order_over_many_requests(tiny):
 
 @PROTOCOLS
 def test_requests_of_different_lengths_in_one_batch_answer_as_if_alone(tiny, protocol):
-    tiny.configure(max_batch_size=64, max_queue_delay_us=100_000, preferred_batch_sizes=())
+    tiny.configure(max_batch_size=64, max_queue_delay_us=400_000, preferred_batch_sizes=())
     ids = Tokenizer.load(tiny._server.repository / "tiny" / "1" / "artifact" / "tokenizer.json")(TEXTS)
     before, ready = settled(tiny), threading.Barrier(len(ids))
 
@@ -177,7 +168,7 @@ def test_a_request_that_is_wrong_is_refused_and_the_next_is_answered(tiny, proto
 
 
 def test_a_bad_request_spoils_no_other_in_its_batch(tiny):
-    tiny.configure(max_batch_size=64, max_queue_delay_us=100_000)
+    tiny.configure(max_batch_size=64, max_queue_delay_us=400_000)
 
     def ask(index):
         try:
@@ -225,12 +216,12 @@ def test_a_request_of_higher_priority_jumps_the_queue(echo):
         ended.append(name)
 
     with ThreadPoolExecutor(8) as pool:
-        pool.submit(ask, "first", 0, wait_ms(600))
-        time.sleep(0.2)
+        pool.submit(ask, "first", 0, wait_ms(2_500))
+        time.sleep(0.5)
         for _ in range(3):
-            pool.submit(ask, "usual", 0, wait_ms(50))
-        time.sleep(0.2)
-        pool.submit(ask, "urgent", 1)
+            pool.submit(ask, "usual", 0, wait_ms(100))
+        time.sleep(0.5)
+        pool.submit(ask, "urgent", 1, wait_ms(100))
     assert ended == ["first", "urgent", "usual", "usual", "usual"]
 
 

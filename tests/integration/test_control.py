@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 
 import pytest
 
@@ -35,23 +34,25 @@ def tiny(tmp_path_factory, artifact):
 
 def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_lost(tiny):
     before = tiny.config
-    tiny.configure(max_queue_delay_us=150_000)
+    tiny.configure(max_queue_delay_us=400_000)
     told = []
     try:
         run = live(
-            tiny, TEXTS, arrivals=constant(40, 9), p95_ms=100, window_s=1.5,
+            tiny, TEXTS, arrivals=constant(40, 7.5), p95_ms=300, window_s=1.5,
             on_window=lambda number, decisions: told.append((number, len(decisions))),
         )  # fmt: skip
         found = tiny.config
+        # The reload may have ended with the last window, on a busy machine: what it changed shows afterwards for sure.
+        after = live(tiny, TEXTS, arrivals=constant(40, 1.5), p95_ms=300, window_s=1.5, control=False)
     finally:
         tiny.configure(max_queue_delay_us=0, max_batch_size=before.max_batch_size, instance_count=1)
     assert found.max_queue_delay_us == 0
     assert run.lost == 0
     assert "batching: " in run.decisions
-    assert "150 ms of delay" in run.decisions
+    assert "400 ms of delay" in run.decisions
     assert not run.frame["met"].iloc[0]
-    assert run.frame["met"].iloc[-1]
-    assert [number for number, _ in told] == list(range(6))
+    assert after.frame["met"].all()
+    assert [number for number, _ in told] == list(range(5))
     assert run.finding in run._repr_html_()
 
 
@@ -100,10 +101,14 @@ def test_a_server_that_dies_leaves_the_windows_so_far(artifact, tmp_path):
     (tmp_path / "model_repository").mkdir()
     with accel_lib.serve(tmp_path / "model_repository") as server:
         doomed = server.add("doomed", artifact)
-        timer = threading.Timer(2.5, os.kill, (server.pid, signal.SIGKILL))
-        timer.start()
-        run = live(doomed, TEXTS, arrivals=constant(40, 30), p95_ms=1_000, window_s=1)
-        timer.join()
+
+        def kill_after_two(number, _):
+            if number == 1:
+                os.kill(server.pid, signal.SIGKILL)
+
+        run = live(
+            doomed, TEXTS, arrivals=constant(40, 30), p95_ms=1_000, window_s=1, on_window=kill_after_two
+        )  # fmt: skip
     assert run.frame["met"].iloc[0]
     assert run.stopped == "Triton cannot be reached."
     assert "It ended early" in run.finding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -15,16 +16,17 @@ from typer.testing import CliRunner
 import accel_lib
 from accel_lib.cli import app
 from accel_lib.errors import AccelError, RequestError
+from accel_lib.lab import experiment as experimenting
 from accel_lib.lab.experiment import vary
 from accel_lib.lab.load import LoadRun
 from accel_lib.lab.scrape import read_metrics, watch
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
-from tests.tiny import TABLE, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, settled, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
-DELAYS = {"no delay": {"max_queue_delay_us": 0}, "20 ms": {"max_queue_delay_us": 20_000}}
+DELAYS = {"no delay": {"max_queue_delay_us": 0}, "80 ms": {"max_queue_delay_us": 80_000}}
 SHORT = {"seconds": 0.4, "warmup_s": 0.1, "repeats": 1}
 
 
@@ -48,13 +50,7 @@ def tiny(server, artifact):
 
 @pytest.fixture(scope="module")
 def delayed(tiny):
-    return vary(tiny, TEXTS, DELAYS, concurrency=(1, 8), **SHORT)
-
-
-def later(seconds, act, *arguments):
-    timer = threading.Timer(seconds, act, arguments)
-    timer.start()
-    return timer
+    return vary(tiny, TEXTS, DELAYS, concurrency=(1, 8), **SHORT | {"seconds": 1})
 
 
 def test_metrics_are_read_as_a_tidy_table(server, tiny):
@@ -71,8 +67,10 @@ def test_metrics_of_a_server_that_is_gone_are_an_error():
 
 
 def test_watching_sees_what_was_asked_meanwhile(tiny):
+    settled(tiny)
     with watch(tiny, every_s=0.1) as seen:
         run = accel_lib.load(tiny, TEXTS, rate=100, seconds=1, warmup_s=0)
+        settled(tiny)
     frame = seen.result.frame
     assert (frame["requests_per_s"] * frame["seconds"]).sum() == pytest.approx(len(run.frame))
     assert (seen.result.batch_sizes.index * seen.result.batch_sizes).sum() == len(run.frame)
@@ -114,25 +112,25 @@ def test_too_little_to_see_says_so(tiny):
 def test_a_delay_is_measured_against_none_and_put_back(tiny, delayed):
     assert tiny.config.max_queue_delay_us == 0
     alone = delayed.frame.query("load == 1").set_index("setting")
-    assert alone.loc["20 ms", "queue_ms"] > 15 > alone.loc["no delay", "queue_ms"]
-    assert alone.loc["20 ms", "p95_ratio_low"] > 1
+    assert alone.loc["80 ms", "queue_ms"] > 60 > alone.loc["no delay", "queue_ms"]
+    assert alone.loc["80 ms", "p95_ratio_low"] > 1
     assert delayed.frame.query("setting == 'no delay'")["speedup"].eq(1).all()
     assert delayed.stopped == ""
-    assert "20 ms" in delayed.finding
+    assert "80 ms" in delayed.finding
     assert "the queue never holds two requests" in delayed.because or "batches" in delayed.because
 
 
 def test_waiting_for_company_costs_at_most_the_time_an_instance_was_free(delayed):
     lost = delayed.frame.set_index(["setting", "load"])["delay_loss"]
     assert lost["no delay", 8] == 0
-    assert 0.3 < lost["20 ms", 1] <= 1
+    assert 0.3 < lost["80 ms", 1] <= 1
 
 
 def test_a_refused_configuration_keeps_what_was_measured_and_says_why(tiny):
     before = tiny.config
     wrong = DELAYS | {"on a GPU": {"instance_kind": "gpu", "device": "cuda:7"}}
     partial = vary(tiny, TEXTS, wrong, concurrency=(2,), **SHORT)
-    assert set(partial.frame["setting"]) == {"no delay", "20 ms"}
+    assert set(partial.frame["setting"]) == {"no delay", "80 ms"}
     assert "tiny did not load" in partial.stopped
     assert "It ended early: tiny did not load" in partial.finding
     assert tiny.config == before
@@ -197,7 +195,8 @@ def test_a_client_with_few_connections_sends_late_and_its_own_clock_hides_it(tin
     tiny.configure(max_batch_size=1)
     try:
         capacity = accel_lib.load(tiny, TEXTS, concurrency=4, seconds=0.5, warmup_s=0.1).throughput
-        over = accel_lib.load(tiny, TEXTS, rate=1.5 * capacity, seconds=1, connections=4, warmup_s=0)
+        # Four times what was measured is too much also where a busy machine measured half of what it can.
+        over = accel_lib.load(tiny, TEXTS, rate=4 * capacity, seconds=0.5, connections=4, warmup_s=0)
     finally:
         tiny.configure(max_batch_size=64)
     assert over.p95_ms > 3 * over.naive_p95_ms
@@ -234,12 +233,19 @@ def test_the_command_refuses_a_protocol_that_does_not_exist():
     assert done.exit_code == 2
 
 
-def test_a_server_that_dies_in_an_experiment_leaves_what_was_measured(artifact, tmp_path):
+def test_a_server_that_dies_in_an_experiment_leaves_what_was_measured(artifact, tmp_path, monkeypatch):
     (tmp_path / "model_repository").mkdir()
+    load, measured = experimenting.load, itertools.count()
     with serve(tmp_path / "model_repository") as server:
         doomed = server.add("doomed", artifact)
-        timer = later(2.5, os.kill, server.pid, signal.SIGKILL)
-        partial = vary(doomed, TEXTS, DELAYS, concurrency=(1, 2), seconds=0.8, warmup_s=0.1, repeats=9)
-        timer.join()
+        killing = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
+
+        def load_and_kill(*arguments, **how):
+            if next(measured) == 2:
+                killing.start()
+            return load(*arguments, **how)
+
+        monkeypatch.setattr(experimenting, "load", load_and_kill)
+        partial = vary(doomed, TEXTS, DELAYS, concurrency=(1, 2), seconds=2, warmup_s=0.1, repeats=9)
     assert not partial.frame.empty
     assert any(words in partial.stopped for words in ("Triton cannot be reached", "Socket closed"))

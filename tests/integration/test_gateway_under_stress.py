@@ -148,7 +148,7 @@ def test_what_nobody_foresaw_is_a_500_with_the_request_id(gateway, monkeypatch):
 
 def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_path):
     with gateway_on(server, tmp_path) as own, own.client() as client, ThreadPoolExecutor(4) as pool:
-        under_way = [pool.submit(ask, client, ["w9 " * 60] * 30) for _ in range(2)]
+        under_way = [pool.submit(ask, client, ["w9 " * 60] * 60) for _ in range(2)]
         while own.app.state.limits.in_flight < 2:
             time.sleep(0.005)
         own.app.state.limits.draining = True
@@ -198,6 +198,7 @@ def test_accel_serve_prints_a_key_that_works_and_a_sigterm_ends_it_well(server, 
         lines = []
         while not (lines and lines[-1].startswith("  -H 'Authorization")):
             lines.append(process.stdout.readline())
+            assert lines[-1], (tmp_path / "log").read_text()
         shown = "".join(lines)
         url = next(word for word in shown.split() if word.startswith("http://")).rstrip(",")
         metrics = next(line.split()[1] for line in lines if line.startswith("metrics"))
@@ -208,7 +209,7 @@ def test_accel_serve_prints_a_key_that_works_and_a_sigterm_ends_it_well(server, 
         assert answer.status_code == 200
         assert "accel_requests_total" in httpx.get(metrics).text
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     written = (tmp_path / "log").read_text()
     entries = [json.loads(line) for line in written.splitlines() if '"event": "request"' in line]
     assert entries[0]["request_id"] == answer.headers["x-request-id"]

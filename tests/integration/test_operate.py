@@ -17,6 +17,7 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.trial import run_trial
 from accel_lib.texts import Texts
 from tests.rig import LABELS, TEXTS, VECTORS, build_repository
+from tests.tiny import settled
 
 pytestmark = pytest.mark.triton
 # Every endpoint, and the role that it needs; None: anybody.
@@ -183,6 +184,7 @@ def test_batching_is_changed_counts_from_then_on_and_survives_a_restart_of_the_g
         assert counted["requests"] == 0
         for _ in range(3):
             classify(client, TEXTS[:2])
+        settled(server.model("sentiment"))
         counted = client.get("/v1/models/sentiment/statistics").json()
         assert (counted["requests"], counted["inferences"]) == (3, 6)
         assert sum(int(size) * count for size, count in counted["batch_sizes"].items()) == 6
@@ -226,7 +228,7 @@ def test_a_shadow_is_compared_and_never_answers(client):
     try:
         answers = [classify(client, [text]) for text in TEXTS[:12]]
         assert {answer.headers["x-model-version"] for answer in answers} == {"2"}
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         seen = {}
         while seen.get("1", {}).get("requests", 0) < 12 and time.monotonic() < until:
             report = client.get("/v1/experiments/shadow").json()

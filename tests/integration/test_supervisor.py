@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import accel_lib
-from accel_lib.errors import RequestError, ServerError
+from accel_lib.errors import AccelError, ServerError
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton import process
 from accel_lib.triton.repository import write_model
@@ -39,7 +39,7 @@ def supervisor(repository, monkeypatch):
     made.stop()
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=90):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -55,7 +55,7 @@ def kill(supervisor):
 
 
 def quietly(supervisor):
-    with contextlib.suppress(RequestError):
+    with contextlib.suppress(AccelError):  # it is being loaded
         return answers(supervisor)
     return False
 
@@ -86,7 +86,7 @@ def test_a_model_whose_process_is_killed_is_loaded_again_with_its_settings(super
     for stub in stubs:
         stub.kill()
     wait_for(lambda: any("ended by itself" in incident.what for incident in supervisor.incidents))
-    wait_for(lambda: supervisor.server.model("tiny").config.max_queue_delay_us == 700 and quietly(supervisor))
+    wait_for(lambda: supervisor.server.config("tiny").max_queue_delay_us == 700 and quietly(supervisor))
     assert supervisor.restarts == 0
     assert [incident.what for incident in supervisor.incidents] == ["a process of tiny ended by itself"]
 
