@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +120,8 @@ def test_performance_moves_each_second(page):
     page.get_by_text("Throughput").wait_for()
     page.wait_for_function("parseFloat(document.querySelector('.accel .card .value').innerText) > 0")
     before = page.locator("svg polyline").first.get_attribute("points")
-    page.wait_for_function("before => document.querySelector('svg polyline').getAttribute('points') != before", arg=before)
+    moved = "before => document.querySelector('svg polyline').getAttribute('points') != before"
+    page.wait_for_function(moved, arg=before)
     assert float(value.inner_text().split()[0].replace(",", "").removesuffix("a")) > 0
 
 
