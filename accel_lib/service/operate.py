@@ -81,6 +81,14 @@ def unload(request: Request, model: _Model, who: _Operator) -> ModelView:
     return _moved(request, model, who, "unload")
 
 
+@router.get("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 503))
+def batching_now(request: Request, model: _Model, _: _Viewer) -> Batching:
+    """How a model is batched now."""
+    triton = _triton(request)
+    _known(triton, model)
+    return _batching(model, triton.server.config(model))
+
+
 @router.put("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 409, 503))
 def batching(request: Request, model: _Model, change: BatchingChange, who: _Operator) -> Batching:
     """Change how a model is batched, from now on and after every restart; what answers now goes on meanwhile."""
@@ -255,6 +263,7 @@ def _statistics(model: str, counted: Statistics) -> StatisticsView:
         executions=counted.executions,
         mean_batch_size=counted.mean_batch_size,
         batch_sizes={str(size): count for size, count in counted.batch_sizes.items()},
+        batch_ms={str(n): 1e-6 * counted.batch_ns[n] / count for n, count in counted.batch_sizes.items() if count},
         queue_ms=counted.queue_ns * each_ms,
         compute_input_ms=counted.compute_input_ns * each_ms,
         compute_infer_ms=counted.compute_infer_ns * each_ms,

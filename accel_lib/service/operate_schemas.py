@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from accel_lib.service.keys import Role
 from accel_lib.service.routing import Plan, Sticky
 from accel_lib.service.schemas import Body
 
@@ -227,6 +228,7 @@ class StatisticsView(BaseModel):
     executions: int
     mean_batch_size: float
     batch_sizes: dict[str, int] = Field(description="Executions by rows.")
+    batch_ms: dict[str, float] = Field(description="How long an execution of so many rows keeps an instance, mean.")
     queue_ms: float = Field(description="Mean of a request.")
     compute_input_ms: float
     compute_infer_ms: float
@@ -258,11 +260,23 @@ class Check(BaseModel):
     fix: str
 
 
+class Gpu(BaseModel):
+    """A GPU that Triton sees, as it is now; what its driver does not tell is null."""
+
+    uuid: str
+    utilization: float | None = Field(default=None, description="Share of the time in which it computed.")
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+
+
 class StatusView(BaseModel):
     """The service as an operator looks at it."""
 
     object: Literal["status"] = "status"
     ready: bool
+    roles: list[Role] = Field(description="What the key may do that asks.")
+    gpus: list[Gpu] = Field(description="Of the machine that Triton runs on; none where it sees none.")
     components: list[Component]
     last_errors: list[Trouble]
     doctor: list[Check]

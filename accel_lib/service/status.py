@@ -12,6 +12,8 @@ from accel_lib.checkup import doctor
 from accel_lib.errors import StateError
 from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import problems
+from accel_lib.service.gpus import read_gpus
+from accel_lib.service.keys import ROLES
 from accel_lib.service.operate_schemas import (
     Check,
     Component,
@@ -30,8 +32,8 @@ _Viewer = Annotated[Principal, Depends(needs("viewer"))]
 
 
 @router.get("/v1/status", responses=problems(401, 403))
-def status(request: Request, _: _Viewer) -> StatusView:
-    """Components, the last errors, and what the doctor says of this machine."""
+def status(request: Request, who: _Viewer) -> StatusView:
+    """Components, GPUs, the last errors, what the doctor says of this machine, and what the key may do."""
     app = request.app.state
     supervisor: Supervisor = app.supervisor
     missing = supervisor.missing()
@@ -42,6 +44,8 @@ def status(request: Request, _: _Viewer) -> StatusView:
     ]
     return StatusView(
         ready=all(part.ok for part in parts[:2]) and not app.limits.draining,
+        roles=[role for role in ROLES if role in who.roles],
+        gpus=read_gpus(supervisor.server.metrics_url) if supervisor.running else [],
         components=parts,
         last_errors=[Trouble(at=int(each.at_s), what=each.what) for each in reversed(supervisor.incidents)],
         doctor=list(_doctor()),

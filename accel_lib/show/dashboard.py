@@ -19,8 +19,9 @@ import numpy as np
 from accel_lib.errors import AccelError, require
 from accel_lib.lab.words import number, percent
 from accel_lib.show import dashboard_html as page
+from accel_lib.show import dashboard_views as views
 from accel_lib.show.dashboard_api import Answer, Api
-from accel_lib.show.dashboard_live import HISTORY, Live
+from accel_lib.show.dashboard_live import Batches, Live
 
 TABS = ("Try it", "Performance", "Models", "Batching", "Health")
 _EXAMPLE = "where do cats like to sleep?"
@@ -30,6 +31,7 @@ Interest rates rose for the third time this year.
 Kittens curl up wherever the sun falls on the floor.
 The train to the coast leaves at half past seven.
 Our new model answers twice as many requests a second."""
+_VIEWS_ONLY = "This key may look and not change anything. One that may: accel keys create ui --role operator"
 _EVERY_S = 1.0
 _SLOW = 5  # looks between two questions that cost the gateway more than its counters do
 
@@ -49,8 +51,10 @@ class Dashboard:
         self.areas: dict[str, Any] = {}
         self.shown = TABS[0]
         self._looks = 0
-        self._models: list[dict[str, Any]] = []
-        self._loads: dict[str, Any] = {}
+        self._batches = Batches("")
+        self._operators: list[Any] = []  # what only an operator's key may use
+        self._notes: list[Any] = []  # and where it says so
+        self._permitted = False
         self._build()
 
     # what a reader sees
@@ -87,13 +91,17 @@ class Dashboard:
         try:
             self.live.look(time.monotonic(), self.api.metrics())
             if self.shown == "Performance":
-                self._set("performance", self._performance_html())
+                if slow or self.live.gpus:
+                    self.live.look_at_gpus(self.api.get("/v1/status")["gpus"])
+                self._set("performance", views.performance(self.live))
             elif self.shown == "Models" and slow:
+                self._permit()
                 self._models_changed(self.api.get("/v1/models")["data"])
             elif self.shown == "Batching":
+                self._permit()
                 self._set("batching", self._batching_html())
             elif self.shown == "Health" and slow:
-                self._set("health", self._health_html(self.api.get("/v1/status")))
+                self._set("health", views.health(self.api.get("/v1/status")))
         except AccelError as error:
             if self.shown != TABS[0]:  # there, whoever asks is told
                 self._set(self.shown.lower(), page.failure(error.cause, error.fix))
@@ -161,90 +169,55 @@ class Dashboard:
     def _performance(self) -> Any:
         return self._box([self._area("performance", page.loading("Looking at the gateway"))], "panel")
 
-    def _performance_html(self) -> str:
-        if not self.live.points:
-            return page.loading("A first second of numbers")
-        last, series = self.live.points[-1], self.live.series
-        cards = page.cards(
-            [
-                ("requests", last.requests_per_s, "a second"),
-                ("errors", last.errors_per_s, "a second"),
-                ("95% within", last.p95_ms, "ms"),
-                ("in flight", last.in_flight, "requests"),
-                ("tokens", last.tokens_per_s, "a second"),
-            ]
-        )
-        memory = [value / 2**20 for value in series("memory_bytes")]
-        charts = page.grid(
-            [
-                page.lines("Throughput", "a second", _named(self.live, "requests_per_s", "errors_per_s"), HISTORY),
-                page.lines("Latency", "ms", _named(self.live, "p50_ms", "p95_ms"), HISTORY),
-                page.lines("Queue in Triton", "ms", {"mean": series("queue_ms")}, HISTORY),
-                page.lines("Gateway's CPU", "cores", {"cores": series("cores")}, HISTORY),
-                page.lines("Gateway's memory", "MiB", {"resident": memory}, HISTORY),
-                self._gpu(),
-            ]
-        )
-        quiet = "" if any(series("requests_per_s")) else page.empty("No requests now: the curves move when some come.")
-        return cards + quiet + page.heading(f"The last {HISTORY} seconds") + charts
-
-    def _gpu(self) -> str:
-        if "gpu" not in self._loads:
-            checks = self.api.get("/v1/status")["doctor"]
-            seen = [check["seen"] for check in checks if "gpu" in check["what"].lower()]
-            self._loads["gpu"] = seen[0] if seen else "the gateway's machine names none"
-        return (
-            f'<div class="card"><div class="name">GPU of the gateway\'s machine</div>'
-            f"<p>{html.escape(self._loads['gpu'])}</p></div>"
-        )
-
     # models
 
     def _models_tab(self) -> Any:
         self.model = self._w.Dropdown(options=[], description="Model")
-        buttons = [
+        self.weights = self._w.Text(value="1: 90, 2: 10", description="Share of each version")
+        moves = [
             self._button("Load", lambda: self.act("load")),
             self._button("Unload", lambda: self.act("unload")),
         ]
-        self.weights = self._w.Text(value="1: 90, 2: 10", description="Share of each version")
-        split = [
-            self.weights,
+        shares = [
             self._button("Split traffic", self.split),
             self._button("Promote the largest", self.promote),
             self._button("Roll back", self.roll_back),
         ]
+        self._operators += [self.weights, *moves, *shares]
         parts = [
             self._area("models", page.loading("Asking for the models")),
-            self._w.HTML(page.heading("Load or unload (an operator's key)")),
-            self._box([self.model, *buttons], "row"),
+            self._w.HTML(page.heading("Load or unload")),
+            self._note(),
+            self._box([self.model, *moves], "row"),
             self._w.HTML(page.heading("A/B between versions of the chosen model")),
-            self._box(split, "row"),
+            self._box([self.weights, *shares], "row"),
             self._area("models action", ""),
         ]
         return self._box(parts, "panel")
 
+    def _note(self) -> Any:
+        self._notes.append(self._w.HTML(""))
+        return self._notes[-1]
+
+    def _permit(self) -> None:
+        """Ask once what the key may do; until then, and if it may not, nothing is offered that an operator's can."""
+        if self._permitted:
+            return
+        allowed = "operator" in self.api.get("/v1/status")["roles"]
+        for control in self._operators:
+            control.disabled = not allowed
+        for note in self._notes:
+            note.value = "" if allowed else page.empty(_VIEWS_ONLY)
+        self._permitted = True
+
     def _models_changed(self, models: list[dict[str, Any]]) -> None:
-        self._models = models
         names = [model["id"] for model in models]
         for chooser in (self.model, self.batched):
             if list(chooser.options) != names:
                 chosen = chooser.value
                 chooser.options = names
                 chooser.value = chosen if chosen in names else next(iter(names), None)
-        rows = [
-            (
-                model["id"],
-                version["version"],
-                page.state(version["state"].lower(), "ok" if version["state"] == "READY" else "warn"),
-                version.get("precision", ""),
-                "live" if version["version"] == model.get("live_version") else "",
-                version.get("reason", ""),
-            )
-            for model in models
-            for version in model.get("versions", [])
-        ]
-        columns = ("model", "version", "state", "precision", "traffic", "reason")
-        self._set("models", page.table(columns, rows) if rows else page.empty("No model is in the repository."))
+        self._set("models", views.models(models))
 
     def act(self, action: str) -> None:
         """Load or unload the chosen model."""
@@ -280,13 +253,15 @@ class Dashboard:
 
     def _batching(self) -> Any:
         self.batched = self._w.Dropdown(options=[], description="Model")
-        self.delay_us = self._w.BoundedIntText(value=0, min=0, max=1_000_000, step=100, description="Queue delay, µs")
-        self.instances = self._w.BoundedIntText(value=1, min=1, max=16, description="Instances")
-        controls = [self.batched, self.delay_us, self.instances, self._button("Apply", self.apply, main=True)]
+        self.delay_us = self._w.BoundedIntText(value=0, min=0, max=10_000_000, step=100, description="Queue delay, µs")
+        self.instances = self._w.BoundedIntText(value=1, min=1, max=64, description="Instances")
+        apply = self._button("Apply", self.apply, main=True)
+        self._operators.append(apply)
         parts = [
             self._area("batching", page.loading("Asking for batch sizes")),
-            self._w.HTML(page.heading("Apply a setting (an operator's key)")),
-            self._box(controls, "row"),
+            self._w.HTML(page.heading("Predict a setting, and apply it")),
+            self._note(),
+            self._box([self.batched, self.delay_us, self.instances, apply], "row"),
             self._area("batching action", ""),
         ]
         return self._box(parts, "panel")
@@ -294,35 +269,28 @@ class Dashboard:
     def _batching_html(self) -> str:
         if not self.batched.value:
             self._models_changed(self.api.get("/v1/models")["data"])
-        if not self.batched.value:
+        name = self.batched.value
+        if not name:
             return page.empty("No model is in the repository.")
-        counted = self.api.get(f"/v1/models/{self.batched.value}/statistics")
-        sizes = {int(size): count for size, count in counted["batch_sizes"].items()}
-        executions = max(1, sum(sizes.values()))
-        cards = page.cards(
-            [
-                ("mean batch", counted["mean_batch_size"], "texts"),
-                ("executions", counted["executions"], ""),
-                ("queue", counted["queue_ms"], "ms a request"),
-                ("model", counted["compute_infer_ms"], "ms a request"),
-            ]
-        )
-        measured = {size: count / executions for size, count in sizes.items()}
-        chart = page.bars("Batch sizes since the last load", "share of executions", measured, self._simulated(counted))
-        note = page.empty("Simulated is what the present rate would make of the setting below, from averages alone.")
-        return cards + page.heading("What the batcher makes of the load") + page.grid([chart, note])
+        if name != self._batches.model:
+            now = self.api.get(f"/v1/models/{name}/batching")
+            self.delay_us.value = now["dynamic_batching"]["max_queue_delay_us"]
+            self.instances.value = now["instance_group"]["count"]
+            self._batches = Batches(name)
+        self._batches.look(time.monotonic(), self.api.get(f"/v1/models/{name}/statistics"))
+        return views.batching(self._batches, self._simulated())
 
-    def _simulated(self, counted: Mapping[str, Any]) -> Mapping[int, float] | None:
+    def _simulated(self) -> Mapping[int, float] | None:
         from accel_lib.show.dashboard_simulator import predicted_sizes
 
-        points = [point for point in self.live.points if point.requests_per_s > 0]
-        if not points or not counted["executions"]:
+        seen = self._batches
+        if not seen.requests_per_s:
             return None
-        rate = float(np.mean([point.requests_per_s for point in points]))
         return predicted_sizes(
-            rate,
-            counted["compute_infer_ms"],
-            {int(size): count for size, count in counted["batch_sizes"].items()},
+            seen.requests_per_s,
+            seen.rows_per_request,
+            seen.sizes,
+            seen.batch_ms,
             max_queue_delay_us=self.delay_us.value,
             instance_count=self.instances.value,
         )
@@ -345,24 +313,6 @@ class Dashboard:
 
     def _health(self) -> Any:
         return self._box([self._area("health", page.loading("Asking every component"))], "panel")
-
-    def _health_html(self, status: Mapping[str, Any]) -> str:
-        ready = page.state("ready", "ok") if status["ready"] else page.state("not ready", "bad")
-        parts = [
-            (p["name"], page.state("ok" if p["ok"] else "down", "ok" if p["ok"] else "bad"), p["detail"])
-            for p in status["components"]
-        ]
-        errors = [(time.strftime("%H:%M:%S", time.localtime(e["at"])), e["what"]) for e in status["last_errors"]]
-        kinds = {"ok": "ok", "warn": "warn", "fail": "bad"}
-        checks = [(c["what"], page.state(c["state"], kinds[c["state"]]), c["seen"], c["fix"]) for c in status["doctor"]]
-        return (
-            f"<p>The service is {ready}</p>"
-            + page.table(("component", "state", "detail"), parts)
-            + page.heading("Last errors")
-            + (page.table(("at", "what"), errors) if errors else page.empty("None since the gateway started."))
-            + page.heading("Doctor: the gateway's machine")
-            + page.table(("what", "state", "seen", "what to do"), checks)
-        )
 
     # pieces
 
@@ -402,11 +352,6 @@ def open_dashboard(url: str, key: str) -> Dashboard:
     with contextlib.suppress(RuntimeError):  # no running loop: a test, or a plain script
         dashboard.task_of_watch = asyncio.get_running_loop().create_task(dashboard.watch())  # type: ignore[attr-defined]
     return dashboard
-
-
-def _named(live: Live, *names: str) -> dict[str, list[float]]:
-    words = {"requests_per_s": "requests", "errors_per_s": "errors", "p50_ms": "half", "p95_ms": "95%"}
-    return {words[name]: live.series(name) for name in names}
 
 
 def _weights(text: str) -> dict[str, float]:

@@ -123,8 +123,8 @@ def _message(response: httpx.Response) -> str:
 
 def _fix(response: httpx.Response) -> str:
     return {
-        401: "give the UI a key that is in use: accel keys create ui --role operator",
-        403: "this needs an operator's key: accel keys create ui --role operator",
+        401: "give the UI a key that is in use: accel keys create ui --role operator --role inference",
+        403: "make the UI a key that may: accel keys create ui --role operator --role inference",
         404: "load the model first, or ask a newer gateway",
     }.get(response.status_code, "read the gateway's log")
 

@@ -12,6 +12,7 @@ from accel_lib.lab.words import number
 
 STYLE = (Path(__file__).parents[1] / "data" / "dashboard.css").read_text(encoding="utf-8")
 _STAGES = {"tokenize": "#e69f00", "queue": "#cc79a7", "inference": "#0072b2", "rest": "#8a949e"}
+_COLOURS = ("var(--accent)", "var(--warm)", "#009e73", "#cc79a7", "#8a949e", "#b8860b", "#7a6ff0", "#a0522d")
 _WIDE, _HIGH, _LEFT, _BOTTOM = 320.0, 110.0, 44.0, 18.0
 
 
@@ -58,7 +59,7 @@ class Raw(str):
 
 def state(word: str, kind: str) -> Raw:
     """A coloured dot and a word, so that colour is not all that tells; kind is ok, warn or bad."""
-    return Raw(f'<span class="dot {kind}"></span>{html.escape(word)}')
+    return Raw(f'<span class="state"><span class="dot {kind}"></span>{html.escape(word)}</span>')
 
 
 def grid(parts: Sequence[str]) -> str:
@@ -88,11 +89,10 @@ def lines(title: str, unit: str, series: Mapping[str, Sequence[float]], seconds:
     values = [value for points in series.values() for value in points if not math.isnan(value)]
     top = _nice(max(values, default=0.0))
     marks = "".join(_gridline(share, top) for share in (0.0, 0.5, 1.0))
-    colours = ("var(--accent)", "var(--warm)")
-    paths = "".join(_path(*each, top, seconds) for each in zip(series.values(), colours, strict=False))
+    paths = "".join(_path(*each, top, seconds) for each in zip(series.values(), _COLOURS, strict=False))
     legend = "".join(
         f'<span><i style="background:{colour}"></i>{html.escape(name)} <b>{_last(points)}</b></span>'
-        for (name, points), colour in zip(series.items(), colours, strict=False)
+        for (name, points), colour in zip(series.items(), _COLOURS, strict=False)
     )
     axis = f'<text x="{_LEFT}" y="{_HIGH - 3}" fill="var(--soft)">{seconds} s ago</text>'
     axis += f'<text x="{_WIDE - 4}" y="{_HIGH - 3}" text-anchor="end" fill="var(--soft)">now</text>'

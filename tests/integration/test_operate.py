@@ -29,6 +29,7 @@ ENDPOINTS = {
     ("GET", "/v1/models"): "viewer",
     ("GET", "/v1/models/{model}"): "viewer",
     ("GET", "/v1/models/{model}/statistics"): "viewer",
+    ("GET", "/v1/models/{model}/batching"): "viewer",
     ("GET", "/v1/status"): "viewer",
     ("GET", "/v1/metadata"): "viewer",
     ("GET", "/v1/version"): "viewer",
@@ -172,6 +173,7 @@ def test_batching_is_changed_counts_from_then_on_and_survives_a_restart_of_the_g
     with gateway_on(server, tmp_path / "state.sqlite3") as first, first.client() as client:
         answer = client.put("/v1/models/sentiment/batching", json=change).json()
         assert answer["dynamic_batching"]["max_queue_delay_us"] == 300
+        assert client.get("/v1/models/sentiment/batching").json() == answer
         assert right(classify(client))
         refused = client.put("/v1/models/sentiment/batching", json=TOO_LARGE)
         assert refused.status_code == 409, refused.text
@@ -188,7 +190,15 @@ def test_batching_is_changed_counts_from_then_on_and_survives_a_restart_of_the_g
         counted = client.get("/v1/models/sentiment/statistics").json()
         assert (counted["requests"], counted["inferences"]) == (3, 6)
         assert sum(int(size) * count for size, count in counted["batch_sizes"].items()) == 6
+        assert counted["batch_ms"].keys() == counted["batch_sizes"].keys()
+        assert all(ms > 0 for ms in counted["batch_ms"].values())
     server.load("sentiment")
+
+
+def test_status_says_what_the_key_that_asks_may_do(gateway, keys):
+    for role, key in keys.items():
+        with gateway.client(headers={"Authorization": f"Bearer {key}"}) as client:
+            assert client.get("/v1/status").json()["roles"] == [each for each in ROLES if each in all_roles([role])]
 
 
 def test_status_metadata_and_version_say_what_runs(client):

@@ -1,5 +1,6 @@
 """The web UI in a real browser, over a real gateway and a real Triton: `make ui-check` keeps the pictures in out/ui."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +14,10 @@ import pytest
 from accel_lib.prepare import ensure
 from accel_lib.service.gateway import serve_gateway
 from accel_lib.show.dashboard import TABS
+from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
+from tests.rig import LABELS
+from tests.tiny import NOISE, TABLE, tiny_artifact
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "out" / "ui"
@@ -26,20 +30,35 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def gateway():
-    with serve(ensure("embedding"), models=["embedding"]) as triton, serve_gateway(triton) as running:
+def gateway(tmp_path_factory):
+    """The course's embedding model, and two versions of a small one for sentiment, whose traffic can be split."""
+    folder = tmp_path_factory.mktemp("ui")
+    repository = folder / "models"
+    repository.mkdir()
+    (repository / "embedding").symlink_to(ensure("embedding").resolve() / "embedding")
+    for version, table in ((1, NOISE), (2, TABLE)):
+        artifact = tiny_artifact(folder / f"sentiment{version}", table, task="classification", labels=LABELS)
+        write_model(repository, "sentiment", artifact, version=version)
+    with serve(repository) as triton, serve_gateway(triton) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def address(gateway):
-    """A dashboard of its own process, as `accel ui` starts it."""
-    environment = os.environ | {"ACCEL_UI_KEY": gateway.key, "ACCEL_UI_TOKEN": "open-sesame"}
+@contextlib.contextmanager
+def dashboard(gateway, *roles):
+    """A dashboard of its own process with a key of these roles, as `accel ui` starts it."""
+    key = gateway.app.state.auth.keys.create("ui", roles)
+    environment = os.environ | {"ACCEL_UI_KEY": key, "ACCEL_UI_TOKEN": "open-sesame"}
     command = [sys.executable, "-m", "accel_lib.cli", "ui", "--gateway", gateway.url, "--port", "0"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     yield re.search(r"http://\S+(?=/\?token)", process.stdout.readline())[0]
     process.terminate()
     process.wait(90)
+
+
+@pytest.fixture(scope="module")
+def address(gateway):
+    with dashboard(gateway, "operator", "inference") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +124,6 @@ def test_a_text_finds_its_nearest_sentences_and_where_the_time_went(page):
     assert "ms in all" in page.locator(".bar").get_attribute("aria-label")
 
 
-def test_an_error_of_the_gateway_is_shown_with_its_fix(page):
-    page.get_by_label("Ask for").select_option("sentiment")
-    page.get_by_role("button", name="Ask").click()
-    alert = page.get_by_role("alert")
-    alert.wait_for()
-    assert "sentiment" in alert.inner_text()
-
-
 @pytest.mark.usefixtures("load")
 def test_performance_moves_each_second(page):
     open_tab(page, "Performance")
@@ -125,17 +136,74 @@ def test_performance_moves_each_second(page):
     assert float(value.inner_text().split()[0].replace(",", "").removesuffix("a")) > 0
 
 
-def test_models_and_versions_are_listed(page):
+def open_models(page, model):
     open_tab(page, "Models")
-    row = page.get_by_role("row").filter(has_text="embedding").first
-    row.wait_for()
-    assert "ready" in row.inner_text()
+    page.get_by_role("row").filter(has_text=model).first.wait_for()
+    page.get_by_label("Model", exact=True).select_option(model)
+
+
+def row(page, model, version):
+    return page.get_by_role("row", name=re.compile(rf"^{model} {version} "))
+
+
+def test_a_model_is_unloaded_refused_with_the_fix_and_loaded_again(page, gateway):
+    open_models(page, "sentiment")
+    page.get_by_role("button", name="Unload", exact=True).click()
+    page.get_by_text("sentiment: unloaded").wait_for(timeout=30_000)
+    assert "unavailable" in row(page, "sentiment", 2).inner_text()
+    open_tab(page, "Try it")
+    page.get_by_label("Ask for").select_option("sentiment")
+    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("alert").filter(has_text="load the model first").wait_for()
+    open_tab(page, "Models")
+    page.get_by_role("button", name="Load", exact=True).click()
+    page.get_by_text("sentiment: loaded").wait_for(timeout=60_000)
+    assert "ready" in row(page, "sentiment", 2).inner_text()
+    assert classify(gateway) == "2"
+
+
+def classify(gateway, user="somebody"):
+    """The version that answers."""
+    with gateway.client() as client:
+        answer = client.post("/v1/classify", json={"model": "sentiment", "input": "w1", "user": user})
+    return answer.headers["x-model-version"]
+
+
+def test_two_versions_share_the_traffic_one_is_promoted_and_rolled_back(page, gateway):
+    open_models(page, "sentiment")
+    shares = page.get_by_label("Share of each version")
+    shares.fill("1: 60, 2: 40")
+    shares.press("Tab")
+    page.get_by_role("button", name="Split traffic").click()
+    page.get_by_text("version 1: 60, version 2: 40").wait_for()
+    assert {classify(gateway, f"user {number}") for number in range(60)} == {"1", "2"}
+    page.get_by_role("button", name="Promote the largest").click()
+    page.get_by_text("live: version 1").wait_for()
+    assert classify(gateway) == "1"
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_text("live: version 2").wait_for()
+    assert classify(gateway) == "2"
+
+
+def test_a_key_that_may_only_ask_is_offered_nothing_of_an_operator_and_told_why(browser, gateway):
+    with dashboard(gateway, "inference") as address:
+        page = open_page(browser, address, 1280, "light")
+        for tab, names in (("Models", ("Load", "Unload", "Split traffic", "Promote the largest", "Roll back")),
+                           ("Batching", ("Apply",))):  # fmt: skip
+            open_tab(page, tab)
+            page.get_by_text("--role operator").wait_for()
+            for name in names:
+                assert page.get_by_role("button", name=name, exact=True).is_disabled(), name
+        open_tab(page, "Try it")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_text("Nearest first").wait_for()
+        page.context.close()
 
 
 @pytest.mark.usefixtures("load")
-def test_a_batching_setting_is_applied(page, gateway):
+def test_a_batching_setting_is_predicted_and_applied(page, gateway):
     open_tab(page, "Batching")
-    page.get_by_text("Batch sizes").wait_for()
+    page.get_by_text("simulated", exact=True).wait_for()
     page.get_by_label("Queue delay").fill("2000")
     page.get_by_label("Queue delay").press("Tab")
     page.get_by_role("button", name="Apply").click()
@@ -159,6 +227,15 @@ def test_every_tab_is_reached_with_the_keyboard(page):
     page.get_by_text("The service is").wait_for()
 
 
+LOADED = {
+    "Try it": "text=Nearest first",
+    "Performance": "svg[aria-label^=Throughput] polyline",
+    "Models": "tr:has-text('embedding')",
+    "Batching": "text=simulated",
+    "Health": "text=The service is",
+}
+
+
 @pytest.mark.usefixtures("load")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
@@ -166,10 +243,9 @@ def test_every_tab_fits_the_window(browser, address, width, theme):
     PICTURES.mkdir(parents=True, exist_ok=True)
     page = open_page(browser, address, width, theme)
     page.get_by_role("button", name="Ask").click()
-    page.get_by_text("Nearest first").wait_for()
     for tab in TABS:
         open_tab(page, tab)
-        page.wait_for_timeout(4000 if tab == "Performance" else 1500)
+        page.locator(LOADED[tab]).first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
         name = f"{tab.lower().replace(' ', '_')}_{width}_{theme}.png"
         page.screenshot(path=PICTURES / name, full_page=True)

@@ -9,12 +9,14 @@ from accel_lib.errors import AccelError
 from accel_lib.show import dashboard_html as page
 from accel_lib.show.dashboard import TABS, Dashboard, _weights
 from accel_lib.show.dashboard_api import Api, parse_metrics
-from accel_lib.show.dashboard_live import Live, quantile
+from accel_lib.show.dashboard_live import Batches, Live, quantile
 from accel_lib.show.dashboard_server import secret
-from accel_lib.show.dashboard_simulator import predicted_sizes
+from accel_lib.show.dashboard_simulator import fitted, predicted_sizes
 
 STATUS = {
     "ready": True,
+    "roles": ["viewer", "operator"],
+    "gpus": [],
     "components": [{"name": "triton", "ok": False, "detail": "started again 2 times"}],
     "last_errors": [],
     "doctor": [{"what": "GPU", "seen": "<none>", "state": "warn", "fix": "a T4"}],
@@ -22,12 +24,19 @@ STATUS = {
 MODELS = {"data": [{"id": "embedding", "live_version": "2", "versions": [{"version": "2", "state": "READY"}]}]}
 BATCHING = {"dynamic_batching": {"max_queue_delay_us": 2000}, "instance_group": {"count": 1}}
 STATISTICS = {
+    "requests": 7,
+    "inferences": 7,
     "batch_sizes": {"1": 3, "4": 1},
+    "batch_ms": {"1": 5.0, "4": 8.0},
     "mean_batch_size": 1.75,
     "executions": 4,
     "queue_ms": 2.0,
     "compute_infer_ms": 9.0,
 }
+GPUS = [
+    {"uuid": f"GPU-{name}", "utilization": share, "memory_used_bytes": 2**31, "memory_total_bytes": 2**36}
+    for name, share in (("1c2d", 0.0), ("9b6f", 0.96))
+]
 VECTORS = {"data": [{"embedding": vector} for vector in ([1.0, 0.0], [0.0, 1.0], [0.8, 0.6])]}
 
 
@@ -51,14 +60,7 @@ class Gateway:
             "/v1/models": MODELS,
             "/v1/models/embedding/statistics": STATISTICS,
             "/v1/models/embedding/batching": BATCHING,
-            "/v1/models/embedding/unload": {},
             "/v1/embeddings": VECTORS,
-            "/v1/experiments/embedding": {
-                "model": "embedding",
-                "status": "running",
-                "weights": {"1": 90, "2": 10},
-                "live_version": "2",
-            },
         }
 
     def __call__(self, request):
@@ -149,19 +151,31 @@ def test_a_setting_is_applied_to_the_chosen_model(dashboard, gateway):
     assert "queue delay 2,000" in shown(dashboard, "batching action")
 
 
-def test_unloading_and_splitting_say_what_came_of_it(dashboard):
-    dashboard.open("Models")
-    dashboard.act("unload")
-    assert "embedding: unloaded" in shown(dashboard, "models action")
-    dashboard.split()
-    assert "version 1: 90" in shown(dashboard, "models action")
+def test_the_fields_of_a_setting_begin_with_what_holds_now(dashboard, gateway):
+    gateway.answers["/v1/models/embedding/batching"] = {**BATCHING, "instance_group": {"count": 3}}
+    dashboard.open("Batching")
+    assert (dashboard.delay_us.value, dashboard.instances.value) == (2000, 3)
 
 
-def test_an_operators_button_without_an_operators_key_says_so(dashboard, gateway):
-    gateway.answers["/v1/models/embedding/unload"] = 403
-    dashboard.open("Models")
-    dashboard.act("unload")
-    assert "operator" in shown(dashboard, "models action")
+def test_a_key_that_may_only_look_is_offered_no_action_and_told_why(dashboard, gateway):
+    gateway.answers["/v1/status"] = {**STATUS, "roles": ["viewer"]}
+    for tab in ("Models", "Batching"):
+        dashboard.open(tab)
+    assert all(control.disabled for control in dashboard._operators)
+    assert all("--role operator" in note.value for note in dashboard._notes)
+    assert not [each for each in gateway.asked if each[0] != "GET"]
+
+
+def test_each_gpu_has_a_line_and_without_one_there_is_no_panel(dashboard, gateway):
+    dashboard.open("Performance")
+    dashboard.refresh()
+    assert "GPU" not in shown(dashboard, "performance")
+    gateway.answers["/v1/status"] = {**STATUS, "gpus": GPUS}
+    dashboard.open("Performance")
+    dashboard.refresh()
+    text = shown(dashboard, "performance")
+    assert 'aria-label="GPU utilisation, %: GPU-1c2d 0, GPU-9b6f 96"' in text
+    assert 'aria-label="GPU memory, GiB of 64: GPU-1c2d 2.0, GPU-9b6f 2.0"' in text
 
 
 def test_shares_that_cannot_be_read_are_refused():
@@ -187,12 +201,41 @@ def test_a_percentile_is_that_of_the_time_between_two_looks():
     assert math.isnan(quantile(0.5, after, after, "accel_request_duration_seconds"))
 
 
+def counted(requests, sizes, *, rows=1):
+    inferences = sum(int(size) * count for size, count in sizes.items())
+    assert inferences == rows * requests
+    return {**STATISTICS, "requests": requests, "inferences": inferences, "executions": sum(sizes.values()),
+            "batch_sizes": sizes}  # fmt: skip
+
+
+def test_batch_sizes_are_those_between_the_looks_and_begin_anew_after_a_reload():
+    seen = Batches("embedding")
+    seen.look(0.0, counted(3, {"1": 3}))
+    assert (seen.sizes, seen.requests_per_s) == ({1: 3}, 0.0)
+    seen.look(2.0, counted(11, {"1": 3, "4": 2}))
+    assert (seen.sizes, seen.requests_per_s, seen.rows_per_request) == ({4: 2}, 4.0, 1.0)
+    seen.look(3.0, counted(2, {"2": 1}))
+    assert (seen.sizes, seen.requests_per_s) == ({2: 1}, 0.0)
+
+
+def test_the_cost_of_an_execution_and_of_its_rows_are_told_apart_where_there_are_two_sizes():
+    assert fitted({1: 5.0, 4: 8.0}, {1: 10, 4: 10}) == pytest.approx((4.0, 1.0))
+    assert fitted({4: 8.0}, {4: 10}) == pytest.approx((0.0, 2.0))
+    assert fitted({1: 8.0, 4: 6.0}, {1: 10, 4: 10}) == pytest.approx((7.0, 0.0))
+    assert fitted({1: 1.0, 4: 8.0}, {1: 10, 4: 10})[0] == 0.0
+
+
 def test_a_longer_queue_delay_makes_larger_batches_in_the_simulator():
-    setting = {"rate": 100.0, "execution_ms": 5.0, "sizes": {1: 10}, "instance_count": 1}
+    setting = {"rate": 100.0, "rows": 1.0, "executions": {1: 10}, "batch_ms": {1: 5.0}, "instance_count": 1}
     short = predicted_sizes(**setting, max_queue_delay_us=0)
     long = predicted_sizes(**setting, max_queue_delay_us=50_000)
     assert sum(short.values()) == pytest.approx(1)
     assert sum(k * v for k, v in long.items()) > sum(k * v for k, v in short.items())
+
+
+def test_requests_of_several_texts_make_batches_of_whole_requests_in_the_simulator():
+    setting = {"executions": {3: 10}, "batch_ms": {3: 5.0}, "instance_count": 1, "max_queue_delay_us": 5_000}
+    assert all(size % 3 == 0 for size in predicted_sizes(100.0, 3.0, **setting))
 
 
 def test_charts_say_in_words_what_they_draw():
