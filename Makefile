@@ -15,7 +15,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
-NBVAL := $(addprefix notebooks/,00_start_here.ipynb 03_triton_in_a_notebook.ipynb 08_tune_and_control.ipynb)
+NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
+ALONE := --fresh --parameter SECONDS=3
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.
@@ -72,9 +73,9 @@ soak: setup ## half an hour at 80% of what the gateway can
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## nbval on three notebooks, then each one alone from an empty cache, measuring briefly
-	@ACCEL_HEADLESS=1 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=120 $(NBVAL)
-	@$(BIN)/accel course run --fresh --parameter SECONDS=3
+notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
+	@$(BIN)/accel course run $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
+	@$(BIN)/accel course run $(ALONE) $(addprefix --but ,$(NBVAL))
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

@@ -231,10 +231,12 @@ app.command()(cli_simulate.simulate)
 @course.command("run")
 def run_course(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,
+    but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
     ] = False,
+    nbval: Annotated[bool, typer.Option("--nbval", help="Have nbval execute them in papermill's place.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
@@ -245,11 +247,12 @@ def run_course(
     from accel_lib.course import NOTEBOOKS, keep_outputs, run_notebooks
     from accel_lib.frame import project_root
 
+    if write and nbval:
+        raise AccelError("nbval keeps no outputs.", seen="--write --nbval", fix="--write alone")
     values = dict(_value(text) for text in parameter or [])
-    paths = [
-        _notebook(project_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb") for name in names or NOTEBOOKS
-    ]
-    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, cell_timeout_s=cell_timeout)
+    chosen = [name.removesuffix(".ipynb") for name in names or NOTEBOOKS if name not in (but or ())]
+    paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
+    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
     passed = sum(not run.failure for run in runs)
     _table(
         f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s",

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -56,6 +57,7 @@ def run_notebooks(
     output: Path,
     parameters: dict[str, Any] | None = None,
     fresh: bool = False,
+    nbval: bool = False,
     cell_timeout_s: int = 600,
 ) -> list[NotebookRun]:
     """Execute notebooks one after the other, each in its own kernel, with a line of progress each.
@@ -70,6 +72,8 @@ def run_notebooks(
         Values for the cell tagged ``parameters``.
     fresh
         Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
+    nbval
+        Have nbval execute the copies, which sees what papermill does not: a cell whose widget swallowed an error.
     cell_timeout_s
         Longest time one cell may take.
 
@@ -82,7 +86,7 @@ def run_notebooks(
     runs = []
     for path in paths:
         with _surroundings(fresh):
-            run = _run(path.resolve(), output.resolve() / path.name, parameters or {}, cell_timeout_s)
+            run = _run(path.resolve(), output.resolve() / path.name, parameters or {}, cell_timeout_s, nbval=nbval)
         mark = "✗" if run.failure else "✓"
         print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
         runs.append(run)
@@ -139,7 +143,7 @@ def _keep_figure(cell: Any, file: Path) -> None:
     file.write_bytes(base64.b64decode(figures[-1]))
 
 
-def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int) -> NotebookRun:
+def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int, *, nbval: bool) -> NotebookRun:
     papermill = require("papermill", extra="notebook")
     bar = {"desc": path.stem, "leave": False, "disable": not sys.stderr.isatty(), "mininterval": 0}
     bar["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
@@ -158,10 +162,20 @@ def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int
             execution_timeout=cell_timeout_s,
             coalesce_streams=True,  # else a line printed in two parts is stored as two
             extra_arguments=["--log-level=ERROR"],
+            prepare_only=nbval,
         )
+        if nbval:
+            failure = _nbval(copy, cell_timeout_s)
     except Exception as error:  # a cell raised, ran out of time or killed its kernel: each has its own type
         failure = _failure(source, copy, error)
     return NotebookRun(name=path.stem, cells=len(source.cells), seconds=time.monotonic() - started, failure=failure)
+
+
+def _nbval(copy: Path, cell_timeout_s: int) -> str:
+    """Execute a notebook by nbval; what failed, or nothing."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", f"--nbval-cell-timeout={cell_timeout_s}", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"nbval: {done.stdout[-2_000:]}{done.stderr[-1_000:]}" if done.returncode else ""
 
 
 def _failure(source: Any, copy: Path, error: Exception) -> str:

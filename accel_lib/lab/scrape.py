@@ -165,14 +165,16 @@ class Watch:
             fix = "keep the with-block open for longer, with every_s=0.1, on a server that runs"
             raise RequestError("Too little was seen for a time series.", seen=f"{len(readings)} readings", fix=fix)
         sizes: Counter[int] = Counter()
-        rows = []
+        rows, seen = [], False
         for (start_s, before), (end_s, after) in itertools.pairwise(readings):
-            counted, reset = change(before, after)
+            known = before.resets == after.resets
+            # A reload can show in the counts a reading before it is known as one: it is one all the same
+            counted, reset = change(dataclasses.replace(before, resets=after.resets) if seen else before, after)
+            seen = (seen or reset) and known
             sizes.update(counted.batch_sizes)
             rows.append(self._row(counted, end_s - start_s) | {"time_s": end_s, "reset": reset})
         frame = self._with_gauges(tidy(rows))
-        executions = pd.Series(dict(sorted(sizes.items())), name="executions", dtype=np.int64)
-        executions = executions.rename_axis("batch_size")
+        executions = pd.Series(dict(sorted(sizes.items())), dtype=np.int64, name="executions").rename_axis("batch_size")
         executions.attrs.update(frame.attrs)
         metrics = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame()
         return Watched(frame=frame, metrics=metrics, batch_sizes=executions, config=self._served.config)

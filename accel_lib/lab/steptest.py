@@ -204,7 +204,7 @@ def _row(runs: Mapping[str, LiveRun]) -> dict[str, Any]:
         "control_per_s": control.goodput_per_s,
         "best_per_s": best.goodput_per_s,
         "worst_per_s": worst.goodput_per_s,
-        "over_best": control.goodput_per_s / best.goodput_per_s,
+        "over_best": control.goodput_per_s / max(best.goodput_per_s, 1e-9),
         "over_worst": control.goodput_per_s / max(worst.goodput_per_s, 1e-9),
     }
 

@@ -61,6 +61,7 @@ def test_a_report_is_markdown_without_paths_or_names():
         (("simulate", "--model", "no-such-model"), "no-such-model", "embedding"),
         (("course", "run", "99_missing"), "99_missing", "accel course run"),
         (("course", "run", "-p", "QUICK", "00_start_here"), "QUICK", "-p QUICK=False"),
+        (("course", "run", "--but", "99_missing", "--nbval", "--write"), "--nbval", "--write alone"),
     ],
 )
 def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -16,7 +17,7 @@ from accel_lib.lab.crossover import fit
 from accel_lib.lab.experiment import Experiment
 from accel_lib.lab.load import LoadRun
 from accel_lib.lab.rate_curve import RateCurve
-from accel_lib.lab.scrape import Watched, change, delay_loss, parse_metrics
+from accel_lib.lab.scrape import Watched, change, delay_loss, parse_metrics, watch
 from accel_lib.show import plots_experiment, plots_load
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.statistics import Statistics
@@ -295,6 +296,16 @@ def test_counts_after_a_reload_count_from_the_reload():
     assert change(counted(requests=5), counted(requests=9)) == (counted(requests=4), False)
     assert change(counted(requests=5), counted(requests=3)) == (counted(requests=3), True)
     assert change(counted(requests=5), counted(requests=9, resets=1)) == (counted(requests=9, resets=1), True)
+
+
+def test_a_reload_that_shows_in_the_counts_before_it_is_known_as_one_is_one():
+    seen = watch(SimpleNamespace(config=DELAYED, name="m"))
+    for at_s, (requests, resets) in enumerate([(5, 0), (9, 0), (2, 0), (3, 0), (6, 1), (8, 1), (1, 2)]):
+        seen._readings.append((float(at_s), counted(requests=requests, resets=resets)))
+        seen._gpu.append({"time_s": float(at_s)})
+    frame = seen.result.frame
+    assert frame["reset"].tolist() == [False, True, False, False, False, True]
+    assert frame["requests_per_s"].tolist() == [4, 2, 1, 3, 2, 1]
 
 
 def test_metrics_keep_the_names_that_triton_gives_them():
