@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from accel_lib.triton.server import serve
 
 __version__ = "0.1.0"
+
+# ONNX Runtime from 1.29 on reports to its maker from every process, unless this is set before its first session.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _ROOMS = {
     "AccelError": "errors",

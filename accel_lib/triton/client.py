@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,6 @@ from accel_lib.triton.statistics import Statistics, Timeline
 
 if TYPE_CHECKING:
     from accel_lib.models.tokenizer import Tokenizer
-    from accel_lib.triton.server import Server
 
 _MESSAGE_BYTES = 2**31 - 1
 _CHANNEL = (
@@ -103,10 +102,32 @@ class Connection:
             self._grpc_client.close()
 
 
+class Host(Protocol):
+    """The server a model runs on, as far as the model needs it."""
+
+    repository: Path
+    connection: Connection
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def grpc_url(self) -> str: ...
+    @property
+    def http_url(self) -> str: ...
+    @property
+    def metrics_url(self) -> str: ...
+    def model(self, name: str, version: int | str = "") -> ServedModel: ...
+    def load(self, name: str, config: ModelConfig | None = None) -> None: ...
+    def config(self, name: str) -> ModelConfig: ...
+    def resets(self, name: str) -> int: ...
+
+
 class ServedModel:
     """A handle on one model of a running server; made by ``server.model`` or ``server.add``."""
 
-    def __init__(self, server: Server, name: str, version: str = "") -> None:
+    def __init__(self, server: Host, name: str, version: str = "") -> None:
         self._server = server
         self._connection = server.connection
         self.name = name

@@ -1,5 +1,6 @@
 """Engines behind one protocol: the same numbers, the device that was asked for, and refusals that say what to do."""
 
+import os
 import subprocess
 import sys
 
@@ -94,6 +95,14 @@ def test_engines_that_share_cores_may_stop_spinning_and_answer_the_same(onnx_fp3
     mask = np.ones_like(ids)
     patient, restless = (open_engine(onnx_fp32, threads=2, allow_spinning=spin) for spin in (False, True))
     assert np.array_equal(patient.run(ids, mask), restless.run(ids, mask))
+
+
+def test_onnx_runtime_keeps_no_reports_to_its_maker(onnx_fp32, tmp_path):
+    code = f"from accel_lib import Artifact, open_engine; open_engine(Artifact.load({str(onnx_fp32.folder)!r}))"
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list(tmp_path.rglob("onnxruntime.db"))
 
 
 def test_importing_the_engines_imports_no_engine():
