@@ -26,9 +26,9 @@ class DynamicBatching(Body):
 
 
 class InstanceGroup(Body):
-    """Copies of the model."""
+    """Copies of the model; each holds its weights once more, for every version, and takes its time to start."""
 
-    count: int = Field(ge=1, le=64)
+    count: int = Field(ge=1, le=16)
 
 
 class ResponseCache(Body):
