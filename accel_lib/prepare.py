@@ -16,7 +16,9 @@ from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
 from accel_lib.errors import AccelError, ArtifactError, require
 from accel_lib.frame import project_root
-from accel_lib.machine import inspect_machine
+from accel_lib.lab.words import listed
+from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.triton.repository import write_model
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
@@ -75,15 +77,44 @@ def ensure(name: str = "embedding") -> Path:
         raise AccelError(
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
-    repository = _repository(name)
     recipes = _recipes()
+    repository = _build_missing(name, recipes)
+    print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
+    return repository
+
+
+def workbench(*names: str) -> Path:
+    """A model repository beside the course's own, with its FP32 embedding model under other names.
+
+    For experiments that need a model twice, or that change what the course's notebooks share.
+
+    Parameters
+    ----------
+    names
+        Of the models; each serves version 1 of ``"embedding"``, which is built if it is not there yet.
+
+    Returns
+    -------
+    Path
+        The repository, for ``accel.serve``; the same names take the same folder of the cache.
+    """
+    recipes = _recipes()
+    own = _build_missing("embedding", {1: recipes[1]})
+    repository = cache_dir("workbench", "-".join(names))
+    for name in names:
+        write_model(repository, name, Artifact.load(own / "embedding" / "1" / "artifact"))
+    print(f"{listed(list(names))}: {recipes[1].name}, validated")
+    return repository
+
+
+def _build_missing(name: str, recipes: _Recipes) -> Path:
+    repository = _repository(name)
     folders = {version: repository / name / str(version) / "artifact" for version in recipes}
     missing = [version for version, folder in folders.items() if not _usable(folder, recipes[version])]
     if missing:
         model, texts = source_model(name)
         for version in missing:
             _build_or_fall_back(model, recipes[version], texts, folders[version])
-    print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
     return repository
 
 

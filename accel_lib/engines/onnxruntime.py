@@ -47,17 +47,10 @@ class OnnxRuntimeEngine:
         allow_spinning: bool = True,
         fusions: bool = True,
     ) -> None:
-        ort = require("onnxruntime", extra="convert")
         index = int(device.partition(":")[2] or 0)
-        provider = _provider(device, ort.get_available_providers())
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusions else levels.ORT_DISABLE_ALL
-        options.intra_op_num_threads = threads or _allowed()
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
-        skipped = SLOW_FUSIONS if provider == _CPU else ()
-        self._session = _session(ort, artifact, options, provider, index, skipped)
+        self._session, provider = open_session(
+            artifact, device=device, threads=threads, allow_spinning=allow_spinning, fusions=fusions
+        )
         got = self._session.get_providers()[0]
         if got != provider and device != "auto":
             raise EngineError(
@@ -90,6 +83,22 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         """Drop the session and its arenas."""
         self._session = None
+
+
+def open_session(
+    artifact: Artifact, *, device: str, threads: int | None, allow_spinning: bool, fusions: bool = True
+) -> tuple[Any, str]:
+    """ONNX Runtime's session on an artifact, as `OnnxRuntimeEngine` describes it, and the provider it was asked for."""
+    ort = require("onnxruntime", extra="convert")
+    provider = _provider(device, ort.get_available_providers())
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusions else levels.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads or _allowed()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+    skipped = SLOW_FUSIONS if provider == _CPU else ()
+    return _session(ort, artifact, options, provider, int(device.partition(":")[2] or 0), skipped), provider
 
 
 def _allowed() -> int:

@@ -198,13 +198,14 @@ def _table(
         base = runs.get((first, at), part)
         row: dict[str, Any] = {"setting": name, "load": at, "open": is_open, "runs": len(part)}
         row["instances"] = configs[name].instance_count
-        row |= _speed(part, target_ms) | _inside(part, configs[name])
-        row |= _ratios(part, base)
+        row |= speed(part, target_ms) | _inside(part, configs[name])
+        row |= ratios(part, base)
         rows.append(row | {"generator_bound": any(run.generator_bound for run in part)})
     return tidy(rows)
 
 
-def _speed(runs: Sequence[LoadRun], target_ms: float) -> dict[str, float]:
+def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str, float]:
+    """Throughput and latencies of runs together, as columns; see `Experiment`."""
     ms, rates = _latencies(runs), _rates(runs)
     row = {"sentences_per_s": float(np.mean([run.throughput for run in runs]))}
     row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(rates)
@@ -234,7 +235,8 @@ def _inside(runs: Sequence[LoadRun], config: ModelConfig) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
-def _ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun]) -> dict[str, float]:
+def ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun]) -> dict[str, float]:
+    """Throughput and p95 over those of other runs, with intervals, as columns; see `Experiment`."""
     faster = compare_medians(*(np.maximum(_rates(part), _FEW_PER_S) for part in (runs, base)))
     slower, slower_low, slower_high = _p95_ratio(_latencies(runs), _latencies(base))
     ratio = float(np.mean([run.throughput for run in runs]) / np.mean([run.throughput for run in base]))

@@ -73,7 +73,7 @@ class TritonPythonModel:
         self._output = artifact.manifest.output_name
         self._pad_id = _pad_id(folder)
         self._limits = _limits(artifact, config, parameters)
-        self._engine = open_engine(artifact, device=_device(args, parameters), threads=_threads(config, parameters))
+        self._engine = open_engine(artifact, device=_device(args, parameters), threads=thread_count(config, parameters))
         self._vectors([np.full(8, self._pad_id, dtype=np.int64)])
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -84,7 +84,7 @@ class TritonPythonModel:
             try:
                 rows[index] = self._rows(request)
             except AccelError as error:
-                answers[index] = _refusal(error)
+                answers[index] = refusal(error)
         answers |= self._answers(rows)
         return [answers[index] for index in range(len(requests))]
 
@@ -119,7 +119,7 @@ class TritonPythonModel:
             vectors = self._vectors([row for part in rows.values() for row in part])
         except AccelError as error:
             if len(rows) == 1:
-                return dict.fromkeys(rows, _refusal(error))
+                return dict.fromkeys(rows, refusal(error))
             return {i: answer for index in rows for i, answer in self._answers({index: rows[index]}).items()}
         ends = np.cumsum([len(part) for part in rows.values()])
         parts = zip(rows, np.split(vectors, ends[:-1]), strict=True)
@@ -149,7 +149,8 @@ def _show(tensors: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{name} {t['data_type'].removeprefix('TYPE_')} {t['dims']}" for name, t in tensors.items())
 
 
-def _refusal(error: AccelError) -> Any:
+def refusal(error: AccelError) -> Any:
+    """An error as the answer to a request."""
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
 
 
@@ -164,7 +165,7 @@ def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
     return parameters.get("device", own)
 
 
-def _threads(config: dict[str, Any], parameters: dict[str, str]) -> int:
+def thread_count(config: dict[str, Any], parameters: dict[str, str]) -> int:
     """The asked threads, else this instance's share of the cores."""
     if "threads" in parameters:
         return int(parameters["threads"])

@@ -1,0 +1,238 @@
+"""The side paths' findings say what the table says, the other way round too; halves, resources and traffic add up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from accel_lib.artifact import Artifact
+from accel_lib.convert.halves import HIDDEN, cut
+from accel_lib.engines.part import Part
+from accel_lib.errors import AccelError, ConversionError, EngineError
+from accel_lib.lab import findings_cache, findings_layouts, findings_limiter
+from accel_lib.lab.cache import CacheGain, Lookups, traffic
+from accel_lib.lab.layouts import Layouts
+from accel_lib.lab.limiter import Sharing
+from accel_lib.lab.rounds import in_rounds
+from accel_lib.show import plots_more
+from accel_lib.triton.config import ModelConfig
+from accel_lib.triton.ensemble import write_ensemble, write_part
+from accel_lib.triton.limiter import limited
+from accel_lib.triton.repository import read_config
+from tests.tiny import TABLE, tiny_artifact
+
+SURE, NULL, LOSS = (4.0, 3.0, 5.0), (1.1, 0.8, 1.4), (0.5, 0.4, 0.6)
+
+
+def measured(column, ends):
+    return dict(zip((column, f"{column}_low", f"{column}_high"), map(float, ends), strict=True))
+
+
+def cache_table(most, least, *, hits=0.9):
+    rows = []
+    for kinds, repeated, speedup in ((0, 0.0, least), (20, 0.95, most)):
+        common = {"workload": "short queries", "kinds": kinds, "repeated": repeated}
+        rows.append({**common, "setting": "no cache", "hits": 0, "mean_batch_size": 7} | measured("speedup", (1, 1, 1)))
+        rows.append({**common, "setting": "cache", "hits": hits * repeated, "mean_batch_size": 3})
+        rows[-1] |= measured("speedup", speedup)
+    return pd.DataFrame(rows)
+
+
+def test_the_cache_s_finding_names_the_gain_where_texts_repeat_and_none_where_none_does():
+    told = findings_cache.gain(cache_table(SURE, NULL))
+    assert told == (
+        "Short queries: 4.0× (3.0–5.0×) the throughput where 95% of the texts repeat, "
+        "no significant difference where none does"
+    )
+
+
+def test_a_cache_that_costs_more_than_it_saves_is_said_as_such():
+    told = findings_cache.gain(cache_table(NULL, LOSS), stopped="the server is gone")
+    assert "no significant difference where 95%" in told
+    assert "0.50× (0.40–0.60×) the throughput where none does" in told
+    assert told.endswith("It ended early: the server is gone")
+
+
+def test_the_cache_s_reason_counts_hits_and_the_batches_of_the_rest():
+    assert "86% of the requests are hits" in findings_cache.reason(cache_table(SURE, NULL))
+    assert "share batches of 3.0 rows, without the cache 7.0" in findings_cache.reason(cache_table(SURE, NULL))
+    assert "gone by then" in findings_cache.reason(cache_table(SURE, NULL, hits=0))
+    assert "counted nothing" in findings_cache.reason(cache_table(SURE, NULL).assign(hits=float("nan")))
+
+
+def lookup_table(ratio):
+    rows = [{"workload": "short queries", "name": "miss"} | measured("ms", (8, 7, 9)) | measured("speedup", (1, 1, 1))]
+    hit = {"workload": "short queries", "name": "hit"} | measured("ms", (1, 1, 2)) | measured("speedup", ratio)
+    return pd.DataFrame([*rows, hit])
+
+
+def test_a_hit_is_compared_with_a_miss():
+    assert findings_cache.lookups(lookup_table(SURE)) == "Short queries: a hit takes 1.0 ms, a miss 8.0 ms"
+    assert "no significant difference" in findings_cache.lookups(lookup_table(NULL))
+
+
+def limiter_table(p95, throughput):
+    names = ("alone", "no limiter", "one at a time")
+    frame = pd.DataFrame({"setting": names, "p50_ms": 3.0, "busy": (0.1, 1.6, 1.0), "sentences_per_s": 40.0})
+    frame = frame.assign(**measured("p95_ms", (20, 15, 30)), **measured("sentences_per_s", (40, 30, 50)))
+    frame = frame.assign(**measured("p95_ratio", (1, 1, 1)), **measured("speedup", (1, 1, 1)))
+    for column, ends in (("p95_ratio", p95), ("speedup", throughput)):
+        frame.loc[2, list(measured(column, ends))] = ends
+    return frame
+
+
+def test_the_limiter_s_finding_names_who_gains_and_who_pays():
+    told = findings_limiter.sharing(limiter_table(SURE, LOSS))
+    assert told == (
+        "One at a time: 4.0× the quick model's p95 (20 ms) and 0.50× the busy one's throughput of no limiter"
+    )
+    assert "0.50× the quick model's p95" in findings_limiter.sharing(limiter_table(LOSS, NULL))
+
+
+def test_a_limiter_that_changes_nothing_is_said_as_such():
+    told = findings_limiter.sharing(limiter_table(NULL, (1.0, float("nan"), float("nan"))))
+    assert told == "No significant difference between no limiter and one at a time"
+
+
+def test_the_limiter_s_reason_says_who_worked_at_once():
+    told = findings_limiter.reason(limiter_table(SURE, LOSS))
+    assert "no limiter: 160%, at times at once; one at a time: 100%, hardly ever at once" in told
+
+
+def layout_table(halves, *, text_ms=3.0, busy=0.9):
+    rows = []
+    for setting, ends, cost, share in (("two instances", (1, 1, 1), 3.0, 0.9), ("two halves", halves, text_ms, busy)):
+        row = {"workload": "mixed documents", "setting": setting, "text_ms": cost, "busy": share}
+        rows.append(row | {"sentences_per_s": 100.0, "p95_ms": 40.0} | measured("speedup", ends))
+    return pd.DataFrame(rows)
+
+
+def test_the_faster_layout_is_named_with_its_interval_whichever_it_is():
+    assert findings_layouts.race(layout_table(SURE)) == (
+        "Mixed documents: the model in two halves has 4.0× (3.0–5.0×) the throughput of two instances"
+    )
+    assert findings_layouts.race(layout_table(LOSS)) == (
+        "Mixed documents: two instances have 2.0× (1.7–2.5×) the throughput of the model in two halves"
+    )
+    assert "no significant difference" in findings_layouts.race(layout_table(NULL))
+
+
+@pytest.mark.parametrize(
+    ("text_ms", "busy", "words"),
+    [
+        (3.0, 0.9, "the same work either way"),
+        (5.0, 0.9, "handing over costs work; "),
+        (5.0, 0.5, "and one half waits for the other"),
+        (3.0, 0.5, "one half waits for the other; "),
+        (2.0, 0.9, "fewer weights at hand"),
+    ],
+)
+def test_the_layouts_reason_follows_from_what_was_counted(text_ms, busy, words):
+    assert words in findings_layouts.reason(layout_table(NULL, text_ms=text_ms, busy=busy))
+
+
+def test_every_figure_s_title_is_its_finding():
+    for draw, result in (
+        (plots_more.gain, CacheGain(frame=cache_table(SURE, NULL))),
+        (plots_more.lookups, Lookups(frame=lookup_table(SURE))),
+        (plots_more.sharing, Sharing(frame=limiter_table(SURE, LOSS), rate=20)),
+        (plots_more.race, Layouts(frame=layout_table(LOSS))),
+    ):
+        title = draw(result).figure.get_suptitle()
+        assert " ".join(title.split()) == result.finding
+
+
+def test_traffic_repeats_as_zipf_says_and_marks_what_is_new():
+    few = traffic(["a", "b"], 20, 500, seed=1)
+    assert len(set(few.texts)) == len(set(few.numbers.tolist())) <= 20
+    assert few.repeated(500, np.empty(0, dtype=np.int64)) >= 0.96
+    assert few.repeated(500, np.arange(20)) == 1
+    assert np.bincount(few.numbers)[0] > np.bincount(few.numbers)[5:].max()
+    new = traffic(["a", "b"], 0, 500)
+    assert len(set(new.texts)) == 500
+    assert new.repeated(500, np.empty(0, dtype=np.int64)) == 0
+    assert new.repeated(1_000, np.empty(0, dtype=np.int64)) == 0.5
+    assert not set(new.texts) & set(traffic(["a", "b"], 0, 500).texts)
+
+
+def test_rounds_start_with_another_way_each_and_keep_what_was_measured_before_an_error():
+    seen = []
+
+    def fails(way, turn):
+        if (way, turn) == ("b", 1):
+            raise AccelError("It broke.", seen="here", fix="mend it")
+        return f"{way}{turn}"
+
+    ways = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
+    measured, stopped = in_rounds(ways, {"load": fails}, repeats=3)
+    assert seen == ["a", "b", "b"]
+    assert measured == {("a", "load"): ["a0"], ("b", "load"): ["b0"]}
+    assert stopped == "It broke. here"
+    with pytest.raises(AccelError, match="broke"):
+        in_rounds({"b": lambda: None}, {"load": lambda way, _: fails(way, 1)}, repeats=1)
+    with pytest.raises(AccelError, match="nothing to measure"):
+        in_rounds({}, {}, repeats=1)
+
+
+def test_a_limited_configuration_holds_resources_and_priority_and_loses_them_again():
+    config = limited(ModelConfig(name="tiny"), resources={"machine": 2}, priority=3)
+    (group,) = config.to_protobuf().instance_group
+    (resource,) = group.rate_limiter.resources
+    assert (resource.name, resource.count, getattr(resource, "global")) == ("machine", 2, True)
+    assert group.rate_limiter.priority == 3
+    assert config.instance_count == 1
+    assert "rate_limiter" not in limited(config).to_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model, tmp_path_factory):
+    import accel_lib
+
+    made = accel_lib.to_onnx(tiny_model, output=tmp_path_factory.mktemp("whole") / "onnx", progress=False)
+    return made.record_validation({"passed": True})
+
+
+def test_halves_give_what_the_whole_gives(whole):
+    first, second = cut(whole)
+    assert first.validated
+    assert second.validated
+    assert first.manifest.notes[-1] == "layers 1 to 1 of 2"
+    assert Artifact.load(second.folder).manifest.output_name == whole.manifest.output_name
+    assert first.manifest.output_name == HIDDEN
+    ids = np.full((1, 9), 7)
+    tensors = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    hidden = Part(first, threads=1).run(tensors)
+    assert hidden.shape == (1, 9, 32)
+    together = Part(second, threads=1).run(tensors | {HIDDEN: hidden})
+    np.testing.assert_allclose(together, Part(whole, threads=1).run(tensors), atol=1e-5)
+
+
+def test_a_part_that_gets_too_little_says_what_it_takes(whole):
+    with pytest.raises(EngineError, match=HIDDEN):
+        Part(cut(whole)[1], threads=1).run({"input_ids": np.ones((1, 4), dtype=np.int64)})
+
+
+def test_what_cannot_be_cut_is_refused(whole, tmp_path):
+    with pytest.raises(ConversionError, match="no such place"):
+        cut(whole, at=2)
+    with pytest.raises(ConversionError, match="validated"):
+        cut(tiny_artifact(tmp_path / "new", TABLE, validated=False))
+    with pytest.raises(ConversionError, match="no such place"):  # it has no layers
+        cut(tiny_artifact(tmp_path / "flat", TABLE))
+
+
+def test_the_repository_of_an_ensemble_is_typed_and_readable(whole, tmp_path):
+    halves = cut(whole)
+    names = write_ensemble(tmp_path, "halves", halves, threads=2)
+    write_part(tmp_path, "whole", whole, instance_count=2)
+    assert names == ["halves-1", "halves-2"]
+    config = read_config(tmp_path / "halves")
+    message = config.to_protobuf()
+    assert (message.platform, message.backend) == ("ensemble", "")
+    assert [step.model_name for step in message.ensemble_scheduling.step] == names
+    assert [tensor.name for tensor in config.inputs] == ["input_ids", "attention_mask"]
+    second = read_config(tmp_path / "halves-2")
+    assert {tensor.name: tensor.dims for tensor in second.inputs}[HIDDEN] == (-1, 32)
+    assert second.threads == 2
+    assert read_config(tmp_path / "whole").instance_count == 2
