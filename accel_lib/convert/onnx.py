@@ -219,13 +219,14 @@ def _segment_program(module: torch.nn.Module) -> Any:
     import torch
 
     from accel_lib.models.segments import flatten
+    from accel_lib.ragged import Ragged
 
     tokens, ends = (
         {0: torch.export.Dim(name, min=least, max=most)}
         for name, least, most in (("tokens", 2, 2**20), ("ends", 3, _LARGEST_BATCH))
     )
-    ids = np.ones((4, 8), dtype=np.int64)
-    example = tuple(map(torch.from_numpy, flatten(ids, ids)))
+    rows = Ragged.of([np.ones(8, dtype=np.int64)] * 4)
+    example = tuple(map(torch.from_numpy, flatten(rows)))
     return torch.export.export(module, example, dynamic_shapes=(tokens, tokens, tokens, ends), strict=False)
 
 

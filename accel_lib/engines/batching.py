@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.memory import out_of_memory, remember_safe_tokens, safe_tokens
 from accel_lib.errors import EngineError
-from accel_lib.models.tokenizer import pad
+from accel_lib.ragged import Ragged
 
 if TYPE_CHECKING:
     from accel_lib.engines import Engine
@@ -52,8 +52,7 @@ def plan_batches(
     most = max_batch_size or len(lengths)
     batches: list[NDArray[np.int64]] = []
     start, widest, real = 0, 0, 0
-    for position, index in enumerate(order):
-        length = int(lengths[index])
+    for position, length in enumerate(lengths[order].tolist()):
         widest, real, rows = max(widest, length), real + length, position - start + 1
         if rows > 1 and ((real if packed else rows * widest) > max_batch_tokens or rows > most):
             batches.append(order[start:position])
@@ -95,7 +94,7 @@ def check_batch(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64],
 
 def run_batches(
     engine: Engine,
-    rows: Sequence[NDArray[np.int64]],
+    rows: Sequence[NDArray[np.int64]] | Ragged,
     pad_id: int = 0,
     *,
     max_batch_tokens: int | None = None,
@@ -110,9 +109,9 @@ def run_batches(
     ----------
     engine
         One that has a `max_batch_size` of its own (TensorRT, from its profiles) is never given more rows; for one that
-        is `packed`, tokens are counted without padding.
+        is `packed`, tokens are counted without padding; one that has `run_ragged` is given none.
     rows
-        One int64 array of token ids a text.
+        One int64 array of token ids a text, or all of them behind each other.
     pad_id
         Token that fills the shorter rows; it is masked.
     max_batch_tokens, max_batch_size, sort
@@ -123,7 +122,7 @@ def run_batches(
     float32 array ``[n, dimension]``
         In the order of `rows`.
     """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
     packed = getattr(engine, "packed", False)
     budget = max_batch_tokens or batch_tokens(engine.device, packed=packed)
     limits = [limit for limit in (max_batch_size, getattr(engine, "max_batch_size", None)) if limit]
@@ -132,14 +131,14 @@ def run_batches(
     left = np.arange(len(rows))
     while len(left):
         tokens = min(budget, safe_tokens(engine) or budget)
-        parts = plan_batches(lengths[left], max_batch_tokens=tokens, **cut)
-        left = _run_while_it_fits(engine, rows, pad_id, [left[part] for part in parts], output)
+        parts = plan_batches(held.lengths[left], max_batch_tokens=tokens, **cut)
+        left = _run_while_it_fits(engine, held, pad_id, [left[part] for part in parts], output)
     return output
 
 
 def _run_while_it_fits(
     engine: Engine,
-    rows: Sequence[NDArray[np.int64]],
+    rows: Ragged,
     pad_id: int,
     batches: Sequence[NDArray[np.int64]],
     output: NDArray[np.float32],
@@ -147,21 +146,28 @@ def _run_while_it_fits(
     """Fill `output` batch by batch; rows that are left when one ran out of memory, with half of it remembered."""
     for number, batch in enumerate(batches):
         try:
-            ids, mask = pad([rows[i] for i in batch], pad_id)
-            output[batch] = engine.run(ids, mask)
+            if len(batch) == len(rows):  # all of them: their order makes no difference
+                output[:] = _run(engine, rows, pad_id)
+            else:
+                output[batch] = _run(engine, rows.take(batch), pad_id)
         except (EngineError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise EngineError(
                     "A single text does not fit into memory.",
-                    seen=f"{len(rows[batch[0]])} tokens on {engine.device}",
+                    seen=f"{rows.lengths[batch[0]]} tokens on {engine.device}",
                     fix="shorter texts, fewer instances of the model, or a smaller model",
                 ) from error
         else:
             continue
-        lengths = [len(rows[i]) for i in batch]  # out of the handler, which held on to the failed run's memory
-        tokens = sum(lengths) if getattr(engine, "packed", False) else len(batch) * max(lengths)
-        remember_safe_tokens(engine, tokens // 2)
+        lengths = rows.lengths[batch]  # out of the handler, which held on to the failed run's memory
+        tokens = lengths.sum() if getattr(engine, "packed", False) else len(batch) * lengths.max()
+        remember_safe_tokens(engine, int(tokens) // 2)
         return np.concatenate(batches[number:])
     return np.empty(0, dtype=np.int64)
+
+
+def _run(engine: Engine, rows: Ragged, pad_id: int) -> NDArray[np.float32]:
+    without_padding: Callable[[Ragged], NDArray[np.float32]] | None = getattr(engine, "run_ragged", None)
+    return without_padding(rows) if without_padding else engine.run(*rows.padded(pad_id))

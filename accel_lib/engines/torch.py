@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import importlib
 import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch, plan_batches
 from accel_lib.engines.graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
+from accel_lib.ragged import Ragged
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +91,8 @@ class TorchEngine:
             halve(self._module)
         if compiled:
             self._module = torch.compile(self._module, dynamic=True)
+        # What takes a batch that never was padded; see `accel_lib.engines.batching.run_batches`.
+        self.run_ragged: Callable[[Ragged], NDArray[np.float32]] | None = self._run_packed if self.packed else None
         self._graphs = Graphs(self._module, self.device) if self.packed and self.device != "cpu" else None
         self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
 
@@ -96,41 +101,35 @@ class TorchEngine:
         import torch
 
         check_batch(input_ids, attention_mask, self.max_length)
-        try:
-            if self.packed:
-                return self._run_packed(input_ids, attention_mask)
-            with torch.inference_mode():
-                result = self._forward(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
-                output: NDArray[np.float32] = result.float().cpu().numpy()
-        except (IndexError, RuntimeError) as error:
-            raise EngineError(
-                "PyTorch refused the batch.",
-                seen=str(error).splitlines()[0],
-                fix="take the ids from this model's own tokenizer; smaller batches where memory ran out",
-            ) from error
+        if self.packed:
+            return self._run_packed(Ragged.masked(input_ids, attention_mask))
+        with _refusals(), torch.inference_mode():
+            result = self._forward(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+            output: NDArray[np.float32] = result.float().cpu().numpy()
         return output
 
     def close(self) -> None:
         """Let go of the network and of what was captured."""
         self._module = self._graph = self._graphs = None
 
-    def _run_packed(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _run_packed(self, rows: Ragged) -> NDArray[np.float32]:
+        """Rows without padding, at most `max_length` each, to float32 ``[rows, dimension]``."""
         import torch
 
         from accel_lib.models.segments import flatten
 
         if self._graphs is None:
-            batch = flatten(input_ids, attention_mask, texts=2)
-            with torch.inference_mode():
-                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, batch)).numpy()
-            return answer[: len(input_ids)]
-        lengths = attention_mask.sum(axis=1)
-        parts = plan_batches(lengths, max_batch_tokens=_GRAPH_TOKENS, sort=False, packed=True)
+            with _refusals(), torch.inference_mode():
+                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, flatten(rows, texts=2))).numpy()
+            return answer[: len(rows)]
+        cut = plan_batches(rows.lengths, max_batch_tokens=_GRAPH_TOKENS, sort=False, packed=True)
+        parts = [rows] if len(cut) == 1 else [rows.take(part) for part in cut]
         batches = []
         for part in parts:
-            tokens, texts = bucket(int(lengths[part].sum()), len(part))
-            batches.append(flatten(input_ids[part], attention_mask[part], tokens=tokens, texts=texts))
-        answers = self._graphs.run(batches)
+            tokens, texts = bucket(len(part.ids), len(part))
+            batches.append(flatten(part, tokens=tokens, texts=texts))
+        with _refusals():
+            answers = self._graphs.run(batches)
         return np.concatenate([answer[: len(part)] for part, answer in zip(parts, answers, strict=True)])
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -160,6 +159,19 @@ class TorchEngine:
             with torch.cuda.graph(graph):
                 result = self._module(*inputs)
         return graph, inputs, result
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What PyTorch raises for a batch, as an `EngineError`."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        raise EngineError(
+            "PyTorch refused the batch.",
+            seen=str(error).splitlines()[0],
+            fix="take the ids from this model's own tokenizer; smaller batches where memory ran out",
+        ) from error
 
 
 def _device(device: str) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from accel_lib.models.network import Encoder, Head
 from accel_lib.models.packed import check_same, first_position, packable, use_packed_attention
+from accel_lib.ragged import Ragged, within
 
 
 class Segments(NamedTuple):
@@ -85,30 +86,33 @@ def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
     taken = copy.deepcopy(packable(encoder))
     use_packed_attention(taken.transformer)
     made = SegmentEncoder(taken, after=copy.deepcopy(after), longest=longest).eval()
-    check_same(module, lambda ids, mask: made(*map(torch.from_numpy, flatten(ids.numpy(), mask.numpy()))))
+
+    def numbers(ids: Tensor, mask: Tensor) -> Tensor:
+        vectors: Tensor = made(*map(torch.from_numpy, flatten(Ragged.masked(ids.numpy(), mask.numpy()))))
+        return vectors
+
+    check_same(module, numbers)
     return made
 
 
 def flatten(
-    input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], *, tokens: int = 0, texts: int = 0
+    rows: Ragged, *, tokens: int = 0, texts: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """A padded batch as `SegmentEncoder` takes it, filled up to so many tokens and texts where that is more.
+    """A batch as `SegmentEncoder` takes it, filled up to so many tokens and texts where that is more.
 
     Returns
     -------
     int64 arrays
         Token ids, positions and text numbers ``[tokens]``; offsets ``[texts + 1]``.
     """
-    lengths = attention_mask.sum(axis=1)
-    real, held = int(lengths.sum()), max(texts, len(lengths))
-    starts = np.cumsum(lengths) - lengths
+    real, held = len(rows.ids), max(texts, len(rows))
     arrays = np.zeros((3, max(tokens, real)), dtype=np.int64)
-    arrays[0, :real] = input_ids[attention_mask.astype(bool)]
-    arrays[1, :real] = np.arange(real) - np.repeat(starts, lengths)
-    arrays[2, :real] = np.repeat(np.arange(len(lengths)), lengths)
+    arrays[0, :real] = rows.ids
+    arrays[1, :real] = within(rows.lengths)
+    arrays[2, :real] = np.repeat(np.arange(len(rows)), rows.lengths)
     arrays[2, real:] = held
     offsets = np.full(held + 1, real, dtype=np.int64)
-    offsets[: len(starts)] = starts
+    offsets[: len(rows)] = np.cumsum(rows.lengths) - rows.lengths
     return arrays[0], arrays[1], arrays[2], offsets
 
 

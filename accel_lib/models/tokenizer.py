@@ -11,6 +11,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from accel_lib.errors import ArtifactError, ModelError, TextError
+from accel_lib.ragged import Ragged
 from accel_lib.texts import clean
 
 _REBUILD = "save it again: model.tokenizer.save(folder / 'tokenizer.json')"
@@ -132,12 +133,7 @@ def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int6
     input_ids, attention_mask
         int64 arrays of shape ``[batch, longest row]``; the mask is 1 on tokens and 0 on padding.
     """
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
-    if len(rows):
-        input_ids[mask] = np.concatenate(rows)
-    return input_ids, mask.astype(np.int64)
+    return Ragged.of(rows).padded(pad_id)
 
 
 def prompt_text(prompts: Mapping[str, str], default_prompt: str | None, asked: str | None = None) -> str:

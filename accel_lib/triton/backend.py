@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.errors import AccelError, ArtifactError, RequestError
-
-Rows = list[NDArray[np.int64]]
+from accel_lib.ragged import Ragged
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -74,12 +73,12 @@ class TritonPythonModel:
         self._pad_id = _pad_id(folder)
         self._limits = _limits(artifact, config, parameters)
         self._engine = open_engine(artifact, device=_device(args, parameters), threads=thread_count(config, parameters))
-        self._vectors([np.full(8, self._pad_id, dtype=np.int64)])
+        self._vectors(Ragged.of([np.full(8, self._pad_id, dtype=np.int64)]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request of a batch; a bad one gets its error and spoils no other."""
         answers: dict[int, Any] = {}
-        rows: dict[int, Rows] = {}
+        rows: dict[int, Ragged] = {}
         for index, request in enumerate(requests):
             try:
                 rows[index] = self._rows(request)
@@ -92,31 +91,32 @@ class TritonPythonModel:
         """Release what the engine holds."""
         self._engine.close()
 
-    def _rows(self, request: Any) -> Rows:
+    def _rows(self, request: Any) -> Ragged:
         """The rows of one request without their padding, wherever it was; checked."""
         ids, mask = read_tensor(request, "input_ids"), read_tensor(request, "attention_mask")
-        if ids.shape != mask.shape or not np.isin(mask, (0, 1)).all():
+        if ids.shape != mask.shape or mask.view(np.uint64).max(initial=0) > 1:  # below 0 is far above it, unsigned
             raise RequestError(
                 "attention_mask is 1 on tokens and 0 on padding, in the shape of input_ids.",
                 seen=f"input_ids {list(ids.shape)}, attention_mask {list(mask.shape)} up to {mask.max(initial=0)}",
                 fix="send both with shape [rows, tokens], or leave the mask to the client: .infer(input_ids)",
             )
-        rows = [row[used] for row, used in zip(ids, mask.astype(bool), strict=True)]
-        for row in rows:
-            if not 0 < len(row) <= self._max_length or row.min() < 0:
-                raise RequestError(
-                    f"A row holds 1 to {self._max_length} token ids, none below 0.",
-                    seen=f"{len(row)} tokens, the smallest {row.min(initial=0)}",
-                    fix="tokenize with the model's own tokenizer, which cuts: .encode(texts)",
-                )
+        rows = Ragged.masked(ids, mask)
+        shortest, longest = rows.lengths.min(initial=self._max_length), rows.lengths.max(initial=0)
+        least = rows.ids.min(initial=0)
+        if shortest < 1 or longest > self._max_length or least < 0:
+            raise RequestError(
+                f"A row holds 1 to {self._max_length} token ids, none below 0.",
+                seen=f"{longest if longest > self._max_length else shortest} tokens, the smallest {least}",
+                fix="tokenize with the model's own tokenizer, which cuts: .encode(texts)",
+            )
         return rows
 
-    def _answers(self, rows: dict[int, Rows]) -> dict[int, Any]:
+    def _answers(self, rows: dict[int, Ragged]) -> dict[int, Any]:
         """Responses by request; when the engine refuses the batch, each request is tried alone."""
         if not rows:
             return {}
         try:
-            vectors = self._vectors([row for part in rows.values() for row in part])
+            vectors = self._vectors(Ragged.together(list(rows.values())))
         except AccelError as error:
             if len(rows) == 1:
                 return dict.fromkeys(rows, refusal(error))
@@ -125,7 +125,7 @@ class TritonPythonModel:
         parts = zip(rows, np.split(vectors, ends[:-1]), strict=True)
         return {index: pb_utils.InferenceResponse([write_tensor(self._output, part)]) for index, part in parts}
 
-    def _vectors(self, rows: Rows) -> NDArray[np.float32]:
+    def _vectors(self, rows: Ragged) -> NDArray[np.float32]:
         from accel_lib.engines.batching import run_batches
 
         return run_batches(self._engine, rows, self._pad_id, **self._limits)

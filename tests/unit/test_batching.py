@@ -5,6 +5,7 @@ import pytest
 
 from accel_lib.engines.batching import check_batch, padding_share, plan_batches, run_batches
 from accel_lib.errors import EngineError
+from accel_lib.ragged import Ragged
 
 RANDOM = np.random.default_rng(0)
 LENGTHS = [np.clip(RANDOM.lognormal(3.4, 0.8, size).astype(np.int64), 3, 256) for size in (1, 2, 7, 64, 500)]
@@ -98,3 +99,37 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_was_seen(ids, mask):
     with pytest.raises(EngineError, match="1 to 8 tokens") as refusal:
         check_batch(ids, mask, max_length=8)
     assert str(ids.shape) in refusal.value.seen
+
+
+def test_rows_behind_each_other_give_the_numbers_of_rows_that_are_apart():
+    rows = [RANDOM.integers(1, 1000, length) for length in LENGTHS[-2]]
+    apart, behind = (run_batches(SumEngine(), given, max_batch_tokens=256) for given in (rows, Ragged.of(rows)))
+    assert apart.tolist() == behind.tolist()
+
+
+def test_an_engine_that_takes_no_padding_is_given_none():
+    class Unpadded(SumEngine):
+        def run_ragged(self, rows):
+            self.shapes.append(rows.lengths.tolist())
+            return np.add.reduceat(rows.ids, np.cumsum(rows.lengths) - rows.lengths)[:, None].astype(np.float32)
+
+    engine = Unpadded()
+    rows = [np.full(length, length) for length in (5, 2, 9, 2)]
+    assert run_batches(engine, rows, max_batch_size=2)[:, 0].tolist() == [25, 4, 81, 4]
+    assert engine.shapes == [[2, 2], [5, 9]]
+
+
+def test_ragged_rows_are_taken_and_padded_as_rows_are():
+    rows = Ragged.of([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
+    taken = rows.take(np.array([2, 0]))
+    assert taken.ids.tolist() == [5, 6, 1, 2, 3]
+    ids, mask = taken.padded(9)
+    assert ids.tolist() == [[5, 6, 9], [1, 2, 3]]
+    assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
+    back = Ragged.together([Ragged.masked(ids, mask), Ragged.of([])])
+    assert (back.ids.tolist(), back.lengths.tolist()) == (taken.ids.tolist(), [2, 3])
+
+
+def test_padding_on_the_left_is_left_out_too():
+    rows = Ragged.masked(np.array([[0, 0, 7], [1, 2, 3]]), np.array([[0, 0, 1], [1, 1, 1]]))
+    assert (rows.ids.tolist(), rows.lengths.tolist()) == ([7, 1, 2, 3], [1, 3])
