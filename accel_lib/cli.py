@@ -224,6 +224,7 @@ def ui(
 
 app.command()(cli_tune.sweep)
 app.command()(cli_tune.control)
+app.command()(cli_tune.cores)
 app.command()(cli_tune.memory)
 app.command()(cli_simulate.simulate)
 

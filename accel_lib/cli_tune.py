@@ -92,6 +92,26 @@ def control(
     raise typer.Exit(0 if passed or not check else 1)
 
 
+def cores(
+    texts: Annotated[str, _TEXTS] = "mixed",
+    concurrency: Annotated[int, typer.Option(help="Requests under way at any time.")] = 16,
+    seconds: Annotated[float, typer.Option(help="How long to measure a setting in one round.")] = 2,
+    repeats: Annotated[int, typer.Option(help="Rounds at most, for those that may be the best.")] = 5,
+    output: Annotated[Path | None, typer.Option(help="Folder to write config.pbtxt to: model_repository/mine.")] = None,
+    model_version: Annotated[int, _VERSION] = 2,
+) -> None:
+    """Measure how many instances of the course's model, and threads each, answer most on this machine's CPU."""
+    from accel_lib.lab.cores import share_cores
+    from accel_lib.texts import load_texts
+
+    with _served(model_version) as served:
+        given = load_texts(texts, limit=256)
+        found = share_cores(served, given, concurrency=concurrency, seconds=seconds, repeats=repeats)
+        print(f"{found}\n{found.why}\n\n{found.finding}")
+        if output:
+            found.write(output)
+
+
 def memory(
     length: Annotated[int, typer.Option(help="Tokens a text: the longest that is to be safe.")] = 128,
     model_version: Annotated[int, _VERSION] = 1,

@@ -14,6 +14,7 @@ from accel_lib.lab.words import number, times
 SETTINGS: dict[str, Callable[[Any], str]] = {
     "version": lambda value: f"version {value:.0f}",
     "instance_count": lambda value: f"{value:.0f} instance{'s' if value > 1 else ''}",
+    "threads": lambda value: f"{value:.0f} thread{'s' if value > 1 else ''} each",
     "max_queue_delay_us": lambda value: f"{value / 1e3:g} ms queue delay" if value else "no queue delay",
     "max_batch_tokens": lambda value: f"≤ {value:,.0f} tokens a batch",
     "max_batch_size": lambda value: f"batches of up to {value:.0f}" if value > 1 else "no batches",

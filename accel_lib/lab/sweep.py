@@ -117,7 +117,7 @@ def sweep(
     texts: Sequence[str],
     *,
     p95_ms: float,
-    grid: Mapping[str, Sequence[int]] = GRID,
+    grid: Mapping[str, Sequence[int]] | Sequence[Mapping[str, int]] = GRID,
     concurrency: int = 16,
     seconds: float = 2,
     repeats: int = 5,
@@ -136,8 +136,9 @@ def sweep(
         The latency target.
     grid
         Values to try, each at least one: ``version`` (of the model: its engine and precision), ``instance_count``,
-        ``max_batch_size``, ``preferred_batch_size`` (0: none), ``max_batch_tokens`` (padded tokens of one engine call),
-        ``max_queue_delay_us``. What it leaves out stays as it is.
+        ``threads`` (of an instance, on a CPU), ``max_batch_size``, ``preferred_batch_size`` (0: none),
+        ``max_batch_tokens`` (padded tokens of one engine call), ``max_queue_delay_us``. What it leaves out stays as it
+        is. A list of settings, each with the same names, is tried as it stands.
     concurrency
         Requests under way at any time.
     seconds
@@ -323,8 +324,14 @@ def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _settings(config: ModelConfig, grid: Mapping[str, Sequence[int]], p95_ms: float) -> list[dict[str, int]]:
-    """Every combination, those that need no reload between them side by side."""
+def _settings(
+    config: ModelConfig, grid: Mapping[str, Sequence[int]] | Sequence[Mapping[str, int]], p95_ms: float
+) -> list[dict[str, int]]:
+    """Every combination, those that need no reload between them side by side; or a list as it stands."""
+    if not isinstance(grid, Mapping):
+        values = {name: [setting[name] for setting in grid if name in setting] for name in findings_tune.SETTINGS}
+        _settings(config, {name: given for name, given in values.items() if given}, p95_ms)
+        return [dict(setting) for setting in grid]
     known = findings_tune.SETTINGS
     if not p95_ms > 0 or not grid or set(grid) - set(known) or not all(len(values) for values in grid.values()):
         fix = f"p95_ms=50, grid={{{', '.join(f'{name!r}: [...]' for name in known)}}}, or some of these"

@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import accel_lib
+from accel_lib.lab import cores
 from accel_lib.lab import sweep as sweeping
+from accel_lib.lab.cores import share_cores
 from accel_lib.lab.memory import instance_bytes, room_for
 from accel_lib.lab.sweep import sweep
 from accel_lib.triton.repository import read_config
@@ -109,3 +112,13 @@ def test_a_server_that_dies_during_a_sweep_leaves_what_was_measured(artifact, tm
     assert 1 <= len(found.frame) < 32
     assert found.stopped
     assert "It ended early" in found.finding
+
+
+def test_instances_and_threads_are_chosen_together_and_written(tiny, monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "inspect_machine", lambda: SimpleNamespace(cores=2))
+    found = share_cores(tiny, TEXTS, concurrency=4, seconds=0.3, repeats=1)
+    tried = zip(found.frame["instance_count"], found.frame["threads"], strict=True)
+    assert sorted(tried) == [(1, 1), (1, 2), (2, 1)]
+    written = read_config(found.write(tmp_path))
+    assert {"instance_count": written.instance_count, "threads": written.threads} == found.best
+    assert "thread" in found.finding

@@ -18,6 +18,7 @@ from accel_lib.errors import ConversionError, ModelError
 from accel_lib.models.network import Classifier, Encoder, Normalize
 from accel_lib.models.packed import pack
 from accel_lib.models.segments import flatten, segment
+from accel_lib.models.sentiment import accuracy
 from accel_lib.models.tokenizer import pad
 from accel_lib.ragged import Ragged
 from accel_lib.stats import cosine as row_cosine
@@ -162,6 +163,15 @@ def loud_model(tiny_model):
     network = transformers.BertModel(config, add_pooling_layer=False).eval()
     module = Encoder(network, pooling=["mean"], steps=[Normalize()], segments=True)
     return dataclasses.replace(tiny_model, name="loud", module=module.eval().requires_grad_(False))
+
+
+def test_int8_keeps_the_accuracy_of_a_sentiment_classifier_on_texts_it_never_saw(model):
+    held_out = load_texts("sentiment-test")
+    classifier = train_classifier(model, load_texts("sentiment-train"))
+    artifact = to_onnx(classifier, precision="int8", packed=True, keep="auto", progress=False)
+    logits = run_batches(open_engine(artifact, device="cpu"), classifier.tokenizer(held_out))
+    exact, rounded = accuracy(classifier, held_out), accuracy(lambda _: logits, held_out)
+    assert rounded.low <= exact.value <= rounded.high
 
 
 def test_the_search_keeps_no_more_than_it_takes(loud_model, texts, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 
 from accel_lib.errors import AccelError
 from accel_lib.lab import findings_tune
+from accel_lib.lab.cores import core_settings
 from accel_lib.lab.journal import Journal
 from accel_lib.lab.rivals import leader, over, settle
 from accel_lib.lab.sweep import pooled
@@ -153,3 +154,11 @@ def test_another_version_is_called_by_its_engine():
     frame = table([100, 200], [20, 20], [2, 2], version=[1, 2], engine=["onnx fp32", "onnx int8"])
     assert findings_tune.tuning(frame, 50).startswith("onnx int8, version 2: 200 sentences/s")
     assert "(onnx fp32 instead of onnx int8)" in findings_tune.reasons(frame, 50)[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 96])
+def test_no_way_to_share_cores_takes_more_than_there_are(count):
+    settings = core_settings(count)
+    assert {"instance_count": 1, "threads": count} in settings
+    assert all(0 < one["instance_count"] * one["threads"] <= count for one in settings)
+    assert len({tuple(one.values()) for one in settings}) == len(settings) <= 5

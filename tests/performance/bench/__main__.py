@@ -4,7 +4,7 @@
     make bench QUICK=1    under ten
 
 Peers live in environments of their own under ``build/bench``, made on the first run. Everything is tuned first: each
-contender at its best way to batch, infinity at its best batch size.
+contender at its best way to batch, each peer at its best engine and batch size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import accel_lib as accel
 from accel_lib.lab.measure import machine_line
 from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
-from bench import inprocess, report, served, startup
+from bench import inprocess, quality, report, served, startup
 
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "bench"
@@ -29,12 +29,12 @@ OUTPUT = Path(__file__).parents[1] / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["inprocess", "served", "startup"], action="append")
+    parser.add_argument("--only", choices=["startup", "quality", "inprocess", "served"], action="append")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--rounds", type=int, help="of the services")
     parser.add_argument("--seconds", type=float, help="of each service, concurrency and round")
     options = parser.parse_args()
-    parts = options.only or ["startup", "inprocess", "served"]
+    parts = options.only or ["startup", "quality", "inprocess", "served"]
     BUILD.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "bench.json"
@@ -49,12 +49,15 @@ def main() -> None:
     }
     turns = 3 if options.quick else 7
     common = {"artifacts": artifacts, "texts": list(texts), "folder": locate(DEFAULT).folder, "build": BUILD}
+    common["reference"] = model.reference(list(texts))
     if "startup" in parts:
         results["startup"] = startup.measure()
+    if "quality" in parts:
+        results["quality"] = quality.measure()
     if "inprocess" in parts:
-        results |= inprocess.measure(**common, reference=model.reference(list(texts)), turns=turns)
+        results |= inprocess.measure(**common, turns=turns)
     if "served" in parts:
-        seconds, rounds = (1.6, 3) if options.quick else (4, 5)
+        seconds, rounds = (1.2, 3) if options.quick else (4, 5)
         seconds, rounds = options.seconds or seconds, options.rounds or rounds
         results["served"] = served.measure(**common, seconds=seconds, rounds=rounds)
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -12,10 +12,10 @@ PACKAGES = {
     "sentence-transformers": ["sentence-transformers", "optimum-onnx[onnxruntime]"],
     # Its PyTorch engine has BetterTransformer (which computes no padding) with these versions only, and its ONNX engine
     # does not start with them and a torch of today: so each engine gets what it runs with, and the faster one counts.
-    "infinity": ["infinity-emb[server,torch]", "optimum<2", "transformers<4.49"],
+    "infinity": ["infinity-emb[server,torch]", "optimum<2", "transformers<4.49", "pyarrow<22"],
     "infinity-onnx": ["infinity-emb[server,torch]", "optimum-onnx[onnxruntime]"],
-    "fastapi": ["sentence-transformers", "fastapi", "uvicorn"],
-    "litserve": ["sentence-transformers", "litserve"],
+    "fastapi": ["sentence-transformers", "optimum-onnx[onnxruntime]", "fastapi", "uvicorn"],
+    "litserve": ["sentence-transformers", "optimum-onnx[onnxruntime]", "litserve"],
 }
 
 

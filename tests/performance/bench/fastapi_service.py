@@ -1,4 +1,4 @@
-"""What most people write first: FastAPI around ``SentenceTransformer.encode``. Run as ``FOLDER PORT``."""
+"""What most people write first: FastAPI around ``SentenceTransformer.encode``. Run as ``FOLDER BACKEND PORT``."""
 
 import sys
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
 app = FastAPI()
-model = SentenceTransformer(sys.argv[1], device="cpu")
+model = SentenceTransformer(sys.argv[1], device="cpu", backend=sys.argv[2])
 
 
 class Body(BaseModel):
@@ -21,4 +21,4 @@ def embed(body: Body) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="error")

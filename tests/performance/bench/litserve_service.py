@@ -1,4 +1,4 @@
-"""LitServe with its batching: up to 32 texts, waiting 5 ms for company. Run as ``FOLDER PORT``."""
+"""LitServe with its batching, waiting 5 ms for company. Run as ``FOLDER BACKEND BATCH_SIZE PORT``."""
 
 import sys
 
@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 class Embeddings(litserve.LitAPI):
     def setup(self, device):  # noqa: ARG002
-        self.model = SentenceTransformer(sys.argv[1], device="cpu")
+        self.model = SentenceTransformer(sys.argv[1], device="cpu", backend=sys.argv[2])
 
     def decode_request(self, request):
         return request["text"]
@@ -21,5 +21,5 @@ class Embeddings(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Embeddings(max_batch_size=32, batch_timeout=0.005), accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="error", generate_client_file=False)
+    server = litserve.LitServer(Embeddings(max_batch_size=int(sys.argv[3]), batch_timeout=0.005), accelerator="cpu")
+    server.run(host="127.0.0.1", port=int(sys.argv[4]), log_level="error", generate_client_file=False)

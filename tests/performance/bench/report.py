@@ -19,9 +19,9 @@ def write(results: dict[str, Any], folder: Path) -> None:
     """Write ``bench.md`` and ``bench.png``, and print the table and the verdict last."""
     lines = [f"Measured on {results['facts']['machine']}; {results['facts']['texts']}.", ""]
     if "inprocess" in results:
-        lines += [*inprocess_table(results), ""]
+        lines += [*inprocess_table(results), "", *budgets(results["inprocess"]), ""]
     if "served" in results:
-        lines += [*served_table(results["served"]), ""]
+        lines += [*served_table(results["served"]), "", *chosen(results["served"]), ""]
     lines += ["Verdict:", "", *(f"- {line}" for line in verdict(results))]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "inprocess" in results and "served" in results:
@@ -43,6 +43,26 @@ def inprocess_table(results: dict[str, Any]) -> list[str]:
             f"{rate * flop / limit:.0%} | {row['cosine_mean']:.4f} | {row['top10_overlap']:.1%} |"
         )
     return [*rows, f"| limit: {limit / 1e9:.0f} GFLOP/s in FP32 matrices | | {limit / flop:.0f} | | 100% | | |"]
+
+
+def budgets(rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences a second by the tokens that one batch of ours may hold."""
+    return [
+        f"- {row['name']} by tokens a batch: "
+        + ", ".join(f"{int(how[1:]):,}: {rate:.0f}/s" for how, rate in row["tried"].items())
+        for row in rows
+        if row["name"].startswith("ours")
+    ]
+
+
+def chosen(rows: list[dict[str, Any]]) -> list[str]:
+    """How each peer ran, and the least cosine of its answers to the reference."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        how = f" ({own[0]['how']})" if own[0]["how"] else ""
+        lines.append(f"- {name}{how}: cosine to the reference at least {min(row['cosine'] for row in own):.4f}")
+    return lines
 
 
 def ways(how: str) -> str:
@@ -75,9 +95,21 @@ def verdict(results: dict[str, Any]) -> list[str]:
     for what, seconds in results.get("startup", {}).items():
         if seconds is not None:
             lines.append(judged(f"{what}: {seconds:.2f} s, at most {STARTUP_S[what]:g}", STARTUP_S[what] / seconds))
+    lines += quality_verdict(results["quality"]) if "quality" in results else []
     lines += inprocess_verdict(results) if "inprocess" in results else []
     lines += served_verdict(results["served"]) if "served" in results else []
     return lines
+
+
+def quality_verdict(rows: list[dict[str, Any]]) -> list[str]:
+    """Right answers in INT8 beside FP32, on the same held-out texts."""
+    exact, rounded = rows
+    moved = sum(one != other for one, other in zip(exact["labels"], rounded["labels"], strict=True))
+    words = (
+        f"sentiment on {exact['n']} held-out texts: FP32 {exact['accuracy']:.1%}, INT8 {rounded['accuracy']:.1%} "
+        f"({rounded['low']:.1%} to {rounded['high']:.1%}), another label for {moved}; FP32 lies in INT8's interval"
+    )
+    return [judged(words, rounded["high"] / exact["accuracy"])]
 
 
 def inprocess_verdict(results: dict[str, Any]) -> list[str]:
