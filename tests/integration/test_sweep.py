@@ -114,11 +114,11 @@ def test_a_server_that_dies_during_a_sweep_leaves_what_was_measured(artifact, tm
     assert "It ended early" in found.finding
 
 
-def test_instances_and_threads_are_chosen_together_and_written(tiny, monkeypatch, tmp_path):
+def test_instances_and_threads_are_chosen_together_and_written(tiny, monkeypatch):
     monkeypatch.setattr(cores, "inspect_machine", lambda: SimpleNamespace(cores=2))
     found = share_cores(tiny, TEXTS, concurrency=4, seconds=0.3, repeats=1)
     tried = zip(found.frame["instance_count"], found.frame["threads"], strict=True)
     assert sorted(tried) == [(1, 1), (1, 2), (2, 1)]
-    written = read_config(found.write(tmp_path))
+    written = read_config(found.write())
     assert {"instance_count": written.instance_count, "threads": written.threads} == found.best
     assert "thread" in found.finding

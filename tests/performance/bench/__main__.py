@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def main() -> None:
     lengths = model.lengths(texts)
     results["facts"] = {
         "machine": machine_line(),
+        "date": date.today().isoformat(),
         "texts": f"{len(texts)} of mixed length, mean {np.mean(lengths):.0f} tokens",
         "flop_per_sentence": work(model, lengths),
     }
@@ -57,7 +59,7 @@ def main() -> None:
     if "inprocess" in parts:
         results |= inprocess.measure(**common, turns=turns)
     if "served" in parts:
-        seconds, rounds = (1.2, 3) if options.quick else (4, 5)
+        seconds, rounds = (1.0, 3) if options.quick else (4, 5)
         seconds, rounds = options.seconds or seconds, options.rounds or rounds
         results["served"] = served.measure(**common, seconds=seconds, rounds=rounds)
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

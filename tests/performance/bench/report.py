@@ -17,7 +17,8 @@ FALLS = 0.97  # of the rate at 8 clients: less at 256 is a fall
 
 def write(results: dict[str, Any], folder: Path) -> None:
     """Write ``bench.md`` and ``bench.png``, and print the table and the verdict last."""
-    lines = [f"Measured on {results['facts']['machine']}; {results['facts']['texts']}.", ""]
+    facts = results["facts"]
+    lines = [f"Measured on {facts['date']} on {facts['machine']}; {facts['texts']}.", ""]
     if "inprocess" in results:
         lines += [*inprocess_table(results), "", *budgets(results["inprocess"]), ""]
     if "served" in results:
@@ -147,7 +148,7 @@ def served_verdict(rows: list[dict[str, Any]]) -> list[str]:
             lines.append(judged(f"{words}; p95 {'lower' if lower else 'NOT lower'}", ratio / target))
         kept = median(rows, ours, 256, "rate") / median(rows, ours, 8, "rate")
         lines.append(judged(f"{precision}: at 256 clients {kept:.0%} of the rate at 8, no fall", kept / FALLS))
-        others = {name: median(rows, name, 1, "p50_ms") for name in names if "ours" not in name}
+        others = {name: median(rows, name, 1, "p50_ms") for name in names if "our" not in name}
         best = min(others, key=lambda name: others[name])
         alone = median(rows, ours, 1, "p50_ms")
         words = f"{precision} at one client: p50 {alone:.1f} ms, {best} {others[best]:.1f} ms"
