@@ -134,9 +134,10 @@ class Edge:
         return Deadline(began + min(seconds, self._settings.max_deadline_s), self._clock)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record) -> None:
-        if self._limits.draining and scope["path"] not in _ALWAYS_OPEN:
-            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
+        too_late = self._limits.draining and scope["path"] not in _ALWAYS_OPEN
         body = await self._body(receive, headers, record.deadline)
+        if too_late:  # said once all is read: a connection closed on unread bytes is reset, and the answer lost with it
+            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
         work = asyncio.ensure_future(self._app(scope, _replay(body, receive), send))
         if scope["method"] != "POST" or "/models/" in scope["path"]:  # what changes a model is finished in any case
             await work

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import socket
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ _BACKLOG = 4096
 _HEAD_S = 10  # a connection that has not sent a whole request head by then is closed
 _KEEP_ALIVE_S = 75  # longer than a load balancer's
 _LAST_ANSWERS_S = 10  # for answers that are being written when everything else has ended
+_LAST_REQUESTS_S = 1.0  # for requests that clients send on connections that they cannot know to be closing
 
 
 class Connection(HttpToolsProtocol):
@@ -71,6 +75,7 @@ class Listener(uvicorn.Server):
         self._socket = listening
         self._on_ready = on_ready
         self._draining_since: float | None = None
+        self._closed_since: float | None = None
 
     def listen(self) -> None:
         """Serve until told to end; raises what kept Triton from starting."""
@@ -97,9 +102,29 @@ class Listener(uvicorn.Server):
             self._on_ready = None
         if self._draining_since is not None:
             over = time.monotonic() - self._draining_since > state.settings.drain_s
-            self.should_exit = self.should_exit or over or not state.limits.in_flight
+            self.should_exit = self.should_exit or over or (not state.limits.in_flight and await self._all_told())
         self.should_exit = self.should_exit or state.failed is not None
         return await super().on_tick(counter)
+
+    async def _all_told(self) -> bool:
+        """Take no more connections; whether those that are open were closed by an answer, or say nothing any more."""
+        if self._closed_since is None:
+            await self._accept_the_last()
+            for server in self.servers:
+                server.close()
+            self._closed_since = time.monotonic()
+        return not self.server_state.connections or time.monotonic() - self._closed_since > _LAST_REQUESTS_S
+
+    async def _accept_the_last(self) -> None:
+        """Connections that wait to be accepted would be reset, with the requests that they bring."""
+        made = functools.partial(
+            Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                accepted, _ = self._socket.accept()
+                accepted.setblocking(False)
+                await asyncio.get_running_loop().connect_accepted_socket(made, accepted)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import accel_lib
+from accel_lib.service import listener
 from accel_lib.service.gateway import Gateway
 from accel_lib.service.settings import Settings
 from accel_lib.triton.repository import write_config
@@ -161,6 +162,22 @@ def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_
         own.stop()
         assert codes([future.result() for future in under_way]) == [200]
     assert not own.running
+
+
+def test_a_connection_that_is_open_at_the_end_is_told_so_by_an_answer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(listener, "_LAST_REQUESTS_S", 60)
+    with gateway_on(server, tmp_path) as own, own.client() as client:
+        assert client.get("/v1/health/live").status_code == 200
+        own._listener.drain()
+        while own._listener._closed_since is None:
+            time.sleep(0.01)
+        with pytest.raises(httpx.ConnectError), own.client() as late:
+            late.get("/v1/health/live")
+        answer = ask(client)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+        assert answer.headers["connection"] == "close"
+        own._thread.join(60)
+        assert not own.running
 
 
 def test_a_gateway_in_front_of_somebody_elses_triton_leaves_it_alone(server, tmp_path):
