@@ -1,8 +1,12 @@
-"""The Kubernetes manifests as a lesson reads them: what there is and why, and the autoscaler's own settings."""
+"""The Helm chart and its manifests as a lesson reads them: what there is and why, and the autoscaler's own settings."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,56 @@ _WHY = {
     "PersistentVolumeClaim": "keeps what was built",
     "ServiceAccount": "an identity without any right",
 }
+
+
+def render(root: Path) -> Path:
+    """The folder of what the chart renders with its default values; prints where it comes from.
+
+    Helm's own engine renders it here if this Python, or the environment of ``make deploy-check``, has it; else it is
+    what that engine rendered before, which ``make deploy-check`` holds equal.
+
+    Parameters
+    ----------
+    root
+        The project's folder.
+
+    Raises
+    ------
+    AccelError
+        Helm refuses the chart.
+    """
+    deploy = Path(root) / "deploy"
+    python = _with_helm(Path(root))
+    if not python:
+        print("deploy/k8s, as Helm rendered it before: there is no Helm here (make deploy-check brings it)")
+        return deploy / "k8s"
+    folder = Path(root) / "build" / "rendered"
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [python, deploy / "check" / "render.py", deploy / "helm" / "accel", folder / "accel.yaml"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise AccelError("Helm refuses the chart.", seen=done.stderr.strip()[-500:], fix="mend what it names")
+    print("deploy/helm/accel, rendered by Helm just now")
+    return folder
+
+
+def _with_helm(root: Path) -> str:
+    """A Python that has Helm's engine; empty if there is none."""
+    if importlib.util.find_spec("helm_sdkpy"):
+        return sys.executable
+    checks = root / "build" / "deploy-check" / "venv"
+    found = any(checks.glob("lib/python*/site-packages/helm_sdkpy"))
+    return str(checks / "bin" / "python") if found else ""
+
+
+def values(root: Path, name: str) -> str:
+    """A part of the chart's default values, as YAML with its comments: ``values(root, "autoscaling")``."""
+    text = (Path(root) / "deploy" / "helm" / "accel" / "values.yaml").read_text(encoding="utf-8")
+    found = re.search(rf"^{name}:\n(?:[ \t].*\n|\n)*", text, re.MULTILINE)
+    if not found:
+        raise AccelError("The chart has no such value.", seen=name, fix="read deploy/helm/accel/values.yaml")
+    return found[0].strip()
 
 
 def objects(folder: Path) -> pd.DataFrame:

@@ -13,10 +13,11 @@ from accel_lib.lab.measure import tidy
 from accel_lib.lab.service_time import Cost, ServiceTime
 from accel_lib.lab.simulate import simulate
 from accel_lib.show import plots_autoscale
-from accel_lib.show.manifests import autoscaler, excerpt, objects
+from accel_lib.show.manifests import autoscaler, excerpt, objects, render, values
 from accel_lib.triton.config import ModelConfig, TensorSpec
 
-MANIFESTS = Path(__file__).parents[2] / "deploy" / "k8s"
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "deploy" / "k8s"
 LOADS = np.array([0.0, 0.5, 0.8, 0.9, 0.95, 1.0])
 
 
@@ -128,6 +129,21 @@ def test_an_autoscaler_that_cannot_be_is_refused(replica):
 def test_the_replay_takes_the_settings_that_the_manifests_install():
     assert dataclasses.replace(autoscaler(MANIFESTS), max_replicas=12) == Hpa()
     assert "averageValue: 20m" in excerpt(MANIFESTS, "HorizontalPodAutoscaler", "spec", "metrics")
+
+
+def test_a_value_of_the_chart_is_shown_as_it_is_written():
+    shown = values(ROOT, "autoscaling")
+    assert shown.startswith("autoscaling:\n")
+    assert "queueMilliseconds: 20" in shown
+    assert "ui:" not in shown
+    with pytest.raises(AccelError, match="no such value"):
+        values(ROOT, "autoscalling")
+
+
+def test_without_helm_the_manifests_that_it_rendered_before_are_taken_and_it_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert render(tmp_path) == tmp_path / "deploy" / "k8s"
+    assert "no Helm here" in capsys.readouterr().out
 
 
 def test_every_object_of_the_manifests_has_its_reason():
