@@ -50,9 +50,9 @@ def render(root: Path) -> Path:
         return deploy / "k8s"
     folder = Path(root) / "build" / "rendered"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [python, deploy / "check" / "render.py", deploy / "helm" / "accel", folder / "accel.yaml"]
+    paths = (deploy / "check" / "render.py", deploy / "helm" / "accel", folder / "accel.yaml")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([python, *map(str, paths)], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise AccelError("Helm refuses the chart.", seen=done.stderr.strip()[-500:], fix="mend what it names")
     print("deploy/helm/accel, rendered by Helm just now")
