@@ -22,6 +22,7 @@ from bench.environments import python_of
 HERE = Path(__file__).parent
 START_S = 120
 JSON = {"Content-Type": "application/json"}
+LEAST_COSINE = 0.98  # of an answer to the reference: a service below it computes something else
 SIZES = (8, 32)  # most texts of a batch, tried with each engine
 
 
@@ -71,9 +72,9 @@ def peers(
     build: Path,
     texts: Sequence[str],
     *,
-    rate: Callable[[Service], float],
+    measured: Callable[[Service], dict[str, Any]],
 ) -> list[Service]:
-    """Every peer that can be installed and started here, the way with the highest rate of each."""
+    """Every peer that can be installed and started here and answers right, the way with the highest rate of each."""
     services = []
     exported, hub = export(folder, build)
     for name, path, field, ways in (
@@ -88,8 +89,13 @@ def peers(
             service = started(stack, name, way, payloads)
             if service:
                 with service.awake():
-                    running.append((rate(service), service))
-                print(f"{name}, {way.how}: {running[-1][0]:.0f}/s", flush=True)
+                    row = measured(service)
+                right = row["cosine"] > LEAST_COSINE
+                said = (
+                    f"{row['rate']:.0f}/s" if right else f"left out: a cosine of {row['cosine']:.2f} to the reference"
+                )
+                print(f"{name}, {way.how}: {said}", flush=True)
+                running += [(row["rate"], service)] if right else []
         running.sort(key=lambda pair: -pair[0])
         for _, slower in running[1:]:
             slower.end()

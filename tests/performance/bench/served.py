@@ -49,10 +49,10 @@ def measure(
         server, services = stack.enter_context(triton(artifacts, texts))
         services += filter(None, [gateway(stack, server, texts)])
 
-        def rate(service: Service) -> float:
-            return float(load(service, TUNED_AT, min(seconds, 2), reference)["rate"])
+        def measured(service: Service) -> dict[str, Any]:
+            return load(service, TUNED_AT, min(seconds, 2), reference)
 
-        services += peers(stack, folder, build, texts, rate=rate)
+        services += peers(stack, folder, build, texts, measured=measured)
         for turn in range(rounds):
             for concurrency in CONCURRENCIES:
                 first = turn % len(services)
