@@ -14,7 +14,7 @@ from accel_lib.lab.fidelity import Setting, check_fidelity, verdict_line
 from accel_lib.lab.pinning import apart
 from accel_lib.lab.simulate import simulate
 from accel_lib.show.playground import Knobs, Playground
-from tests.tiny import TABLE, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -26,6 +26,7 @@ def tiny(tmp_path_factory):
     repository.mkdir()
     with accel_lib.serve(repository) as server:
         yield server.add("tiny", tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE))
+        end_at_once(server)
 
 
 @pytest.fixture(scope="module")

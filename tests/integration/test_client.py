@@ -18,7 +18,7 @@ import accel_lib
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ModelError, RequestError, ServerError, TextError
 from accel_lib.models.tokenizer import Tokenizer, pad
-from tests.tiny import TABLE, WIDTH, settled, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import TABLE, WIDTH, end_at_once, settled, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -38,7 +38,7 @@ def server(tmp_path_factory):
     shutil.copytree(ECHO, folder / "echo", ignore=shutil.ignore_patterns("__pycache__"))
     with accel_lib.serve(folder) as running:
         yield running
-        os.kill(running.pid, signal.SIGKILL)
+        end_at_once(running)
 
 
 @pytest.fixture(scope="module")

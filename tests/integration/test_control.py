@@ -13,7 +13,7 @@ from accel_lib.lab.actuators import Admission, Batching, Instances, apply
 from accel_lib.lab.arrivals import constant
 from accel_lib.lab.live import live
 from accel_lib.lab.steptest import capacity
-from tests.tiny import TABLE, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -30,6 +30,7 @@ def tiny(tmp_path_factory, artifact):
     repository.mkdir()
     with accel_lib.serve(repository) as server:
         yield server.add("tiny", artifact)
+        end_at_once(server)
 
 
 def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_lost(tiny):

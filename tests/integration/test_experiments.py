@@ -22,7 +22,7 @@ from accel_lib.lab.load import LoadRun
 from accel_lib.lab.scrape import read_metrics, watch
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
-from tests.tiny import TABLE, settled, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, settled, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -41,6 +41,7 @@ def server(tmp_path_factory):
     repository.mkdir()
     with serve(repository) as running:
         yield running
+        end_at_once(running)
 
 
 @pytest.fixture(scope="module")

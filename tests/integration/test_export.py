@@ -16,7 +16,7 @@ from accel_lib.cli import app
 from accel_lib.errors import ArtifactError, ServerError
 from accel_lib.triton.export import write_export
 from accel_lib.triton.repository import default_config
-from tests.tiny import TABLE, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(20)
@@ -26,6 +26,7 @@ TEXTS = tiny_texts(20)
 def server(tmp_path_factory):
     with accel.serve(tmp_path_factory.mktemp("model_repository")) as running:
         yield running
+        end_at_once(running)
 
 
 @pytest.fixture(scope="module")

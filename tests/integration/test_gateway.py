@@ -12,7 +12,7 @@ import pytest
 import accel_lib
 from accel_lib.triton.repository import default_config
 from tests.gateways import gateway_on
-from tests.tiny import NOISE, TABLE, WIDTH, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import NOISE, TABLE, WIDTH, end_at_once, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -32,6 +32,7 @@ def server(tmp_path_factory):
         levels = default_config("sentiment", classes).replace(priority_levels=2, default_priority_level=2)
         running.add("sentiment", classes, config=levels)
         yield running
+        end_at_once(running)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from accel_lib.service.gateway import Gateway
 from accel_lib.service.settings import Settings
 from accel_lib.triton.repository import write_config
 from tests.gateways import gateway_on
-from tests.tiny import TABLE, WIDTH, tiny_artifact
+from tests.tiny import TABLE, WIDTH, end_at_once, tiny_artifact
 
 pytestmark = pytest.mark.triton
 # A model that sleeps 100 ms an execution, one request each, and answers what the first id asks for.
@@ -54,6 +54,7 @@ def server(tmp_path_factory):
         write_config(repository / "slow", running.config("slow").replace(dynamic_batching=False))
         running.load("slow")
         yield running
+        end_at_once(running)
 
 
 def _empty(folder):

@@ -15,7 +15,7 @@ import accel_lib
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.lab import load as loading
 from accel_lib.lab.tune import tune
-from tests.tiny import TABLE, settled, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, settled, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -28,6 +28,7 @@ def server(tmp_path_factory):
     repository.mkdir()
     with accel_lib.serve(repository) as running:
         yield running
+        end_at_once(running)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_latency_counts_from_when_a_request_was_due(tiny):
 
 
 def test_a_generator_that_cannot_keep_up_says_so_and_not_that_the_server_is_slow(tiny):
-    late = accel_lib.load(tiny, TEXTS, rate=40_000, seconds=0.5, warmup_s=0)
+    late = accel_lib.load(tiny, TEXTS, rate=40_000, seconds=0.25, warmup_s=0)
     assert late.generator_bound
     assert "The generator was the bottleneck" in late.finding
 

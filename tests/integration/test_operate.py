@@ -17,7 +17,7 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.trial import run_trial
 from accel_lib.texts import Texts
 from tests.rig import LABELS, TEXTS, VECTORS, build_repository
-from tests.tiny import settled
+from tests.tiny import end_at_once, settled
 
 pytestmark = pytest.mark.triton
 # Every endpoint, and the role that it needs; None: anybody.
@@ -53,6 +53,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("operate")
     with accel_lib.serve(build_repository(folder)) as running:
         yield running
+        end_at_once(running)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from accel_lib.errors import RequestError, ServerError
 from accel_lib.triton import process
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.repository import write_config, write_model
-from tests.tiny import TABLE, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(4)
@@ -59,7 +59,7 @@ def server(tmp_path_factory, artifact):
     write_model(folder, "tiny", artifact)
     with accel_lib.serve(folder) as running:
         yield running
-        os.kill(running.pid, signal.SIGKILL)
+        end_at_once(running)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from accel_lib.lab.cores import share_cores
 from accel_lib.lab.memory import instance_bytes, room_for
 from accel_lib.lab.sweep import sweep
 from accel_lib.triton.repository import read_config
-from tests.tiny import TABLE, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -37,6 +37,7 @@ def tiny(tmp_path_factory, artifact):
         server.add("tiny", artifact)
         server.add("tiny", artifact, version=2)
         yield server.model("tiny")
+        end_at_once(server)
 
 
 def test_a_sweep_compares_versions_and_sizes_writes_the_best_and_says_why(tiny):

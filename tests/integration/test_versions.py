@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-import psutil
 import pytest
 
 import accel_lib
@@ -13,7 +12,7 @@ from accel_lib.artifact import Artifact, seal
 from accel_lib.errors import ArtifactError, RequestError, ServerError
 from accel_lib.triton.config import TensorSpec
 from accel_lib.triton.repository import default_config, unbuilt, write_model
-from tests.tiny import NOISE, TABLE, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import NOISE, TABLE, end_at_once, tiny_artifact, tiny_model, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(4)
@@ -32,7 +31,7 @@ def server(tmp_path_factory, artifact):
     write_model(folder, "tiny", artifact)
     with accel_lib.serve(folder) as running:
         yield running
-        psutil.Process(running.pid).kill()
+        end_at_once(running)
 
 
 def answers(served):
