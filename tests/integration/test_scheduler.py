@@ -102,7 +102,7 @@ def test_the_same_requests_run_together_as_in_triton(sleeper, name):
     try:
         predicted = simulated(sleeper.config, due)
         attempts = []
-        while predicted not in attempts and len(attempts) < 12:  # a busy machine may send one late
+        while predicted not in attempts and len(attempts) < 40:  # a busy machine may send one late
             attempts.append(measured(sleeper, due))
     finally:
         sleeper._server.load("sleeper", before)
