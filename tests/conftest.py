@@ -1,6 +1,7 @@
 """Fixtures that every room shares: an empty cache, the default model, a tiny one, and some texts."""
 
 import shutil
+import signal
 
 import pytest
 
@@ -20,6 +21,12 @@ def empty_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCEL_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A job in the background of a shell ignores interrupts, and so would what is started here and interrupted."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
