@@ -27,7 +27,9 @@ def apart(served: ServedModel) -> Iterator[str]:
     try:
         _pin(server, cores[:-1])
         _pin([os.getpid()], cores[-1:])
-        served._server.load(served.name, served.config)
+        config = served.config
+        served._server.load(served.name)  # from its files, since Triton would leave a model as it is that is unchanged
+        served._server.load(served.name, config)
         yield f"client on 1 core, server on {len(cores) - 1}"
     finally:
         _pin([os.getpid(), *_family(served._server.pid)], cores)
@@ -51,12 +53,12 @@ def _all_s(cores: Sequence[int]) -> float:
 
 
 def _own_s(served: ServedModel) -> float:
-    """Seconds that this process and the server have computed."""
+    """Seconds that this process and the server have computed, copies that a reload has ended among them."""
     total = 0.0
     for pid in {os.getpid(), *_family(served._server.pid)}:
         with contextlib.suppress(psutil.NoSuchProcess):
             spent = psutil.Process(pid).cpu_times()
-            total += spent.user + spent.system
+            total += spent.user + spent.system + spent.children_user + spent.children_system
     return total
 
 

@@ -15,10 +15,9 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from accel_lib.lab.waiting import Waiting
 from accel_lib.triton.config import ModelConfig
 
-QUEUE_FULL = "The model's queue is full."
-TIMED_OUT = "The request waited longer than the queue's timeout."
 _ARRIVAL, _DONE, _FREE, _LOOK = range(4)
 _WAITING = 2  # payloads an instance may have waiting for it
 _NAP_S = 0.5  # after which the batcher looks even if nothing wakes it
@@ -65,19 +64,14 @@ class Scheduler:
         self._preferred = tuple(sorted(config.preferred_batch_sizes)) or (self._most,)
         self._largest = max(self._preferred)
         self._delay_s = config.max_queue_delay_us / 1e6 if batching else 0.0
-        self._timeout_s = config.queue_timeout_us / 1e6
-        self._room = config.max_queue_size or float("inf")
-        self._default = config.default_priority_level or 1
         self._ahead = not (config.priority_levels or config.queue_timeout_us or config.max_queue_size)
-        self._levels: list[deque[int]] = [deque() for _ in range(max(1, config.priority_levels))]
+        self._queue = Waiting(config, answer)
         self._service_s, self._answer, self._gap_s = service_s, answer, gap_s
         self._instances = self._idle = config.instance_count
         self._waiting: deque[_Payload] = deque()
         self._payload = _Payload()
         self._full = False  # the payload takes no more
         self._awaited = 0  # queued requests below which an arrival does not wake the batcher
-        self._queued = 0
-        self._arrived: dict[int, float] = {}
         self._events: list[tuple[float, int, int, Sequence[int]]] = []
         self._order = 0
         self._look_at = float("inf")
@@ -86,18 +80,18 @@ class Scheduler:
         self.busy_s = 0.0  # summed over the instances
         self.ended_s = 0.0
 
-    def send(self, request: int, at_s: float, priority: int = 0) -> None:
-        """Let a request arrive; `priority` 0 is the model's default level."""
-        self._push(at_s, _ARRIVAL, (request, priority))
+    def send(self, request: int, at_s: float, priority: int = 0, timeout_us: int = 0) -> None:
+        """Let a request arrive; `priority` 0 is the model's default level, `timeout_us` 0 its default timeout."""
+        self._push(at_s, _ARRIVAL, (request, priority, timeout_us))
 
     def run(self) -> None:
         """Go from event to event until nothing is left to happen."""
-        events, waiting = self._events, self._waiting
+        events, waiting, queue = self._events, self._waiting, self._queue
         while events:
             now, _, kind, what = heapq.heappop(events)
             if kind == _ARRIVAL:
-                self._enqueue(what[0], what[1], now)
-                if self._queued >= self._awaited or self._full or self._payload.closed:
+                queue.add(what[0], now, what[1], what[2])
+                if queue.size >= self._awaited or self._full or self._payload.closed:
                     self._batch(now)
                 elif self._look_at == float("inf"):
                     self._look(now + _NAP_S - (now - self._awake_s) % _NAP_S)
@@ -120,23 +114,13 @@ class Scheduler:
         self._order += 1
         heapq.heappush(self._events, (at_s, self._order, kind, what))
 
-    def _enqueue(self, request: int, priority: int, now: float) -> None:
-        level = self._levels[min(priority or self._default, len(self._levels)) - 1]
-        if len(level) >= self._room:
-            self._answer(request, now, QUEUE_FULL)
-            return
-        level.append(request)
-        self._queued += 1
-        self._arrived[request] = now
-
     def _batch(self, now: float) -> None:
         """Move waiting requests into payloads, as long as the batcher would not rather wait."""
         self._look_at, self._awake_s = float("inf"), now  # it waits anew
-        while self._queued and len(self._waiting) < (self._instances * _WAITING if self._ahead else self._idle):
+        while self._queue.size and len(self._waiting) < (self._instances * _WAITING if self._ahead else self._idle):
             if self._full or self._payload.closed:
                 self._payload, self._full, self._awaited = _Payload(), False, 0
-            if self._timeout_s:
-                self._refuse_late(now)
+            self._queue.police(now, self._most - len(self._payload.requests))
             moved = self._decide(now)
             if moved:
                 self._move(moved)
@@ -149,7 +133,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> int:
         """How many waiting requests go into the payload now; 0 waits for more, and looks again after the delay."""
-        held, queued = len(self._payload.requests), self._queued
+        held, queued = len(self._payload.requests), self._queue.size
         pending = min(queued, self._most - held)
         if held >= self._largest:
             self._full = True
@@ -159,7 +143,7 @@ class Scheduler:
         if not self._delay_s:
             self._full = self._full or bool(best) or pending < queued or held + pending >= self._largest
             return best or pending
-        oldest = self._oldest(pending)
+        oldest = self._queue.oldest(pending)
         late = now - oldest >= self._delay_s - _TICK_S
         if best and not late:
             return best
@@ -169,48 +153,17 @@ class Scheduler:
         if late or (held and held not in self._preferred):
             return pending
         self._awaited = next((size for size in self._preferred if size > held + pending), self._preferred[0]) - held
-        look_at = oldest + self._delay_s
-        if self._timeout_s:
-            look_at = min(look_at, oldest + self._timeout_s + _PAST_S)
-        self._look(look_at)
+        self._look(min(oldest + self._delay_s, self._queue.closest(pending) + _PAST_S))
         return 0
-
-    def _oldest(self, count: int) -> float:
-        """When the oldest of the first `count` waiting requests arrived."""
-        heads = []
-        for level in self._levels:
-            if level and count > 0:
-                heads.append(self._arrived[level[0]])
-                count -= len(level)
-        return min(heads)
 
     def _move(self, count: int) -> None:
         """Take `count` waiting requests over into the payload, which from the first on waits for an instance."""
-        payload, left = self._payload, count
-        payload.oldest_s = min(payload.oldest_s, self._oldest(count))
-        for level in self._levels:
-            while level and left:
-                request = level.popleft()
-                del self._arrived[request]
-                payload.requests.append(request)
-                left -= 1
-        self._queued -= count
+        payload = self._payload
+        payload.oldest_s = min(payload.oldest_s, self._queue.oldest(count))
+        payload.requests += self._queue.take(count)
         if not payload.scheduled:
             payload.scheduled = True
             self._waiting.append(payload)
-
-    def _refuse_late(self, now: float) -> None:
-        """Refuse what waited too long, as far as the batcher looks: not behind what fills a batch."""
-        room = self._most - len(self._payload.requests)
-        for level in self._levels:
-            while level and now - self._arrived[level[0]] > self._timeout_s:
-                request = level.popleft()
-                del self._arrived[request]
-                self._queued -= 1
-                self._answer(request, now, TIMED_OUT)
-            room -= len(level)
-            if room < 0:
-                return
 
     def _take(self, now: float) -> None:
         """An idle instance takes the next payload, with those behind it that fit and have waited out the delay."""

@@ -72,6 +72,7 @@ def simulate(
     requests: int = 5_000,
     lengths: Sequence[int] | None = None,
     priority: int | Sequence[int] = 0,
+    queue_timeout_us: int | Sequence[int] = 0,
     seed: int = 0,
 ) -> SimulatedRun:
     """Predict what `load` would measure.
@@ -98,6 +99,8 @@ def simulate(
         Tokens of the texts, sent in turn; those of the calibration's workload if left out.
     priority
         As in `load`: 1 is served first; a sequence gives the requests' in turn.
+    queue_timeout_us
+        As in `load`: each request's own timeout in the queue, microseconds, where the configuration lets it count.
     seed
         Of arrivals and service times.
 
@@ -119,15 +122,16 @@ def simulate(
     count = requests if due is None else len(due)
     tokens = _in_turn(service.lengths if lengths is None else lengths, count)
     levels = _in_turn([priority] if isinstance(priority, int) else priority, count)
+    timeouts = _in_turn([queue_timeout_us] if isinstance(queue_timeout_us, int) else queue_timeout_us, count)
     if concurrency < 1 or count < 1:
         asked = f"concurrency {concurrency}, {count} requests"
         raise AccelError("A simulation needs requests.", seen=asked, fix="accel_lib.simulate(service, rate=100)")
     loop = _Loop(service, config, tokens, random, count)
     clients = range(min(concurrency, count))
     for number in clients if due is None else range(count):
-        loop.send(number, 0.0 if due is None else float(due[number]), levels[number])
+        loop.send(number, 0.0 if due is None else float(due[number]), levels[number], timeouts[number])
     if due is None:
-        loop.again = iter(zip(range(len(clients), count), levels[len(clients) :], strict=True))
+        loop.again = iter(list(zip(range(count), levels, timeouts, strict=True))[len(clients) :])
     loop.run()
     return loop.result(due, tokens, levels, concurrency)
 
@@ -138,7 +142,7 @@ class _Loop:
     def __init__(
         self, service: ServiceTime, config: ModelConfig, tokens: list[int], random: np.random.Generator, count: int
     ) -> None:
-        self.again: Iterable[tuple[int, int]] = iter(())  # closed loop: what is sent as soon as an answer is there
+        self.again: Iterable[tuple[int, int, int]] = iter(())  # closed loop: what is sent as soon as an answer is there
         self._service, self._config, self._tokens = service, config, tokens
         self._seconds, self._noise = service.of(config), random.choice(service.noise, count).tolist()
         self._each_s = service.client_ms / 1e3
@@ -150,9 +154,9 @@ class _Loop:
         self._executed = 0
         self._scheduler = Scheduler(config, self._execute, self._answer, gap_s=service.cost(config).gap / 1e3)
 
-    def send(self, number: int, at_s: float, priority: int) -> None:
+    def send(self, number: int, at_s: float, priority: int, timeout_us: int) -> None:
         self._sent[number] = at_s
-        self._scheduler.send(number, at_s + self._way_s, priority)
+        self._scheduler.send(number, at_s + self._way_s, priority, timeout_us)
 
     def run(self) -> None:
         self._scheduler.run()
@@ -171,8 +175,8 @@ class _Loop:
         self._ended[number] = self._client_s
         if refusal:
             self._refused[number] = refusal
-        for following, level in self.again:
-            self.send(following, self._client_s + (_PAUSE_S if refusal else 0.0), level)
+        for following, level, timeout_us in self.again:
+            self.send(following, self._client_s + (_PAUSE_S if refusal else 0.0), level, timeout_us)
             break
 
     def result(

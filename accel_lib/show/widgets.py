@@ -18,6 +18,7 @@ from accel_lib.show.plots_simulator import Answer
 from accel_lib.triton.client import ServedModel
 
 _CALIBRATE = "Calibrate, 20 s"
+_COPY = "Below is the config.pbtxt of this setting: click into it, Ctrl+A selects it, Ctrl+C copies it."
 
 
 class Sliders:
@@ -133,7 +134,9 @@ class Sliders:
 
     def copy(self, *_: object) -> None:
         """Show the configuration to copy, or hide it again."""
-        self.text.layout.display = "none" if self.text.layout.display != "none" else ""
+        hidden = self.text.layout.display == "none"
+        self.text.layout.display = "" if hidden else "none"
+        self.said.value = _COPY if hidden else ""
 
     @contextlib.contextmanager
     def _busy(self, name: str, words: str) -> Iterator[None]:

@@ -26,6 +26,8 @@ def arrivals(step_ms, group, pause_ms, count=20):
 
 
 BURSTS, SPARSE, CROWD = arrivals(1, 6, 94, 24), arrivals(17, 5, 130), arrivals(4, 28, 0, 28)
+OWN_TIMEOUT_US = 60_000  # batches of four begin 14 ms and more before or after one is over
+OWN = {"queue_timeout_us": 10_000_000, "allow_timeout_override": True, "max_batch_size": 4}
 CASES = {
     "no delay": (arrivals(14, 7, 110), {}),
     "no delay, bursts": (BURSTS, {}),
@@ -42,6 +44,8 @@ CASES = {
     "two instances": (arrivals(14, 7, 130), {"instance_count": 2}),
     "two instances and a delay": (arrivals(12, 7, 160), {"instance_count": 2, "max_queue_delay_us": 30_000}),
     "a timeout before the delay is over": (SPARSE, {"queue_timeout_us": 12_500, "max_queue_delay_us": 40_000}),
+    "own timeouts refuse": (arrivals(3, 12, 300, 24), OWN),
+    "own timeouts delay": (arrivals(3, 12, 300, 24), OWN | {"timeout_action": "delay"}),
     "priorities": (CROWD, {"priority_levels": 2, "default_priority_level": 2, "max_batch_size": 3}),
 }
 
@@ -58,10 +62,17 @@ def priorities(config, count):
     return [1 if config.priority_levels and n % 3 == 2 else 0 for n in range(count)]
 
 
+def timeouts_us(config, count):
+    return [OWN_TIMEOUT_US if config.allow_timeout_override and n % 2 else 0 for n in range(count)]
+
+
 def measured(served, due):
     """Which requests ran together, and why others did not, by a real Triton."""
-    levels = [0, *priorities(served.config, len(due))]
-    payloads = [serialize(served, [np.full(3, number)], priority=level) for number, level in enumerate(levels, -1)]
+    wishes = zip(priorities(served.config, len(due)), timeouts_us(served.config, len(due)), strict=True)
+    payloads = [
+        serialize(served, [np.full(3, number)], priority=level, queue_timeout_us=timeout_us)
+        for number, (level, timeout_us) in enumerate([(0, 0), *wishes], -1)
+    ]
     schedule = [0.0, *(QUIET_S + at_s for at_s in due)]  # the first one only connects
     with Generator(served._server.grpc_url, payloads, schedule_s=schedule) as generator:
         generator.finish()
@@ -88,8 +99,9 @@ def simulated(config, due, overhead_s=0.001):
             refused[request] = refusal
 
     scheduler = Scheduler(config, execute, answer)
-    for request, (at_s, level) in enumerate(zip(due, priorities(config, len(due)), strict=True)):
-        scheduler.send(request, at_s, level)
+    wishes = zip(due, priorities(config, len(due)), timeouts_us(config, len(due)), strict=True)
+    for request, (at_s, level, timeout_us) in enumerate(wishes):
+        scheduler.send(request, at_s, level, timeout_us)
     scheduler.run()
     return sorted(together), refused
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import io
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from accel_lib.errors import AccelError
 from accel_lib.show import playground as module
+from accel_lib.show import widgets
 from accel_lib.show.playground import FOR_P99, Knobs, Measured, Playground
 from accel_lib.show.widgets import Sliders
 from accel_lib.triton.config import ModelConfig
@@ -125,8 +128,38 @@ def test_buttons_pin_clear_and_show_the_config(sliders):
     assert set(sliders.playground.pins) == {"A", "B"}
     sliders.buttons["clear"].click()
     assert not sliders.playground.pins
+
+
+def test_the_config_is_shown_as_text_to_select_and_copy_and_hidden_again(sliders):
     sliders.buttons["copy"].click()
     assert sliders.text.layout.display == ""
+    assert "Ctrl+C" in sliders.said.value
+    assert "max_batch_size" in sliders.text.value
+    sliders.buttons["copy"].click()
+    assert sliders.text.layout.display == "none"
+    assert not sliders.said.value
+
+
+SHARED_BY_7_AND_8 = {  # these tests passed with ipywidgets 7.7.1 of Colab and 8.1 alike
+    "Button": {"description", "layout"},
+    "Dropdown": {"description", "layout", "options", "value"},
+    "HBox": set(),
+    "HTML": set(),
+    "Image": {"format"},
+    "IntSlider": {"continuous_update", "description", "layout", "max", "min", "step", "style", "value"},
+    "Layout": {"display", "height", "width"},
+    "Textarea": {"layout"},
+    "VBox": set(),
+}
+
+
+def test_only_widgets_and_traits_that_ipywidgets_7_has_too_are_used():
+    used = {}
+    for node in ast.walk(ast.parse(inspect.getsource(widgets))):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="widgets"), attr=name), keywords=words):
+                used.setdefault(name, set()).update(word.arg for word in words)
+    assert used == SHARED_BY_7_AND_8
 
 
 def test_a_failed_measurement_says_so_in_the_widget(sliders, monkeypatch):

@@ -10,9 +10,9 @@ from accel_lib.errors import AccelError
 from accel_lib.lab import findings_simulator as findings
 from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.curve import latency_curve, predict_settings, saturated
-from accel_lib.lab.scheduler import QUEUE_FULL, TIMED_OUT
 from accel_lib.lab.service_time import Cost, ServiceTime
 from accel_lib.lab.simulate import simulate
+from accel_lib.lab.waiting import QUEUE_FULL, TIMED_OUT
 from accel_lib.triton.config import ModelConfig
 
 ALONE = {"max_batch_size": 1}
@@ -109,6 +109,32 @@ def test_a_full_queue_refuses_and_a_timeout_refuses_late():
     assert full.p99_ms <= 5 * 6 + 1
     assert late.frame.loc[late.frame["error"] != "", "ms"].min() > 20
     assert "refused" in late.finding
+
+
+OWN_COUNT = {**ALONE, "queue_timeout_us": 1_000_000, "allow_timeout_override": True}
+
+
+def test_a_request_s_own_timeout_refuses_it_and_nobody_else():
+    service = calibration()
+    run = simulate(service, service.config.replace(**OWN_COUNT), arrivals=[0.0] * 20, queue_timeout_us=[0, 12_000])
+    refused = set(run.frame.index[run.frame["error"] == TIMED_OUT])
+    assert refused == set(range(3, 20, 2))
+
+
+@pytest.mark.parametrize("changes", [{"allow_timeout_override": False}, {"queue_timeout_us": 0}])
+def test_an_own_timeout_counts_only_where_it_may_shorten_a_default(changes):
+    service = calibration()
+    config = service.config.replace(**{**OWN_COUNT, **changes})
+    assert not simulate(service, config, arrivals=[0.0] * 20, queue_timeout_us=12_000).errors
+
+
+def test_delayed_requests_are_answered_last_and_none_is_refused():
+    service = calibration()
+    config = service.config.replace(**OWN_COUNT, timeout_action="delay")
+    run = simulate(service, config, arrivals=[0.0] * 20, queue_timeout_us=[0, 12_000])
+    last = run.frame["ms"].sort_values().index[-9:]
+    assert not run.errors
+    assert list(last) == list(range(3, 20, 2))
 
 
 def test_the_urgent_wait_less():
