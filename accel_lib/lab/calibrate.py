@@ -172,7 +172,8 @@ def _fit(
 ) -> tuple[Cost, list[dict[str, Any]]]:
     """The costs' ratios from single requests, their level from load; and the points beside what they were fitted to.
 
-    With several instances the level is that of one request under way, and what more of them cost is `crowding`.
+    With several instances the level is that of one request under way, and what more of them cost is `crowding`; with
+    one it is that of several.
     """
     shape = _solve([point.work for point in alone], [point.ms for point in alone], [1.0] * len(alone))
     first, *rest = (_under_load(run, budget) for run in runs)
@@ -182,7 +183,7 @@ def _fit(
         costs = shape * _ratio(first, shape)
         crowding = max(_ratio(crowded, costs), 1.0)
     else:
-        loaded = first + crowded
+        loaded = crowded or first  # one request alone has the caches to itself: under load nothing is as fast
         level = [[float(np.dot(point.work, shape)), 1.0] for point in loaded]
         scale, base = _solve(level, [point.ms for point in loaded], [point.executions * point.rows for point in loaded])
         costs = shape * scale + np.array([base, 0, 0, 0, 0])

@@ -24,6 +24,7 @@ from accel_lib.progress import Progress
 from accel_lib.triton.client import ServedModel
 
 MOST_THROUGHPUT_ERROR, MOST_P95_ERROR = 0.10, 0.15
+_SETTLE_S = 2.0  # of load after a reload: while the former copy ends and the new one grows, its first second is slower
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,8 @@ def check_fidelity(
 ) -> Fidelity:
     """Calibrate on each workload, then measure and simulate the same arrivals of the same texts in every setting.
 
-    Client and server are pinned to cores of their own. The model's configuration is put back at the end.
+    Client and server are pinned to cores of their own, and a setting is measured once the reload that made it is over.
+    The model's configuration is put back at the end.
 
     Parameters
     ----------
@@ -138,10 +140,13 @@ def check_fidelity(
     try:
         with apart(served) as pinned:
             for workload, texts in workloads.items():
+                _settle(served, texts, seconds)
                 service = calibrate(served, texts, instance_counts=counts)
                 for index, setting in enumerate(settings):
                     progress.tick(f"{workload}, {setting.name}")
-                    served.configure(**setting.changes)
+                    if setting.changes:
+                        served.configure(**setting.changes)
+                        _settle(served, texts, seconds)
                     with neighbours(served) as others:
                         runs = [
                             _both(served, texts, service, setting, seconds, seed=index)
@@ -150,7 +155,8 @@ def check_fidelity(
                     if not index:
                         spreads.append([(run.throughput, run.p95_ms) for run, _ in runs])
                     rows.append({"workload": workload, "setting": setting.name, "others": others[0]} | _row(*runs[0]))
-                    served._server.load(served.name, own)
+                    if setting.changes:
+                        served._server.load(served.name, own)
     except BaseException:
         with contextlib.suppress(AccelError):  # the first error is the one to see
             served._server.load(served.name, own)
@@ -159,6 +165,10 @@ def check_fidelity(
     apart_by = [np.ptp(spread, axis=0) / np.median(spread, axis=0) for spread in spreads]
     throughput_spread, p95_spread = np.max(apart_by, axis=0).tolist()
     return Fidelity(frame=tidy(rows), throughput_spread=throughput_spread, p95_spread=p95_spread, pinned=pinned)
+
+
+def _settle(served: ServedModel, texts: Sequence[str], seconds: float) -> None:
+    load(served, texts, concurrency=8, seconds=min(_SETTLE_S, seconds))
 
 
 def _both(

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from accel_lib.lab.waiting import QUEUE_FULL
 from accel_lib.lab.words import listed, number, percent, times
 from accel_lib.triton.config import ModelConfig
 
+_FULL_QUEUE = ". With a full queue Triton 24.10 may do far worse: it was seen to pause half a second between batches"
 _SATURATED = 0.97  # share of the offered load, under which a run falls behind
 _BUSY = 0.9  # share of the time from which instances are the limit
 _FLAT = 1.15  # times as much: still about the same
@@ -63,7 +65,7 @@ def simulation(summary: pd.DataFrame, errors: Mapping[str, int], cause: str) -> 
     )
     said = f"Simulated: {number(run['sentences_per_s'])} sentences/s {asked}, 95% within {number(run['p95_ms'])} ms"
     lost = f"; refused: {sum(errors.values()):,}" if errors else ""
-    return f"{said}{lost}. The limit is {cause}"
+    return f"{said}{lost}. The limit is {cause}{_FULL_QUEUE if QUEUE_FULL in errors else ''}"
 
 
 def _delay_us(config: ModelConfig) -> float:

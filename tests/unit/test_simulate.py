@@ -109,6 +109,22 @@ def test_a_full_queue_refuses_and_a_timeout_refuses_late():
     assert full.p99_ms <= 5 * 6 + 1
     assert late.frame.loc[late.frame["error"] != "", "ms"].min() > 20
     assert "refused" in late.finding
+    assert "pause half a second" in full.finding
+    assert "pause half a second" not in late.finding
+
+
+def test_refusing_in_the_queue_who_would_be_late_holds_goodput_where_too_many_are_let_in():
+    service = calibration()  # a batch of 16 takes 20 ms
+    wide = service.config.replace(max_batch_size=16, max_queue_size=150)
+    target_ms = 50
+
+    def within(config):
+        ms = simulate(service, config, rate=1_600, requests=4_000).frame.query("error == ''")["ms"]
+        return (ms <= target_ms).mean()
+
+    assert within(wide) < 0.2
+    assert within(wide.replace(queue_timeout_us=target_ms * 1_000)) < 0.2  # late by the batch it is answered in
+    assert within(wide.replace(queue_timeout_us=(target_ms - 20) * 1_000)) > 0.95
 
 
 OWN_COUNT = {**ALONE, "queue_timeout_us": 1_000_000, "allow_timeout_override": True}
