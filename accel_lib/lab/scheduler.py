@@ -2,8 +2,10 @@
 
 Requests of one row each wait in a queue, by priority. The batcher moves them into a payload; a payload that waits for
 an instance keeps growing until an instance takes it, and two payloads an instance may wait. With priorities, a timeout
-or a queue limit none waits: Triton then makes a payload only once an instance is idle. Not in it: with a queue limit
-under overload, Triton 24.10 was seen to sleep half a second between batches, with instances idle.
+or a queue limit none waits: Triton then makes a payload only once an instance is idle.
+
+Not in it: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a request is
+let in, or half a second later; so with a full queue, which lets none in, instances were seen idle for that long.
 
 Source: dynamic_batch_scheduler.cc, scheduler_utils.cc, rate_limiter.cc and instance_queue.cc of
 triton-inference-server/core, release 24.10; an integration test holds it to a real Triton whose model sleeps.

@@ -26,8 +26,10 @@ def arrivals(step_ms, group, pause_ms, count=20):
 
 
 BURSTS, SPARSE, CROWD = arrivals(1, 6, 94, 24), arrivals(17, 5, 130), arrivals(4, 28, 0, 28)
-OWN_TIMEOUT_US = 60_000  # batches of four begin 14 ms and more before or after one is over
-OWN = {"queue_timeout_us": 10_000_000, "allow_timeout_override": True, "max_batch_size": 4}
+# While the first one runs, six come, of which every other one is late when it ends. The last one makes Triton look:
+# with a timeout set, it does so only when one more is let in, or half a second later.
+LATE = [0.0, *(0.006 + 0.004 * n for n in range(6)), 0.066]
+OWN = {"queue_timeout_us": 10_000_000, "allow_timeout_override": True, "max_batch_size": 3}
 CASES = {
     "no delay": (arrivals(14, 7, 110), {}),
     "no delay, bursts": (BURSTS, {}),
@@ -44,8 +46,8 @@ CASES = {
     "two instances": (arrivals(14, 7, 130), {"instance_count": 2}),
     "two instances and a delay": (arrivals(12, 7, 160), {"instance_count": 2, "max_queue_delay_us": 30_000}),
     "a timeout before the delay is over": (SPARSE, {"queue_timeout_us": 12_500, "max_queue_delay_us": 40_000}),
-    "own timeouts refuse": (arrivals(3, 12, 300, 24), OWN),
-    "own timeouts delay": (arrivals(3, 12, 300, 24), OWN | {"timeout_action": "delay"}),
+    "own timeouts refuse": (LATE, OWN),
+    "own timeouts delay": (LATE, OWN | {"timeout_action": "delay"}),
     "priorities": (CROWD, {"priority_levels": 2, "default_priority_level": 2, "max_batch_size": 3}),
 }
 
@@ -63,7 +65,7 @@ def priorities(config, count):
 
 
 def timeouts_us(config, count):
-    return [OWN_TIMEOUT_US if config.allow_timeout_override and n % 2 else 0 for n in range(count)]
+    return [10_000 if config.allow_timeout_override and n in (1, 3, 5) else 0 for n in range(count)]
 
 
 def measured(served, due):
