@@ -82,7 +82,7 @@ def fidelity(frame: pd.DataFrame, throughput_spread: float, p95_spread: float) -
     ax.invert_yaxis()
     reach = max(20.0, 115 * float(frame[["throughput_error", "p95_error"]].abs().max().max()))
     ax.set_xlim(-reach, reach)
-    ax.set_xlabel("simulated against measured, % (dot: throughput, diamond: p95; shaded: ±15%)")
+    ax.set_xlabel("simulated over measured, % (dots: throughput, diamonds: p95)")
     return finish(ax, frame)
 
 
