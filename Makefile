@@ -17,6 +17,7 @@ STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
 ALONE := --fresh --parameter SECONDS=3 --parameter TEXTS_IN_STEPS=32
+MORE := $(addprefix more/,response_cache rate_limiter split_model)
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.
@@ -32,7 +33,7 @@ help: ## print this list
 setup: $(STAMP) ## make the environment in .venv and install the project
 
 .PHONY: course
-course: setup ## run every notebook headless into out/
+course: setup ## run the course's notebooks headless into out/; NB= names others, such as more/rate_limiter
 	@$(BIN)/accel course run $(NB)
 
 .PHONY: test
@@ -76,6 +77,7 @@ soak: setup ## half an hour at 80% of what the gateway can
 notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
 	@$(BIN)/accel course run $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
 	@$(BIN)/accel course run $(ALONE) $(addprefix --but ,$(NBVAL))
+	@$(BIN)/accel course run --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 $(MORE)
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

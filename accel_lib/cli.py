@@ -231,7 +231,9 @@ app.command()(cli_simulate.simulate)
 
 @course.command("run")
 def run_course(
-    names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all but more/.")
+    ] = None,
     but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
     fresh: Annotated[

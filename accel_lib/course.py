@@ -1,4 +1,4 @@
-"""The course: its notebooks in reading order, and the headless runner."""
+"""The course: its notebooks in reading order, side paths that are run when they are named, and the headless runner."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ NOTEBOOKS = (
     "11_to_kubernetes",
     "your_model",
 )
+MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import importlib.metadata
 import re
 from pathlib import Path
 
-from accel_lib.course import NOTEBOOKS
+from accel_lib.course import MORE, NOTEBOOKS
 from accel_lib.errors import MachineError, require
 
 _BRANCH = "main"
@@ -95,9 +95,9 @@ def _pages_text(path: Path) -> str:
 
 
 def _index(folder: Path) -> str:
-    """A row for each notebook of the course: its title and its badges."""
+    """A row for each notebook: its title and its badges."""
     rows = []
-    for name in NOTEBOOKS:
+    for name in (*NOTEBOOKS, *MORE):
         notebook = require("nbformat", extra="notebook").read(folder / f"{name}.ipynb", as_version=4)
         title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         rows.append(f"| [{title}](../notebooks/{name}.ipynb) | {badges(name)} |\n")

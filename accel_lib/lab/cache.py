@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import secrets
@@ -84,7 +85,7 @@ def traffic(texts: Sequence[str], kinds: int, count: int, *, mark: str = "", sta
     Parameters
     ----------
     texts
-        What they are made of; a number behind each makes it unlike all others, and unlike those of other calls.
+        What they are made of; a mark and a number before each make it unlike all others, also where it is cut.
     kinds
         Different texts; 0 for as many as there are requests, so that none comes twice.
     count
@@ -101,7 +102,7 @@ def traffic(texts: Sequence[str], kinds: int, count: int, *, mark: str = "", sta
         weights = 1 / np.arange(1, kinds + 1)
         numbers = np.random.default_rng(seed).choice(kinds, size=count, p=weights / weights.sum())
     mark = mark or secrets.token_hex(2)
-    return Traffic(texts=[f"{texts[n % len(texts)]} {mark} {n}" for n in numbers.tolist()], numbers=numbers)
+    return Traffic(texts=[f"{mark} {n} {texts[n % len(texts)]}" for n in numbers.tolist()], numbers=numbers)
 
 
 def cache_gain(
@@ -157,7 +158,8 @@ def cache_gain(
         loads = {case: functools.partial(measure, case) for case in cases}
         measured, stopped = in_rounds(ways, loads, repeats=repeats)
     finally:
-        _put_back(served, own.response_cache)
+        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
+            served.configure(response_cache=own.response_cache)
     rows = []
     for (way, case), pairs in measured.items():
         runs, base = [run for run, _ in pairs], [run for run, _ in measured.get(("no cache", case), pairs)]
@@ -214,10 +216,3 @@ def _timed_ms(served: ServedModel, ids: NDArray[np.int64]) -> float:
     begin = time.perf_counter()
     served.infer(ids)
     return (time.perf_counter() - begin) * 1e3
-
-
-def _put_back(served: ServedModel, response_cache: bool) -> None:
-    try:
-        served.configure(response_cache=response_cache)
-    except AccelError:  # a server that is gone has no configuration to put back
-        return

@@ -94,7 +94,7 @@ def share(
         Nothing to measure, or the first measurement failed.
     """
     own = {served.name: served.config for served in (quick, busy)}
-    alone = [load(quick, texts, concurrency=1, seconds=seconds / 2, warmup_s=0.3)]
+    alone = [load(quick, texts, concurrency=1, seconds=max(seconds / 2, 0.5), warmup_s=0.3)]
     least, most = (part * alone[0].throughput for part in _SHARES)
     rate = min(max(least, _SAMPLES / seconds / repeats), most)
     ask = functools.partial(load, quick, texts, rate=rate, seconds=seconds, warmup_s=0)

@@ -32,7 +32,7 @@ def gain(result: CacheGain) -> Axes:
     ax.plot(100 * share, 1 / (1 - share), color=LIGHT, linewidth=1.6, zorder=0)
     ax.annotate(
         "if hits cost nothing",
-        (100 * share[120], 1 / (1 - share[120])),
+        (100 * share[165], 1 / (1 - share[165])),
         (-6, 6),
         textcoords="offset points",
         ha="right",
@@ -44,7 +44,7 @@ def gain(result: CacheGain) -> Axes:
     ):
         part = part.sort_values("repeated")
         x = 100 * part["repeated"].to_numpy()
-        ax.errorbar(x, part["speedup"], yerr=ends(part, "speedup"), color=color, marker="o", linewidth=1.8, capsize=3)
+        ax.errorbar(x, part["speedup"], yerr=ends(part, "speedup"), color=color, fmt="o", markersize=7, capsize=3)
         for across, up, hits in zip(x, part["speedup"], part["hits"], strict=True):
             side, away = ("left", 8) if across < 50 else ("right", -8)
             below = -14 if number_ else 8
@@ -57,7 +57,7 @@ def gain(result: CacheGain) -> Axes:
                 color=color,
                 fontsize=9,
             )
-        ax.plot([], [], color=color, marker="o", label=str(workload))
+        ax.plot([], [], "o", color=color, label=str(workload))
     ax.axhline(1, color=GREY, linestyle="--", linewidth=1)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")

@@ -33,8 +33,8 @@ def server(tmp_path_factory):
 def test_the_cache_answers_what_repeats_and_nothing_else(server):
     served = server.model("quick")
     own = served.config
-    # The tiny model's words are w0 to w199: what `traffic` puts behind a text is one and the same unknown word.
-    gain = cache_gain(served, {"words": TEXTS[:1]}, kinds=(20,), seconds=0.3, repeats=1)
+    # The tiny model's words are w0 to w199: what `traffic` puts before a text is one and the same unknown word.
+    gain = cache_gain(served, {"words": TEXTS[:1]}, kinds=(20,), seconds=0.6, repeats=1)
     rows = gain.frame.set_index("setting")
     assert rows.loc["no cache", "hits"] == 0
     assert rows.loc["cache", "hits"] > 0.5
@@ -56,7 +56,7 @@ def test_a_shared_resource_is_applied_measured_and_taken_back(server):
     quick, busy = server.model("quick"), server.model("busy")
     own = quick.config, busy.config
     turn = {"resources": {"machine": 1}}
-    result = share(quick, busy, TEXTS, TEXTS, {"no limiter": ({}, {}), "in turn": (turn, turn)}, seconds=0.3, repeats=1)
+    result = share(quick, busy, TEXTS, TEXTS, {"no limiter": ({}, {}), "in turn": (turn, turn)}, seconds=0.6, repeats=1)
     assert result.frame["setting"].tolist() == ["alone", "no limiter", "in turn"]
     assert result.stopped == ""
     assert (quick.config, busy.config) == own
@@ -68,7 +68,7 @@ def test_an_ensemble_of_halves_answers_as_the_whole_does(tiny_model):
     texts = list(accel_lib.load_texts("mixed", limit=24))
     with serve(repository, models=list(MODELS.values())) as running:
         vectors = {name: running.model(name, version=1).encode(texts) for name in MODELS.values()}
-        result = race(running, {"documents": texts}, seconds=0.3, repeats=1)
+        result = race(running, {"documents": texts}, seconds=0.6, repeats=1)
     for answer in vectors.values():
         np.testing.assert_allclose(answer, vectors["one"], atol=1e-4)
     assert set(result.frame["setting"]) == set(MODELS)

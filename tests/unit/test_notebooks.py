@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from accel_lib.course import NOTEBOOKS
+from accel_lib.course import MORE, NOTEBOOKS
 from accel_lib.frame import badges, setup_cell
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,9 @@ MACHINE_PATHS = (
 class Notebook:
     """A notebook on disk, by kinds of cells."""
 
-    def __init__(self, path):
-        self.stem = path.stem
+    def __init__(self, name):
+        path = FOLDER / f"{name}.ipynb"
+        self.name, self.folder = name, path.parent
         self.book = nbformat.read(path, as_version=4)
         self.cells = self.book.cells
         self.code = [cell for cell in self.cells if cell.cell_type == "code"]
@@ -56,20 +57,22 @@ def bullets(text):
     return [line for line in text.splitlines() if line.startswith(("- ", "* ")) or re.match(r"\d\. ", line)]
 
 
-@pytest.fixture(params=NOTEBOOKS, scope="module")
+@pytest.fixture(params=(*NOTEBOOKS, *MORE), scope="module")
 def notebook(request):
-    return Notebook(FOLDER / f"{request.param}.ipynb")
+    return Notebook(request.param)
 
 
 def test_the_course_is_exactly_the_notebooks_on_disk():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NOTEBOOKS)
+    assert sorted(f"more/{path.stem}" for path in FOLDER.glob("more/*.ipynb")) == sorted(MORE)
 
 
 def test_the_opening_names_result_objectives_minutes_and_hardware(notebook):
     lines = notebook.opening.splitlines()
-    title = r"# Your model" if notebook.stem == "your_model" else rf"# {notebook.stem[:2]} · \S"
+    own = {"your_model": r"# Your model"} | dict.fromkeys(MORE, r"# More · \S")
+    title = own.get(notebook.name, rf"# {notebook.name[:2]} · \S")
     assert re.match(title, lines[0]), lines[0]
-    assert badges(notebook.stem) in lines
+    assert badges(notebook.name) in lines
     assert len([line for line in lines if line.startswith("**Result:** ")]) == 1
     assert 3 <= len(bullets(notebook.opening)) <= 5
     assert re.search(r"\b\d+ minutes\b", notebook.opening)
@@ -161,5 +164,5 @@ def test_every_badge_and_relative_link_points_to_a_file(notebook):
         for target in re.findall(r"\]\(([^)#\s]+)", text):
             local = target.partition("/blob/main/")[2] if "/blob/main/" in target else target
             if not local.startswith(("http", "attachment:")):
-                base = ROOT if "/blob/main/" in target else FOLDER
+                base = ROOT if "/blob/main/" in target else notebook.folder
                 assert (base / local).is_file(), target
