@@ -17,7 +17,6 @@ STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
 ALONE := --fresh --parameter SECONDS=3 --parameter TEXTS_IN_STEPS=32
-MORE := $(addprefix more/,response_cache rate_limiter split_model)
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.
@@ -33,7 +32,7 @@ help: ## print this list
 setup: $(STAMP) ## make the environment in .venv and install the project
 
 .PHONY: course
-course: setup ## run the course's notebooks headless into out/; NB= names others, such as more/rate_limiter
+course: setup ## run the course's notebooks headless into out/; NB=more the further experiments
 	@$(BIN)/accel course run $(NB)
 
 .PHONY: test
@@ -77,7 +76,7 @@ soak: setup ## half an hour at 80% of what the gateway can
 notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
 	@$(BIN)/accel course run $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
 	@$(BIN)/accel course run $(ALONE) $(addprefix --but ,$(NBVAL))
-	@$(BIN)/accel course run --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 $(MORE)
+	@$(BIN)/accel course run --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 more
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)
@@ -121,6 +120,7 @@ ui-check: setup packages ## click through the dashboard in headless Chromium, on
 
 .PHONY: deploy-check
 deploy-check: setup packages ## all that can be checked of deploy/ without a cluster: one table, the verdict last
+	@$(BIN)/accel build embedding
 	@$(BIN)/python deploy/check/check.py
 
 .PHONY: clean

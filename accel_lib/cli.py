@@ -232,7 +232,8 @@ app.command()(cli_simulate.simulate)
 @course.command("run")
 def run_course(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; default: all but more/.")
+        list[str] | None,
+        typer.Argument(help="Notebooks, such as 00_start_here; default: all but more, which names those of more/."),
     ] = None,
     but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
@@ -247,13 +248,14 @@ def run_course(
     cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
 ) -> None:
     """Run notebooks headless, show a table, and fail if one fails."""
-    from accel_lib.course import NOTEBOOKS, keep_outputs, run_notebooks
+    from accel_lib.course import MORE, NOTEBOOKS, keep_outputs, run_notebooks
     from accel_lib.frame import project_root
 
     if write and nbval:
         raise AccelError("nbval keeps no outputs.", seen="--write --nbval", fix="--write alone")
     values = dict(_value(text) for text in parameter or [])
-    chosen = [name.removesuffix(".ipynb") for name in names or NOTEBOOKS if name not in (but or ())]
+    asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
+    chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
     paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
     runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
     passed = sum(not run.failure for run in runs)

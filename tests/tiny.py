@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import numpy as np
 import onnx
@@ -63,16 +62,6 @@ def tiny_texts(count):
     random = np.random.default_rng(2)
     lengths = random.integers(3, 40, count)
     return [" ".join(f"w{word}" for word in random.integers(1, WORDS, length)) for length in lengths]
-
-
-def settled(served, quiet_s=0.3):
-    """What Triton has counted of a model that nobody asks now: it counts an answer just after it has sent it."""
-    counted, since = served.statistics(), time.monotonic()
-    while time.monotonic() - since < quiet_s:
-        time.sleep(0.02)
-        if (now := served.statistics()) != counted:
-            counted, since = now, time.monotonic()
-    return counted
 
 
 def end_at_once(server):

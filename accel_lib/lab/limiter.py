@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -93,16 +93,11 @@ def share(
     AccelError
         Nothing to measure, or the first measurement failed.
     """
-    own = {served.name: served.config for served in (quick, busy)}
     alone = [load(quick, texts, concurrency=1, seconds=max(seconds / 2, 0.5), warmup_s=0.3)]
     least, most = (part * alone[0].throughput for part in _SHARES)
     rate = min(max(least, _SAMPLES / seconds / repeats), most)
     ask = functools.partial(load, quick, texts, rate=rate, seconds=seconds, warmup_s=0)
     alone = [whole(ask(seed=turn)) for turn in range(repeats)]
-
-    def set_up(wishes: Wishes) -> None:
-        for served, wish in zip((quick, busy), wishes, strict=True):
-            apply(served, limited(own[served.name], **wish))
 
     def measure(_way: str, turn: int) -> _Pair:
         with ThreadPoolExecutor(1) as pool:  # the busy one begins first, and is busy for as long as the other is asked
@@ -110,13 +105,9 @@ def share(
             asked = ask(seed=turn)
             return whole(asked), whole(working.result())
 
-    try:
+    with _configurations(quick, busy) as set_up:
         ways = {name: functools.partial(set_up, wishes) for name, wishes in settings.items()}
         measured, stopped = in_rounds(ways, {"both": measure}, repeats=repeats)
-    finally:
-        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
-            for served in (quick, busy):
-                apply(served, own[served.name])
     runs = {name: pairs for (name, _), pairs in measured.items()}
     base = runs.get(next(iter(settings)), next(iter(runs.values())))
     rows = [
@@ -140,17 +131,28 @@ def at_once(
     seconds
         How long to measure.
     """
-    own = {served.name: served.config for served in (quick, busy)}
-    try:
-        for served, wish in zip((quick, busy), wishes, strict=True):
-            apply(served, limited(own[served.name], **wish))
-        ask = functools.partial(load, texts=documents, concurrency=4, seconds=seconds, warmup_s=0.2)
-        with ThreadPoolExecutor(2) as pool:
-            runs = list(pool.map(ask, (quick, busy)))
-    finally:
-        for served in (quick, busy):
-            apply(served, own[served.name])
+    ask = functools.partial(load, texts=documents, concurrency=4, seconds=seconds, warmup_s=0.2)
+    with _configurations(quick, busy) as set_up, ThreadPoolExecutor(2) as pool:
+        set_up(wishes)
+        runs = list(pool.map(ask, (quick, busy)))
     return sum(_busy([whole(run)]) for run in runs)
+
+
+@contextlib.contextmanager
+def _configurations(*models: ServedModel) -> Iterator[Callable[[Wishes], None]]:
+    """What gives each model its wishes; their own configurations are put back at the end."""
+    own = [served.config for served in models]
+
+    def set_up(wishes: Wishes) -> None:
+        for served, config, wish in zip(models, own, wishes, strict=True):
+            apply(served, limited(config, **wish))
+
+    try:
+        yield set_up
+    finally:
+        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
+            for served, config in zip(models, own, strict=True):
+                apply(served, config)
 
 
 def _row(setting: str, quick: Sequence[LoadRun], busy: Sequence[LoadRun], base: Sequence[_Pair]) -> dict[str, Any]:

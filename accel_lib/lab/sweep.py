@@ -328,17 +328,16 @@ def _settings(
     config: ModelConfig, grid: Mapping[str, Sequence[int]] | Sequence[Mapping[str, int]], p95_ms: float
 ) -> list[dict[str, int]]:
     """Every combination, those that need no reload between them side by side; or a list as it stands."""
-    if not isinstance(grid, Mapping):
-        values = {name: [setting[name] for setting in grid if name in setting] for name in findings_tune.SETTINGS}
-        _settings(config, {name: given for name, given in values.items() if given}, p95_ms)
-        return [dict(setting) for setting in grid]
     known = findings_tune.SETTINGS
-    if not p95_ms > 0 or not grid or set(grid) - set(known) or not all(len(values) for values in grid.values()):
+    if isinstance(grid, Mapping):
+        names = sorted(grid, key=lambda name: name == "version")
+        product = itertools.product(*(dict.fromkeys(grid[name]) for name in names))
+        settings = [dict(zip(names, map(int, values), strict=True)) for values in product]
+    else:
+        settings = [dict(setting) for setting in grid]
+    if not p95_ms > 0 or not settings or not all(setting and not set(setting) - set(known) for setting in settings):
         fix = f"p95_ms=50, grid={{{', '.join(f'{name!r}: [...]' for name in known)}}}, or some of these"
-        raise AccelError("A sweep needs a target above zero and values for each setting.", seen=dict(grid), fix=fix)
-    names = sorted(grid, key=lambda name: name == "version")
-    product = itertools.product(*(dict.fromkeys(grid[name]) for name in names))
-    settings = [dict(zip(names, map(int, values), strict=True)) for values in product]
+        raise AccelError("A sweep needs a target above zero and values for each setting.", seen=grid, fix=fix)
     for setting in settings:
         _configured(config, setting)  # what no configuration may hold is refused before anything is measured
     return settings

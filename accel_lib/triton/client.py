@@ -30,7 +30,7 @@ _CHANNEL = (
     ("grpc.enable_http_proxy", 0),  # the server is on this machine, whatever proxy the environment names
 )
 _HTTP_TIMEOUT_S = 60.0
-_SETTLED_S, _SETTLING_S = 0.2, 2.0  # counters that stay for so long are settled; a model that others ask never settles
+_SETTLED_S, _SETTLING_S = 0.3, 3.0  # counters that stay for so long are settled; a model that others ask never settles
 
 
 class Connection:
@@ -239,15 +239,25 @@ class ServedModel:
         counted = self._connection.statistics(self.name, self.version)
         return Statistics.from_protobuf(counted, self._server.resets(self.name))
 
+    def settled(self) -> Statistics:
+        """The same of an idle model, once all it answered is counted: Triton does that just after an answer is sent."""
+        counted, began = self.statistics(), time.monotonic()
+        since = began
+        while time.monotonic() - since < _SETTLED_S and time.monotonic() - began < _SETTLING_S:
+            time.sleep(0.02)
+            if (now := self.statistics()) != counted:
+                counted, since = now, time.monotonic()
+        return counted
+
     def timeline(self, text: str, *, repeats: int = 20) -> Timeline:
         """Where the time of one request goes: the mean of `repeats`, one after the other, on an idle model."""
         self.encode([text])
-        before, started = self._settled(), time.perf_counter()
+        before, started = self.settled(), time.perf_counter()
         rows = [self._tokenize([text], None)[1] for _ in range(repeats)]
         tokenized = time.perf_counter()
         for row in rows:
             self.infer(row)
-        ended, counted = time.perf_counter(), self._settled() - before
+        ended, counted = time.perf_counter(), self.settled() - before
         names = ("queue", "compute_input", "compute_infer", "compute_output")
         served = {f"{name}_ms": getattr(counted, f"{name}_ns") / max(counted.requests, 1) / 1e6 for name in names}
         return Timeline(
@@ -290,16 +300,6 @@ class ServedModel:
         folder = self._artifact_folder
         version = int(folder.parent.name)
         return write_export(path, Artifact.load(folder), self.config, measured, version=version)
-
-    def _settled(self) -> Statistics:
-        """What Triton has counted once it has counted all it answered, which it does just after an answer is sent."""
-        counted, began = self.statistics(), time.monotonic()
-        since = began
-        while time.monotonic() - since < _SETTLED_S and time.monotonic() - began < _SETTLING_S:
-            time.sleep(0.02)
-            if (now := self.statistics()) != counted:
-                counted, since = now, time.monotonic()
-        return counted
 
     def __repr__(self) -> str:
         return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self._server}"

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from cluster import Cluster, cluster
 from helm_sdkpy import Configuration, HelmError, Install, Lint, Uninstall, Upgrade
+from render import helm
 
 _OFF = {"autoscaling": {"enabled": False}, "networkPolicy": {"enabled": False}, "monitoring": {"enabled": False}}
 _KEYS = {"auth": {"mode": "keys", "existingSecret": ""}, "gateway": {"replicas": 1}}
@@ -79,7 +80,7 @@ async def main(chart: str, out: Path) -> dict[str, Any]:
 
 
 async def _install(running: Cluster, chart: str, values: dict[str, Any], file: Path) -> dict[str, int]:
-    release = await _helm(running, Install, chart, values)
+    release = await helm(running, Install, chart, values)
     documents = [document for document in yaml.safe_load_all(release["manifest"]) if document]
     file.write_text(release["manifest"], encoding="utf-8")
     created = sum(not name.startswith("sh.helm.release") for *_, name in running.objects)
@@ -90,7 +91,7 @@ async def _install(running: Cluster, chart: str, values: dict[str, Any], file: P
 
 async def _refusal(running: Cluster, chart: str, values: dict[str, Any]) -> str:
     try:
-        await _helm(running, Install, chart, values)
+        await helm(running, Install, chart, values)
     except HelmError as error:
         return str(error)
     return ""
@@ -104,7 +105,7 @@ async def _life(running: Cluster, chart: str) -> dict[str, Any]:
         ("upgrade", Upgrade, {"profile": "cpu"}),
         ("back", Upgrade, {"profile": "gpu"}),
     ):
-        await _helm(running, action, chart, values)
+        await helm(running, action, chart, values)
         steps[step] = {
             "jobs": [job["metadata"]["name"] for job in running.of("jobs")],
             "gpus": [_gpus(each) for each in running.of("deployments") if each["metadata"]["name"].endswith("triton")],
@@ -113,14 +114,6 @@ async def _life(running: Cluster, chart: str) -> dict[str, Any]:
     await Uninstall(configuration).run("accel", wait=False)
     steps["uninstall"] = {"left": sorted(f"{plural}/{name}" for _, plural, _, name in running.objects)}
     return steps
-
-
-async def _helm(running: Cluster, action: Any, chart: str, values: dict[str, Any]) -> dict[str, Any]:
-    configuration = Configuration(namespace="accel", kubeconfig=running.kubeconfig)
-    done: dict[str, Any] = await action(configuration).run(
-        "accel", chart, values=values, wait=False, server_side_apply=True
-    )
-    return done
 
 
 def _gpus(deployment: dict[str, Any]) -> int:

@@ -10,17 +10,25 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
-from cluster import cluster
+from cluster import Cluster, cluster
 from helm_sdkpy import Configuration, Install
 
 
+async def helm(running: Cluster, action: Any, chart: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Install or upgrade a release called accel; what Helm says of it, its manifest among that."""
+    configuration = Configuration(namespace="accel", kubeconfig=running.kubeconfig)
+    done: dict[str, Any] = await action(configuration).run(
+        "accel", chart, values=values, wait=False, server_side_apply=True
+    )
+    return done
+
+
 async def render(chart: str) -> str:
-    """The manifest of a release called accel."""
+    """The manifest of the default values."""
     with cluster(monitoring=False) as running:
-        configuration = Configuration(namespace="accel", kubeconfig=running.kubeconfig)
-        release = await Install(configuration).run("accel", chart, values={}, wait=False, server_side_apply=True)
-    return str(release["manifest"])
+        return str((await helm(running, Install, chart, {}))["manifest"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from accel_lib.lab.load import LoadRun
 from accel_lib.lab.scrape import read_metrics, watch
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
-from tests.tiny import TABLE, end_at_once, settled, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -68,10 +68,10 @@ def test_metrics_of_a_server_that_is_gone_are_an_error():
 
 
 def test_watching_sees_what_was_asked_meanwhile(tiny):
-    settled(tiny)
+    tiny.settled()
     with watch(tiny, every_s=0.1) as seen:
         run = accel_lib.load(tiny, TEXTS, rate=100, seconds=1, warmup_s=0)
-        settled(tiny)
+        tiny.settled()
     frame = seen.result.frame
     assert (frame["requests_per_s"] * frame["seconds"]).sum() == pytest.approx(len(run.frame))
     assert (seen.result.batch_sizes.index * seen.result.batch_sizes).sum() == len(run.frame)

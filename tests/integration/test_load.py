@@ -15,7 +15,7 @@ import accel_lib
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.lab import load as loading
 from accel_lib.lab.tune import tune
-from tests.tiny import TABLE, end_at_once, settled, tiny_artifact, tiny_texts
+from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -109,7 +109,7 @@ def test_a_run_shows_units_its_finding_and_the_machine(run):
 
 
 def test_one_request_at_a_time_is_never_batched(tiny):
-    settled(tiny)
+    tiny.settled()
     alone = accel_lib.load(tiny, TEXTS, concurrency=1, seconds=0.5, warmup_s=0.1)
     assert list(alone.batch_sizes.index) == [1]
 
@@ -190,7 +190,7 @@ def test_goodput_counts_what_came_in_time(run):
 
 
 def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
-    settled(tiny)
+    tiny.settled()
     wide = accel_lib.load(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
     assert set(wide.frame["rows"]) == {4}
     assert wide.throughput == pytest.approx(4 * len(wide.frame) / wide.seconds)

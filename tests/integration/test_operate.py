@@ -17,7 +17,7 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.trial import run_trial
 from accel_lib.texts import Texts
 from tests.rig import LABELS, TEXTS, VECTORS, build_repository
-from tests.tiny import end_at_once, settled
+from tests.tiny import end_at_once
 
 pytestmark = pytest.mark.triton
 # Every endpoint, and the role that it needs; None: anybody.
@@ -187,7 +187,7 @@ def test_batching_is_changed_counts_from_then_on_and_survives_a_restart_of_the_g
         assert counted["requests"] == 0
         for _ in range(3):
             classify(client, TEXTS[:2])
-        settled(server.model("sentiment"))
+        server.model("sentiment").settled()
         counted = client.get("/v1/models/sentiment/statistics").json()
         assert (counted["requests"], counted["inferences"]) == (3, 6)
         assert sum(int(size) * count for size, count in counted["batch_sizes"].items()) == 6

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import accel_lib
+from accel_lib.errors import AccelError
 from accel_lib.lab import cores
 from accel_lib.lab import sweep as sweeping
 from accel_lib.lab.cores import share_cores
@@ -93,6 +94,12 @@ def test_memory_that_would_not_hold_another_copy_is_noticed_before_it_is_loaded(
     found = sweep(tiny, TEXTS, grid={"max_batch_size": (64, 16)}, repeats=1, **QUICK)
     assert found.frame["max_batch_size"].tolist() == [64]
     assert "4 MB are free" in found.finding
+
+
+@pytest.mark.parametrize("grid", [{}, {"max_batch_size": ()}, [{}], [{"instance_count": 1, "treads": 2}]])
+def test_a_sweep_of_nothing_or_of_a_setting_that_there_is_not_is_refused(tiny, grid):
+    with pytest.raises(AccelError, match="values for each setting"):
+        sweep(tiny, TEXTS, grid=grid, **QUICK)
 
 
 def test_a_server_that_dies_during_a_sweep_leaves_what_was_measured(artifact, tmp_path):
