@@ -71,8 +71,9 @@ def end_at_once(server):
 
 
 def tiny_artifact(
-    folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding", labels=()
-):
+    folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding", labels=(),
+    packed=False,
+):  # fmt: skip
     """A real ONNX file of the same network, with the manifest that a converter would write."""
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["found"]),
@@ -99,7 +100,7 @@ def tiny_artifact(
     facts = {"model": "tiny", "source": "made here", "task": task, "output_name": "sentence_embedding"}
     manifest = Manifest(
         **facts, format=form, precision=precision, dimension=table.shape[1], max_length=LONGEST, target=target,
-        labels=labels,
+        labels=labels, packed=packed,
         profiles=(Profile(min=(1, 2), opt=(8, 16), max=(8, LONGEST)),) if form == "tensorrt" else (),
     )  # fmt: skip
     with writing(folder) as draft:

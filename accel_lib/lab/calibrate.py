@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.engines.batching import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS
+from accel_lib.artifact import Artifact
+from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.lab.load import LoadRun, load
 from accel_lib.lab.measure import tidy
@@ -26,6 +28,8 @@ _REPEATS = 5
 _CONCURRENCY = (6, 24)  # requests an instance, beside one alone
 _FEWEST = 3  # executions of a size, under which their mean says little
 _POLLS = 1_000  # Triton counts an execution just after its answer
+
+_Work = Callable[[Sequence[int]], list[float]]  # of an execution, from the tokens of its rows: `features`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,9 @@ def calibrate(
     """
     own, progress = served.config, Progress("Calibrating")
     lengths = np.array([len(ids) for ids in served._tokenize(texts, None)[1]])
-    budget = own.max_batch_tokens or (GPU_BATCH_TOKENS if _on_gpu(own) else CPU_BATCH_TOKENS)
+    packed = Artifact.load(served._artifact_folder).manifest.packed
+    budget = own.max_batch_tokens or batch_tokens("cuda" if _on_gpu(own) else "cpu", packed=packed)
+    work = functools.partial(features, budget=budget, packed=packed)
     rows: list[dict[str, Any]] = []
     costs: dict[int, Cost] = {}
     noise: list[float] = []
@@ -91,13 +97,13 @@ def calibrate(
             name = f"{count} instance{'s' if count > 1 else ''}"
             progress.tick(f"{name}, single requests")
             served.configure(instance_count=count)
-            alone, samples = _single(served, lengths, budget)
+            alone, samples = _single(served, lengths, budget, work)
             progress.tick(f"{name}, under load")
             runs = [
                 load(served, texts, concurrency=many, seconds=seconds, warmup_s=0.3)
                 for many in (1, *(count * many for many in _CONCURRENCY))
             ]
-            costs[count], found = _fit(alone, runs, count, budget)
+            costs[count], found = _fit(alone, runs, count, work)
             rows += [{"instance_count": count} | row for row in found]
             noise += samples
             transport.append(_transport_ms(runs[0]))
@@ -117,6 +123,7 @@ def calibrate(
         client_ms=min(client),
         config=own,
         budget=budget,
+        packed=packed,
     )
 
 
@@ -126,7 +133,9 @@ def _on_gpu(config: ModelConfig) -> bool:
     return config.instance_kind in ("auto", "gpu") and bool(inspect_machine().gpus)
 
 
-def _single(served: ServedModel, lengths: NDArray[np.int64], budget: int) -> tuple[list[_Point], list[float]]:
+def _single(
+    served: ServedModel, lengths: NDArray[np.int64], budget: int, work: _Work
+) -> tuple[list[_Point], list[float]]:
     """What single requests keep an instance for, each of them one engine call; and each sample over its mean."""
     widths = sorted({int(np.quantile(lengths, q, method="nearest")) for q in _QUANTILES})
     most = max(1, served.config.max_batch_size)
@@ -143,13 +152,12 @@ def _single(served: ServedModel, lengths: NDArray[np.int64], budget: int) -> tup
             if turn:  # the first one warms up
                 taken[rows, width].append(counted.busy_s * 1e3)
     points = [
-        _Point(rows, width, features([width] * rows, budget), float(np.median(ms)), len(ms))
-        for (rows, width), ms in taken.items()
+        _Point(rows, width, work([width] * rows), float(np.median(ms)), len(ms)) for (rows, width), ms in taken.items()
     ]
     return points, [sample / float(np.mean(ms)) for ms in taken.values() for sample in ms]
 
 
-def _under_load(run: LoadRun, budget: int) -> list[_Point]:
+def _under_load(run: LoadRun, work: _Work) -> list[_Point]:
     """The mean time of each batch size in a run, with the mean work of such batches of the texts that it sent."""
     if not run.statistics:
         return []
@@ -158,7 +166,7 @@ def _under_load(run: LoadRun, budget: int) -> list[_Point]:
         _Point(
             size,
             float("nan"),
-            np.mean([features(batch, budget) for batch in batches_of(sent, size)], axis=0).tolist(),
+            np.mean([work(batch) for batch in batches_of(sent, size)], axis=0).tolist(),
             run.statistics.batch_ns[size] / count / 1e6,
             count,
         )
@@ -168,7 +176,7 @@ def _under_load(run: LoadRun, budget: int) -> list[_Point]:
 
 
 def _fit(
-    alone: Sequence[_Point], runs: Sequence[LoadRun], count: int, budget: int
+    alone: Sequence[_Point], runs: Sequence[LoadRun], count: int, work: _Work
 ) -> tuple[Cost, list[dict[str, Any]]]:
     """The costs' ratios from single requests, their level from load; and the points beside what they were fitted to.
 
@@ -176,7 +184,7 @@ def _fit(
     one it is that of several.
     """
     shape = _solve([point.work for point in alone], [point.ms for point in alone], [1.0] * len(alone))
-    first, *rest = (_under_load(run, budget) for run in runs)
+    first, *rest = (_under_load(run, work) for run in runs)
     crowded = [point for points in rest for point in points]
     crowding = 1.0
     if count > 1:

@@ -20,8 +20,8 @@ class Cost:
     Parameters
     ----------
     execution, call, row, token, square
-        An execution by itself, each call of the engine in it, each row, each padded token, and each padded token times
-        its row's width (attention).
+        An execution by itself, each call of the engine in it, each row, each token, and each token times its row's
+        width (attention); padding counts where the engine computes it.
     crowding
         How many times as long an execution takes while every instance computes.
     gap
@@ -59,7 +59,9 @@ class ServiceTime(Result):
     config
         The configuration it was measured with.
     budget
-        Padded tokens of an engine call where the configuration names none.
+        Tokens of an engine call where the configuration names none.
+    packed
+        Whether the engine computes no padding, so that only real tokens count.
     """
 
     costs: Mapping[int, Cost]
@@ -69,6 +71,7 @@ class ServiceTime(Result):
     client_ms: float
     config: ModelConfig
     budget: int
+    packed: bool = False
 
     @property
     def finding(self) -> str:
@@ -99,32 +102,38 @@ class ServiceTime(Result):
 
         def seconds(tokens: Sequence[int], busy: int = 1) -> float:
             ms = cost.execution
-            for rows, width in calls(tokens, budget):
-                ms += cost.call + rows * (cost.row + width * (cost.token + cost.square * width))
+            for rows, computed, squares in calls(tokens, budget, packed=self.packed):
+                ms += cost.call + rows * cost.row + computed * cost.token + squares * cost.square
             return ms * (1 + slower * (busy - 1)) / 1e3
 
         return seconds
 
 
-def calls(tokens: Sequence[int], budget: int) -> list[tuple[int, int]]:
-    """Rows and width of each engine call of an execution, cut as ``plan_batches`` cuts."""
-    if len(tokens) == 1:
-        return [(1, tokens[0])]
-    cut: list[tuple[int, int]] = []
-    rows, widest = 0, 0
+def calls(tokens: Sequence[int], budget: int, *, packed: bool = False) -> list[tuple[int, int, int]]:
+    """Rows, computed tokens and their squares by row of each engine call of an execution, cut as ``plan_batches`` cuts.
+
+    Examples
+    --------
+    >>> calls([3, 5, 2], 9), calls([3, 5, 2], 9, packed=True)
+    ([(2, 6, 18), (1, 5, 25)], [(2, 5, 13), (1, 5, 25)])
+    """
+    groups: list[list[int]] = [[]]
+    real = 0
     for width in sorted(tokens):
-        if rows and (rows + 1) * width > budget:
-            cut.append((rows, widest))
-            rows = 0
-        rows, widest = rows + 1, width
-    return [*cut, (rows, widest)]
+        real += width
+        if groups[-1] and (real if packed else (len(groups[-1]) + 1) * width) > budget:
+            groups.append([])
+            real = width
+        groups[-1].append(width)
+    if not packed:
+        groups = [[group[-1]] * len(group) for group in groups]
+    return [(len(group), sum(group), sum(width * width for width in group)) for group in groups]
 
 
-def features(tokens: Sequence[int], budget: int) -> list[float]:
+def features(tokens: Sequence[int], budget: int, *, packed: bool = False) -> list[float]:
     """What the costs of an execution are multiplied with, in the order of `Cost`."""
-    cut = calls(tokens, budget)
-    padded = sum(rows * width for rows, width in cut)
-    return [1.0, len(cut), len(tokens), padded, sum(rows * width * width for rows, width in cut)]
+    cut = calls(tokens, budget, packed=packed)
+    return [1.0, len(cut), *map(sum, zip(*cut, strict=True))]
 
 
 def batches_of(lengths: Sequence[int], size: int, most: int = 200) -> list[list[int]]:

@@ -63,7 +63,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())
-    heights = _apart(frame["cost_per_million"].to_numpy() / top)
+    heights = apart(frame["cost_per_million"].to_numpy() / top)
     for (_, row), x, height in zip(frame.iterrows(), late, heights, strict=True):
         kept = row["late"] <= findings.MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
@@ -78,7 +78,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     return finish(ax, frame)
 
 
-def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
+def apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
     """Where labels stand so that none covers another: from the lowest up, each at least `gap` above the one before."""
     placed = heights.copy()
     order = np.argsort(heights)

@@ -7,6 +7,7 @@ import os
 import pytest
 
 import accel_lib
+from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.lab.calibrate import calibrate
 from accel_lib.lab.curve import latency_curve
@@ -25,7 +26,7 @@ def tiny(tmp_path_factory):
     repository = tmp_path_factory.mktemp("calibrate") / "model_repository"
     repository.mkdir()
     with accel_lib.serve(repository) as server:
-        yield server.add("tiny", tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE))
+        yield server.add("tiny", tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE, packed=True))
         end_at_once(server)
 
 
@@ -40,6 +41,11 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
     assert service.costs[1].execution + service.costs[1].call > 0
     assert "An execution takes" in service.finding
     assert service.transport_ms >= service.client_ms > 0
+
+
+def test_a_calibration_counts_tokens_as_the_engine_it_measured_cuts_them(service):
+    assert service.packed
+    assert service.budget == batch_tokens("cpu", packed=True)
 
 
 def test_calibrating_puts_the_own_configuration_back(tiny):

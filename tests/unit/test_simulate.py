@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import AccelError
 from accel_lib.lab import findings_simulator as findings
 from accel_lib.lab.arrivals import poisson
 from accel_lib.lab.curve import latency_curve, predict_settings, saturated
-from accel_lib.lab.service_time import Cost, ServiceTime
+from accel_lib.lab.service_time import Cost, ServiceTime, calls
 from accel_lib.lab.simulate import simulate
 from accel_lib.lab.waiting import QUEUE_FULL, TIMED_OUT
 from accel_lib.triton.config import ModelConfig
@@ -33,6 +34,17 @@ def calibration(*, execution=4.0, row=1.0, noise=(1.0,), transport_ms=0.0, clien
         config=ModelConfig(name="made-up", **settings),
         budget=512,
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("budget", [64, 512, 1_024])
+def test_executions_are_cut_into_the_calls_that_the_engine_makes(budget, packed):
+    lengths = np.random.default_rng(0).integers(3, 256, 64)
+    batches = [lengths[batch] for batch in plan_batches(lengths, max_batch_tokens=budget, packed=packed)]
+    computed = batches if packed else [np.full(len(batch), batch.max()) for batch in batches]
+    assert calls(lengths.tolist(), budget, packed=packed) == [
+        (len(batch), batch.sum(), (batch**2).sum()) for batch in computed
+    ]
 
 
 def test_a_queue_waits_as_long_as_pollaczek_and_khinchine_say():

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.figure import draw
+
 BATCHED_32 = (("ONNX Runtime", 2.0), ("sentence-transformers, ONNX", 2.0))
 AT_BEST = 1.15
 SERVED = {"FP32": {8: 2.2, 32: 2.8, 64: 2.8, 256: 2.8}, "INT8": {8: 2.8, 32: 3.5, 64: 3.5, 256: 3.5}}
@@ -26,7 +28,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
     lines += ["Verdict:", "", *(f"- {line}" for line in verdict(results))]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "inprocess" in results and "served" in results:
-        figure(results, folder / "bench.png")
+        draw(results, folder / "bench.png")
     print("\n".join(lines))
 
 
@@ -167,45 +169,3 @@ def served_verdict(rows: list[dict[str, Any]], limit: float) -> list[str]:
 def judged(words: str, share: float) -> str:
     """The words with whether the target is reached."""
     return f"{words}: {'reached' if share >= 1 else f'missed by {1 - share:.1%}'}"
-
-
-def figure(results: dict[str, Any], path: Path) -> None:
-    """Throughput in one process beside throughput by clients."""
-    import matplotlib.pyplot as plt
-
-    from accel_lib.show.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
-
-    rows, served = results["inprocess"], results["served"]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(1, 1.1))
-    names = [row["name"] for row in rows]
-    rates = [float(np.median(row["rates"])) for row in rows]
-    left.barh(names, rates, color=[GREEN if name.startswith("ours") else LIGHT for name in names], height=0.62)
-    for y, rate in enumerate(rates):
-        left.annotate(f"{rate:.0f}", (rate, y), (4, 0), textcoords="offset points", va="center")
-    limit = results["matrix_gflops"] * 1e9 / results["facts"]["flop_per_sentence"]
-    left.axvline(limit, color=VERMILLION, linestyle="--", linewidth=1.3)
-    left.annotate("limit of FP32\nmatrices ", (limit, -0.3), ha="right", va="top", color=VERMILLION)
-    left.invert_yaxis()
-    left.set_xlabel("sentences per second in one process, each at its best batching")
-    colors = [GREY, GREEN, BLUE, VERMILLION, ORANGE, PURPLE, SKY]
-    for name, color in zip(dict.fromkeys(row["name"] for row in served), colors, strict=False):
-        levels = sorted({row["concurrency"] for row in served})
-        line = [median(served, name, level, "rate") for level in levels]
-        right.plot(levels, line, color=color, marker="o", linewidth=2)
-        right.annotate(name, (levels[-1], line[-1]), (8, 0), textcoords="offset points", color=color, va="center")
-    right.set_xscale("log", base=2)
-    right.set_xticks(levels, map(str, levels))
-    right.set_xlim(0.9, 256 * 12)
-    right.set_ylim(0)
-    right.set_xlabel("clients, each waiting for its answer (one text a request)")
-    right.set_ylabel("requests per second")
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    best = max(row["name"] for row in rows if row["name"] == "ours INT8")
-    peer = max((row for row in rows if not row["name"].startswith("ours")), key=lambda row: np.median(row["rates"]))
-    ratio = np.median(np.array(rows[names.index(best)]["rates"]) / np.array(peer["rates"]))
-    fig.suptitle(f"In one process {best} answers {ratio:.1f}× as many sentences as {peer['name']}, the best peer",
-                 x=0.01, ha="left", fontweight="bold")  # fmt: skip
-    fig.supxlabel(f"measured on {results['facts']['machine']}; {results['facts']['texts']}", x=0.01, ha="left",
-                  fontsize=8, color=GREY)  # fmt: skip
-    fig.savefig(path, dpi=110)
