@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import collections
 from typing import Protocol
 
 from accel_lib.errors import AccelError, ServerError
@@ -27,34 +28,57 @@ class Actuator(Protocol):
 
 
 class Admission:
-    """Lets requests in while fewer than `limit` are under way; takes effect at once. A limit of 0 lets all in."""
+    """Lets requests in while fewer than `limit` are under way, 0 for any number; takes effect at once.
+
+    One that finds no place waits for it in turn, `timeout_ms` at most, and is turned away then. The event loop of the
+    requests enters and leaves; another thread may `apply`.
+    """
 
     name = "admission"
 
-    def __init__(self, limit: int = 0) -> None:
-        self.limit, self.under_way = limit, 0
-        self._lock = threading.Lock()
+    def __init__(self, limit: int = 0, timeout_ms: int = 0) -> None:
+        self.limit, self.timeout_ms, self.under_way = limit, timeout_ms, 0
+        self._waiting: collections.deque[asyncio.Future[bool]] = collections.deque()
 
-    def enter(self) -> bool:
-        """Whether one more may go in; it must `leave` then."""
-        with self._lock:
-            if 0 < self.limit <= self.under_way:
-                return False
-            self.under_way += 1
+    def take(self) -> bool:
+        """Take a place, if one is free, without waiting."""
+        free = not 0 < self.limit <= self.under_way
+        self.under_way += free
+        return free
+
+    async def enter(self) -> bool:
+        """Whether one more may go in, as soon as that is known; it must `leave` then."""
+        if self.take():
             return True
+        if not self.timeout_ms:
+            return False
+        loop = asyncio.get_running_loop()
+        place = loop.create_future()
+        self._waiting.append(place)
+        timer = loop.call_later(self.timeout_ms / 1e3, _answer, place, False)
+        try:
+            return bool(await place)
+        finally:
+            timer.cancel()
 
     def leave(self) -> None:
-        """One is answered, or lost."""
-        with self._lock:
-            self.under_way -= 1
+        """One is answered, or lost: who waits longest gets its place."""
+        self.under_way -= 1
+        while self._waiting and (self._waiting[0].done() or self.take()):
+            _answer(self._waiting.popleft(), True)
 
     def current(self) -> dict[str, int]:
-        """``{"limit": …}``."""
-        return {"limit": self.limit}
+        """``{"limit": …, "timeout_ms": …}``."""
+        return {"limit": self.limit, "timeout_ms": self.timeout_ms}
 
     def apply(self, **settings: int) -> None:
-        """Set the limit; those that are in stay in."""
-        self.limit = settings["limit"]
+        """Set limit and timeout; those that are in stay in, those that wait keep their timeout."""
+        self.limit, self.timeout_ms = settings["limit"], settings["timeout_ms"]
+
+
+def _answer(place: asyncio.Future[bool], entered: bool) -> None:
+    if not place.done():
+        place.set_result(entered)
 
 
 class Instances:

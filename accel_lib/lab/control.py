@@ -1,8 +1,9 @@
 """Hold a p95 target while the load changes: watch, plan, act by the cheapest means, and take back what made it worse.
 
 The controller decides once a window from what the window showed. It knows no load in advance and no setting's speed: it
-fits t(n) = a + b·n to Triton's statistics as it goes. Letting fewer in takes effect at once, so that comes first; then
-another instance, in place; then other batching, for which a second copy is loaded in the background.
+fits t(n) = a + b·n to Triton's statistics as it goes. Who is let in, and how long others may wait for a place, takes
+effect at once, so that comes first; then another instance, in place; then other batching, for which a second copy is
+loaded in the background.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from accel_lib.lab.actuators import Actuator
-from accel_lib.lab.plan import GUESS, BatchTime, Prospect, Serving, admissible, fit_batch_time, prospect
+from accel_lib.lab.plan import GUESS, BatchTime, Prospect, Serving, admission, fit_batch_time, prospect
 from accel_lib.lab.words import number, percent
 from accel_lib.triton.statistics import Statistics
 
@@ -24,7 +25,7 @@ _BETTER = 1.15  # times the capacity, or the latency, that makes a change worth 
 _SPARE = 1.1  # times the load that a plan must carry
 _WORSE = 0.9  # times the former goodput, under which a change is taken back
 _ALIKE = 0.8  # share of the former load from which goodputs may be compared
-_DEAD = 0.2  # share by which the admission limit must move to be set anew
+_DEAD = 0.2  # share by which the admission limit, or the timeout in terms of the target, must move to be set anew
 _FORGET = 0.6  # what a window's counts weigh one window later
 _SIZES = (1, 4, 8, 16, 32, 64)
 
@@ -178,11 +179,15 @@ class Controller:
             self._margin = max(0.3, self._margin * 0.85)
         elif window.shed and window.p95_ms < 0.8 * self.p95_ms:
             self._margin = min(1.2, self._margin * 1.1)
-        limit, now = admissible(time, self.serving, self._margin * self.p95_ms), self._admission.current()["limit"]
-        if now and abs(limit - now) <= max(1, _DEAD * now):
+        limit, timeout_ms = admission(time, self.serving, self._margin * self.p95_ms)
+        now = self._admission.current()
+        near = abs(limit - now["limit"]) <= max(1, _DEAD * now["limit"])
+        if now["limit"] and near and abs(timeout_ms - now["timeout_ms"]) <= _DEAD * self.p95_ms:
             return []
-        words = f"Let in at most {limit} at a time: with {time} that many are answered within {self.p95_ms:g} ms"
-        return [Decision(action="admission", words=words, actuator=self._admission, settings={"limit": limit})]
+        others = f"others wait up to {timeout_ms} ms for a place" if timeout_ms else "turn others away"
+        words = f"Let in at most {limit} at a time, {others}: with {time} these are answered within {self.p95_ms:g} ms"
+        settings = {"limit": limit, "timeout_ms": timeout_ms}
+        return [Decision(action="admission", words=words, actuator=self._admission, settings=settings)]
 
     def _judge(self, window: Window) -> Decision | None:
         """Take a change back that made it worse, where the load is what it was."""

@@ -44,7 +44,7 @@ class Reply:
 class Gate(Protocol):
     """Who may be let in: a request that may `enter` has to `leave`, once it is over."""
 
-    def enter(self) -> bool:
+    async def enter(self) -> bool:
         """Whether one more may go in."""
 
     def leave(self) -> None:
@@ -70,7 +70,7 @@ class Generator:
     timeout_s
         How long a client waits for an answer.
     gate
-        Open loop: asked before each request is sent; one that it turns away is over at once, refused as `SHED`.
+        Open loop: asked before each request is sent; one that it turns away is over, refused as `SHED`.
     """
 
     def __init__(
@@ -172,21 +172,22 @@ class Generator:
 
     async def _expect(self, send: _Send, number: int, due_s: float) -> None:
         """One request of a schedule; a drained one is counted as lost."""
-        if self._gate and not self._gate.enter():
-            now = time.perf_counter()
-            self.replies.append(Reply(number % len(self._payloads), due_s, now, now, None, SHED))
-            return
+        index = number % len(self._payloads)
         try:
-            async with self._free:
-                if not self._stop.is_set():
-                    await self._ask(send, number, due_s)
+            if self._gate and not await self._gate.enter():
+                now = time.perf_counter()
+                self.replies.append(Reply(index, due_s, now, now, None, SHED))
+                return
+            try:
+                async with self._free:
+                    if not self._stop.is_set():
+                        await self._ask(send, number, due_s)
+            finally:
+                if self._gate:
+                    self._gate.leave()
         except asyncio.CancelledError:
-            now = time.perf_counter()
-            self.replies.append(Reply(number % len(self._payloads), due_s, due_s, now, None, "DEADLINE_EXCEEDED"))
+            self.replies.append(Reply(index, due_s, due_s, time.perf_counter(), None, "DEADLINE_EXCEEDED"))
             raise
-        finally:
-            if self._gate:
-                self._gate.leave()
 
     async def _ask(self, send: _Send, number: int, due_s: float | None = None) -> str:
         index, sent_s = number % len(self._payloads), time.perf_counter()

@@ -15,6 +15,8 @@ import numpy as np
 GUESS = 0.5  # share of a lone request's time taken for `a`, until a batch was seen
 _FULL = 0.95  # share of the capacity from which a queue has no end
 _MOST = 4_096  # requests let in, at most
+_INSIDE = (0.5, 0.75)  # of the target, spent behind the gate, if batches are
+_EFFICIENT = 0.95  # times as fast as with all the target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,18 +112,37 @@ def prospect(time: BatchTime, serving: Serving, rate_per_s: float, *, parallel: 
 
 
 def admissible(time: BatchTime, serving: Serving, target_ms: float) -> int:
-    """How many requests may be under way so that the last one is answered within a time; at least one an instance.
-
-    It waits for the rest of the batch that runs, and for ``ceil(requests / (instances × batch))`` more.
-    """
-    room_s = (target_ms - serving.max_queue_delay_us / 1e3) / 1e3
-    together = serving.instance_count * serving.max_batch_size
-
-    def needed_s(count: int) -> float:
-        return time.fixed_s * (math.ceil(count / together) + 1) + time.each_s * count / serving.instance_count
-
+    """How many requests may be under way so that the last one is answered within a time; at least one an instance."""
+    room_s = target_ms / 1e3
     low, high = serving.instance_count, _MOST
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed_s(middle) <= room_s else (low, middle - 1)
+        low, high = (middle, high) if _last_s(time, serving, middle) <= room_s else (low, middle - 1)
     return low
+
+
+def admission(time: BatchTime, serving: Serving, target_ms: float) -> tuple[int, int]:
+    """How many requests may be under way, and how many ms others may wait for a place and still be in time.
+
+    As few are let in as keep batches efficient: who waits outside is turned away by the clock, not by a forecast.
+
+    Examples
+    --------
+    >>> batched = Serving(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
+    >>> admission(BatchTime(fixed_s=0.001, each_s=0.001), batched, 60)
+    (28, 30)
+    """
+    most = admissible(time, serving, target_ms)
+    for share in (*_INSIDE, 1.0):
+        limit = admissible(time, serving, share * target_ms)
+        last_s = _last_s(time, serving, limit)
+        if limit / last_s >= _EFFICIENT * most / _last_s(time, serving, most):
+            break
+    return limit, max(0, round(target_ms - last_s * 1e3))
+
+
+def _last_s(time: BatchTime, serving: Serving, count: int) -> float:
+    """How long the last of so many takes: the rest of a running batch, then ``ceil(count / (instances × batch))``."""
+    together = serving.instance_count * serving.max_batch_size
+    computed_s = time.fixed_s * (math.ceil(count / together) + 1) + time.each_s * count / serving.instance_count
+    return serving.max_queue_delay_us / 1e6 + computed_s

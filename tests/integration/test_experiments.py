@@ -56,10 +56,14 @@ def delayed(tiny):
 
 def test_metrics_are_read_as_a_tidy_table(server, tiny):
     tiny.encode(TEXTS[:3])
-    metrics = read_metrics(server.metrics_url)
-    answered = metrics.query("name == 'nv_inference_request_success' and model == 'tiny'")
-    assert answered["kind"].tolist() == ["counter"]
-    assert answered["value"].item() >= 1
+    until = time.monotonic() + 60
+    while True:  # Triton counts after it has answered
+        answered = read_metrics(server.metrics_url).query("name == 'nv_inference_request_success' and model == 'tiny'")
+        assert answered["kind"].tolist() == ["counter"]
+        if answered["value"].item() >= 1:
+            break
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_metrics_of_a_server_that_is_gone_are_an_error():

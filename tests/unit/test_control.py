@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import itertools
 import math
@@ -13,7 +14,7 @@ from accel_lib.errors import ServerError
 from accel_lib.lab.actuators import Admission, apply
 from accel_lib.lab.arrivals import steps
 from accel_lib.lab.control import Controller, Window
-from accel_lib.lab.plan import BatchTime, Serving, admissible, fit_batch_time, prospect
+from accel_lib.lab.plan import BatchTime, Serving, admissible, admission, fit_batch_time, prospect
 from accel_lib.triton.statistics import Statistics
 
 WINDOW_S, TARGET_MS = 5.0, 50.0
@@ -51,7 +52,8 @@ class Plant:
         self.instances = Part(self, "instances", ("instance_count",))
         self.batching = Part(self, "batching", ("max_batch_size", "max_queue_delay_us"))
         self.free = [0.0]
-        self.queue = collections.deque()
+        self.queue = collections.deque()  # when they came, and when they went in
+        self.outside = collections.deque()
         self.under_way = []
 
     def window(self, start, due):
@@ -61,22 +63,37 @@ class Plant:
         count = self.setting["instance_count"]
         slower = count / (1 + self.gain * (count - 1))
         self.free = sorted([*self.free, *[start] * count])[-count:]
-        events = [(at, "due") for at in due] + [(end, "end")]
-        for at, kind in events:
-            while self.queue and (begin := max(self.free[0], self.queue[0] + self.delay(), start)) <= at:
-                batch = [self.queue.popleft() for _ in range(min(len(self.queue), self.setting["max_batch_size"]))]
+        arrivals = collections.deque(due)
+        while True:
+            begin = max(self.free[0], self.queue[0][1] + self.delay(), start) if self.queue else math.inf
+            over = min((done for _, done in self.under_way), default=math.inf)
+            at = min(begin, over, arrivals[0] if arrivals else math.inf)
+            if at > end:
+                break
+            if at == over:
+                came, _ = done = min(self.under_way, key=lambda pair: pair[1])
+                self.under_way.remove(done)
+                self.gate.leave()
+                ms.append((at - came) * 1e3)
+                while self.outside and (at > self.outside[0][1] or self.gate.take()):
+                    came, until = self.outside.popleft()
+                    if at > until:
+                        shed += 1
+                    else:
+                        self.queue.append((came, at))
+            elif at == begin:
+                batch = [self.queue.popleft()[0] for _ in range(min(len(self.queue), self.setting["max_batch_size"]))]
                 seconds = (self.fixed_s + self.each_s * len(batch)) * slower
                 self.free = sorted([*self.free[1:], begin + seconds])
                 sizes[len(batch)] += 1
                 spent[len(batch)] += seconds * 1e9
                 self.under_way += [(one, begin + seconds) for one in batch]
-            for done in [pair for pair in self.under_way if pair[1] <= at]:
-                self.under_way.remove(done)
-                self.gate.leave()
-                ms.append((done[1] - done[0]) * 1e3)
-            if kind == "due" and self.gate.enter():
-                self.queue.append(at)
-            elif kind == "due":
+            elif self.gate.take():
+                self.queue.append((arrivals[0], arrivals.popleft()))
+            elif self.gate.timeout_ms:
+                self.outside.append((arrivals[0], arrivals.popleft() + self.gate.timeout_ms / 1e3))
+            else:
+                arrivals.popleft()
                 shed += 1
         good = sum(value <= TARGET_MS for value in ms)
         return Window(
@@ -234,10 +251,44 @@ def test_as_many_are_let_in_as_are_answered_in_time():
     assert admissible(time, alone, 1) == 1
 
 
+def test_as_many_wait_outside_as_keep_batches_efficient_and_as_long_as_they_may():
+    short = Serving(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
+    limit, timeout_ms = admission(BatchTime(fixed_s=0.001, each_s=0.001), short, 60)
+    assert limit < admissible(BatchTime(fixed_s=0.001, each_s=0.001), short, 60)
+    assert limit + 2 + timeout_ms == 60
+    heavy = BatchTime(fixed_s=0.02, each_s=0.0001)  # one more in a batch costs nothing: nobody is kept out of it
+    assert admission(heavy, short, 50) == (admissible(heavy, short, 50), 4)
+    assert admission(heavy, short, 10) == (1, 0)
+
+
 def test_a_gate_lets_in_as_many_as_its_limit_and_counts_who_leaves():
-    gate = Admission(limit=2)
-    assert [gate.enter(), gate.enter(), gate.enter()] == [True, True, False]
-    gate.leave()
-    assert gate.enter()
-    gate.apply(limit=0)
-    assert all(gate.enter() for _ in range(100))
+    async def story():
+        gate = Admission(limit=2)
+        assert [await gate.enter() for _ in range(3)] == [True, True, False]
+        gate.leave()
+        assert await gate.enter()
+        gate.apply(limit=0, timeout_ms=0)
+        assert all([await gate.enter() for _ in range(100)])
+
+    asyncio.run(story())
+
+
+def test_who_finds_no_place_waits_for_one_in_turn_until_the_timeout():
+    async def story():
+        gate = Admission(limit=1, timeout_ms=60_000)
+        assert await gate.enter()
+        first, second = (asyncio.create_task(gate.enter()) for _ in range(2))
+        await asyncio.sleep(0.01)
+        assert not first.done()
+        gate.leave()
+        assert await first
+        assert not second.done()
+        gate.apply(limit=1, timeout_ms=1)
+        assert not await gate.enter()
+        second.cancel()
+        await asyncio.wait([second])
+        gate.leave()
+        assert gate.under_way == 0
+        assert await gate.enter()
+
+    asyncio.run(story())
