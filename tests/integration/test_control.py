@@ -75,6 +75,14 @@ def test_a_request_that_is_not_let_in_is_a_miss_and_not_a_loss(tiny):
     assert "were not let in" in run.finding
 
 
+def test_a_request_that_finds_no_place_waits_for_one_within_its_timeout(tiny):
+    gate = Admission(limit=1, timeout_ms=60_000)
+    run = live(tiny, TEXTS, arrivals=[0.0] * 50, p95_ms=60_000, window_s=1, control=False, gate=gate)
+    assert run.frame["shed"].tolist() == [0.0]
+    assert run.frame["within"].tolist() == [1.0]
+    assert gate.under_way == 0
+
+
 def test_a_target_below_what_one_request_takes_is_refused(tiny):
     with pytest.raises(AccelError, match="a request that is alone takes longer"):
         live(tiny, TEXTS, arrivals=constant(30, 2), p95_ms=0.001, window_s=1)
