@@ -107,7 +107,7 @@ def cores(
     with _served(model_version) as served:
         given = load_texts(texts, limit=256)
         found = share_cores(served, given, concurrency=concurrency, seconds=seconds, repeats=repeats)
-        print(f"{found}\n{found.why}\n\n{found.finding}")
+        print(f"{found}\n\n{found.why}")
         if output:
             found.write(output)
 

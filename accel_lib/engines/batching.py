@@ -61,7 +61,12 @@ def plan_batches(
 
 
 def batch_tokens(device: str, *, packed: bool = False) -> int:
-    """Tokens of one batch that suit a device: on a CPU as many as its caches hold, on a GPU enough to fill it."""
+    """Tokens of one batch that suit a device: on a CPU as many as its caches hold, on a GPU enough to fill it.
+
+    Packed, ``make bench`` tries 256 to 4,096. On 2 cores with 1 MiB of second-level cache each, 512 and 1,024 answered
+    most texts of mixed length, alike within 2% in FP32 and in INT8; 256 was 4% and 15% slower, 2,048 9% and 10%, 4,096
+    37% and 43%.
+    """
     if device != "cpu":
         return GPU_BATCH_TOKENS
     return PACKED_BATCH_TOKENS if packed else CPU_BATCH_TOKENS

@@ -67,6 +67,7 @@ _HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | Non
     "name": ("", str, None),
     "strategy": ("strategy", str, None),
     "instance_count": ("instances", str, None),
+    "threads": ("threads each", str, None),
     "max_queue_delay_us": ("queue delay, µs", "{:,}".format, None),
     "max_batch_tokens": ("tokens a batch", "{:,}".format, None),
     "max_batch_size": ("largest batch", str, None),

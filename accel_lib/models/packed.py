@@ -34,14 +34,15 @@ class Attends(Protocol):
 
 
 class Packing(NamedTuple):
-    """Where the tokens of a packed batch stand.
+    """Where the tokens of a packed batch stand, head by head, so that they are laid out and turned in one step.
 
     Parameters
     ----------
     spread
-        int64 ``[batch * sequence]``: the packed token that each padded place takes; places of padding take any.
+        int64 ``[batch * heads * sequence]``: the row of ``[tokens * heads, width]`` that each padded place takes;
+        places of padding take any.
     gather
-        int64 ``[tokens]``: the padded place of each packed token.
+        int64 ``[tokens * heads]``: the row of ``[batch * heads * sequence, width]`` of each head of each packed token.
     bias
         ``[batch, 1, 1, sequence]``: added to attention's logits, 0 for tokens and far below for padding.
     """
@@ -50,19 +51,28 @@ class Packing(NamedTuple):
     gather: Tensor
     bias: Tensor
 
+    @classmethod
+    def of(cls, attention_mask: Tensor, heads: int) -> Packing:
+        """The packing of int64 ``[batch, sequence]``, padding on the right."""
+        batch, sequence = attention_mask.shape
+        places, each = attention_mask.nonzero(), torch.arange(heads, device=attention_mask.device)
+        tokens = (attention_mask.flatten().cumsum(0) - 1).clamp(min=0).view(batch, 1, sequence)
+        spread = (tokens * heads + each[:, None]).flatten()
+        gather = ((places[:, :1] * heads + each) * sequence + places[:, 1:]).flatten()
+        return cls(spread, gather, (1 - attention_mask[:, None, None, :].float()) * _MASKED)
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention inside each text: ``[1, heads, tokens, width]`` each, to ``[1, tokens, heads, width]``."""
         heads, width = query.shape[1], query.shape[3]
         batch, sequence = self.bias.shape[0], self.bias.shape[3]
 
         def lay_out(rows: Tensor) -> Tensor:
-            flat = rows.transpose(1, 2).reshape(-1, heads * width)
-            return flat.index_select(0, self.spread).view(batch, sequence, heads, width).transpose(1, 2)
+            flat = rows.transpose(1, 2).reshape(-1, width)
+            return flat.index_select(0, self.spread).view(batch, heads, sequence, width)
 
         logits = lay_out(query) @ lay_out(key).transpose(2, 3) * scaling + self.bias.to(query.dtype)
         weighted = torch.softmax(logits, dim=-1) @ lay_out(value)
-        flat = weighted.transpose(1, 2).reshape(-1, heads * width).index_select(0, self.gather)
-        return flat.view(1, -1, heads, width)
+        return weighted.reshape(-1, width).index_select(0, self.gather).view(1, -1, heads, width)
 
 
 class PackedEncoder(Encoder):
@@ -80,7 +90,8 @@ class PackedEncoder(Encoder):
         super().__init__(
             encoder.transformer, pooling=encoder.pooling, steps=list(encoder.steps), segments=encoder.segments
         )
-        self.first_position = first_position
+        config: Any = encoder.transformer.config
+        self.first_position, self.heads = first_position, int(config.num_attention_heads)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 ``[batch, sequence]`` twice, padding on the right, to float32 ``[batch, dimension]``."""
@@ -88,13 +99,12 @@ class PackedEncoder(Encoder):
         places = attention_mask.nonzero()
         gather = places[:, 0] * sequence + places[:, 1]
         spread = (attention_mask.flatten().cumsum(0) - 1).clamp(min=0)
-        bias = (1 - attention_mask[:, None, None, :].float()) * _MASKED
         ids = input_ids.flatten().index_select(0, gather)[None]
         extra = {"token_type_ids": torch.zeros_like(ids)} if self.segments else {}
         tokens = self.transformer(
             input_ids=ids,
             position_ids=places[:, 1][None] + self.first_position,
-            packing=Packing(spread, gather, bias),
+            packing=Packing.of(attention_mask, self.heads),
             **extra,
         ).last_hidden_state.float()
         padded = tokens.flatten(0, 1).index_select(0, spread).view(batch, sequence, -1)
@@ -131,7 +141,8 @@ def packable(module: nn.Module) -> Encoder:
     if isinstance(module, Encoder):
         config = getattr(module.transformer, "config", None)
         takes = inspect.signature(module.transformer.forward).parameters
-        if hasattr(config, "_attn_implementation") and "position_ids" in takes:
+        known = hasattr(config, "_attn_implementation") and hasattr(config, "num_attention_heads")
+        if known and "position_ids" in takes:
             return module
     raise _refused("it is no encoder that takes position ids and has exchangeable attention")
 

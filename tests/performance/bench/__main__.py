@@ -3,6 +3,7 @@
     make bench            some twenty minutes
     make bench QUICK=1    under ten
 
+Tables, figure and numbers are left in ``out/bench``; where they are already, ``--only`` measures a part anew.
 Peers live in environments of their own under ``build/bench``, made on the first run. Everything is tuned first: each
 contender at its best way to batch, each peer at its best engine and batch size.
 """
@@ -10,7 +11,10 @@ contender at its best way to batch, each peer at its best engine and batch size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -20,22 +24,23 @@ import accel_lib as accel
 from accel_lib.lab.measure import machine_line
 from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
-from bench import inprocess, quality, report, served, startup
+from bench import inprocess, kernels, quality, report, served, startup
 
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "bench"
-OUTPUT = Path(__file__).parents[1] / "results"
+OUTPUT = ROOT / "out" / "bench"
+PARTS = ("startup", "quality", "inprocess", "served")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=["startup", "quality", "inprocess", "served"], action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--rounds", type=int, help="of the services")
     parser.add_argument("--seconds", type=float, help="of each service, concurrency and round")
     options = parser.parse_args()
-    parts = options.only or ["startup", "quality", "inprocess", "served"]
+    parts = options.only or PARTS
     BUILD.mkdir(parents=True, exist_ok=True)
     options.output.mkdir(parents=True, exist_ok=True)
     record = options.output / "bench.json"
@@ -52,18 +57,27 @@ def main() -> None:
     turns = 3 if options.quick else 7
     common = {"artifacts": artifacts, "texts": list(texts), "folder": locate(DEFAULT).folder, "build": BUILD}
     common["reference"] = model.reference(list(texts))
-    if "startup" in parts:
-        results["startup"] = startup.measure()
-    if "quality" in parts:
-        results["quality"] = quality.measure()
-    if "inprocess" in parts:
-        results |= inprocess.measure(**common, turns=turns)
-    if "served" in parts:
-        seconds, rounds = (1.0, 3) if options.quick else (4, 5)
-        seconds, rounds = options.seconds or seconds, options.rounds or rounds
-        results["served"] = served.measure(**common, seconds=seconds, rounds=rounds)
+    seconds, rounds = (0.7, 3) if options.quick else (4, 5)
+    seconds, rounds = options.seconds or seconds, options.rounds or rounds
+    measures = {
+        "startup": lambda: {"startup": startup.measure()},
+        "quality": lambda: {"quality": quality.measure()},
+        "inprocess": lambda: inprocess.measure(**common, turns=turns) | {"profile": kernels.measure(artifacts, texts)},
+        "served": lambda: {"served": served.measure(**common, seconds=seconds, rounds=rounds)},
+    }
+    for part in parts:
+        with timed(part):
+            results |= measures[part]()
     record.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     report.write(results, options.output)
+
+
+@contextlib.contextmanager
+def timed(part: str) -> Iterator[None]:
+    """Say how long a part took."""
+    began = time.monotonic()
+    yield
+    print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 def prepare(model: Model) -> dict[str, accel.Artifact]:

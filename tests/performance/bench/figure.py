@@ -76,7 +76,7 @@ def _bars(results: dict[str, Any], ax: Any) -> None:
     names = [textwrap.fill(row["name"], NAME_LETTERS) for row in rows]
     rates = [float(np.median(row["rates"])) for row in rows]
     colors = [{"ours INT8": GREEN, "ours FP32": BLUE}.get(row["name"], LIGHT) for row in rows]
-    limit = results["matrix_gflops"] * 1e9 / results["facts"]["flop_per_sentence"]
+    limit = results["limits"]["FP32"] * 1e9 / results["facts"]["flop_per_sentence"]
     ax.barh(names, rates, color=colors, height=0.62)
     for y, value in enumerate(rates):
         ax.annotate(number(value), (value, y), (5, 0), textcoords="offset points", va="center")

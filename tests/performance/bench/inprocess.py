@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
 import accel_lib as accel
 from accel_lib.lab.agreement import agreement
@@ -21,6 +23,7 @@ WORKER = Path(__file__).parent / "worker.py"
 OWN, THEIRS = ("1", "8", "32", "t512"), ("1", "8", "32")
 PACKED = ("t256", "t512", "t1024", "t2048", "t4096")
 TRIALS = 2
+SIZE, PRODUCTS, TRIES = 512, 24, 40  # of the products that show the limit
 
 
 class Worker:
@@ -34,6 +37,9 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+
+    def wait(self) -> None:
+        """Until it can encode."""
         self._answer()
 
     def seconds(self, how: str) -> float:
@@ -72,7 +78,7 @@ def measure(
     reference: np.ndarray,
     turns: int,
 ) -> dict[str, Any]:
-    """Rows by contender: best batching, sentences a second, agreement; and the rate of matrix products."""
+    """Rows by contender: best batching, sentences a second, agreement; and the rates of matrix products."""
     listed = build / "texts.json"
     listed.write_text(json.dumps(list(texts)), encoding="utf-8")
     workers: dict[str, tuple[Worker, Sequence[str]]] = {}
@@ -80,12 +86,15 @@ def measure(
     try:
         for name, (peer, kind, place, ways) in contenders(artifacts, folder).items():
             python = sys.executable if peer is None else python_of(peer, build)
-            if python is None:
-                continue
-            try:
+            if python is not None:
                 workers[name] = Worker(python, kind, place, listed), ways
+        for name, (worker, _) in list(workers.items()):  # they start side by side
+            try:
+                worker.wait()
             except RuntimeError as error:
                 print(f"{name} is left out: it {error}", flush=True)
+                worker.close()
+                del workers[name]
         best: dict[str, str] = {}
         tried: dict[str, dict[str, float]] = {}
         sorted32: dict[str, list[float]] = {name: [] for name in workers}
@@ -108,7 +117,7 @@ def measure(
     finally:
         for worker, _ in workers.values():
             worker.close()
-    return {"inprocess": rows, "matrix_gflops": matrix_rate()}
+    return {"inprocess": rows, "limits": matrix_rates()}
 
 
 def contenders(
@@ -128,23 +137,33 @@ def contenders(
     }
 
 
-def matrix_rate() -> float:
-    """GFLOP/s of ONNX Runtime's FP32 product of a size that stays in the caches, the best of some tries, all cores."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper
+def matrix_rates() -> dict[str, float]:
+    """Billions of operations a second in products of a size that stays in the caches, by precision, all cores."""
+    values = np.random.default_rng(0).normal(size=(SIZE, SIZE)).astype(np.float32) / SIZE
+    whole = np.random.default_rng(0).integers(0, 127, (SIZE, SIZE))
+    chain = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(PRODUCTS)]
+    beside = [helper.make_node("MatMulInteger", ["x0", "w"], [f"x{i + 1}"]) for i in range(PRODUCTS)]
+    return {
+        "FP32": _rate(chain, {f"x{PRODUCTS}": TensorProto.FLOAT}, values, values),
+        "INT8": _rate(
+            beside,
+            {f"x{i + 1}": TensorProto.INT32 for i in range(PRODUCTS)},
+            whole.astype(np.uint8),
+            whole.astype(np.int8),
+        ),
+    }
 
-    size, chain = 512, 24
-    values = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32) / size
-    nodes = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(chain)]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, size]) for n in ("x0", f"x{chain}")]
-    weights = [onnx.numpy_helper.from_array(values, name="w")]
-    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+
+def _rate(nodes: Sequence[Any], outputs: Mapping[str, int], x: np.ndarray, weight: np.ndarray) -> float:
+    """The best of some tries."""
+    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
+    ends = [helper.make_tensor_value_info(name, kind, [SIZE, SIZE]) for name, kind in ({"x0": kind} | outputs).items()]
+    graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], [numpy_helper.from_array(weight, name="w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     taken = []
-    for _ in range(30):
+    for _ in range(TRIES):
         started = time.perf_counter()
-        session.run(None, {"x0": values})
+        session.run(None, {"x0": x})
         taken.append(time.perf_counter() - started)
-    return 2 * size**3 * chain / min(taken) / 1e9
+    return 2 * SIZE**3 * PRODUCTS / min(taken) / 1e9

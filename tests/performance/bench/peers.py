@@ -11,9 +11,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
@@ -44,7 +44,11 @@ class Service:
         try:
             yield
         finally:
-            self._signal(signal.SIGSTOP)
+            self.sleep()
+
+    def sleep(self) -> None:
+        """Stop its processes."""
+        self._signal(signal.SIGSTOP)
 
     def end(self) -> None:
         """Kill its processes."""
@@ -85,17 +89,13 @@ def peers(
         model = {"model": "m"} if name == "infinity" else {}
         payloads = [(path, JSON, json.dumps({field: text} | model).encode()) for text in texts]
         running = []
-        for way in ways:
-            service = started(stack, name, way, payloads)
-            if service:
-                with service.awake():
-                    row = measured(service)
-                right = row["cosine"] > LEAST_COSINE
-                said = (
-                    f"{row['rate']:.0f}/s" if right else f"left out: a cosine of {row['cosine']:.2f} to the reference"
-                )
-                print(f"{name}, {way.how}: {said}", flush=True)
-                running += [(row["rate"], service)] if right else []
+        for service in started(stack, name, ways, payloads):
+            with service.awake():
+                row = measured(service)
+            right = row["cosine"] > LEAST_COSINE
+            said = f"{row['rate']:.0f}/s" if right else f"left out: a cosine of {row['cosine']:.2f} to the reference"
+            print(f"{name}, {service.how}: {said}", flush=True)
+            running += [(row["rate"], service)] if right else []
         running.sort(key=lambda pair: -pair[0])
         for _, slower in running[1:]:
             slower.end()
@@ -141,8 +141,21 @@ def plain(peer: str, build: Path, folder: Path, exported: Path | None, sizes: Se
             yield Way(how=f"{backend}, batches of up to {size}" if size else backend, command=command)
 
 
-def started(stack: contextlib.ExitStack, name: str, way: Way, payloads: Sequence[Any]) -> Service | None:
-    """A service that answers, on a free port; None, with a line that says so, where it does not start."""
+def started(stack: contextlib.ExitStack, name: str, ways: Iterable[Way], payloads: Sequence[Any]) -> list[Service]:
+    """Services that answer, each on a free port and asleep; a line says so where one does not start.
+
+    They start side by side, as most of that is one thread's work.
+    """
+    launched = [_launched(stack, name, way, payloads) for way in ways]
+    services = [service for service, process, log in launched if _answers(service, process, log)]
+    for service in services:
+        service.sleep()
+    return services
+
+
+def _launched(
+    stack: contextlib.ExitStack, name: str, way: Way, payloads: Sequence[Any]
+) -> tuple[Service, subprocess.Popen[bytes], IO[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -158,20 +171,24 @@ def started(stack: contextlib.ExitStack, name: str, way: Way, payloads: Sequence
     service = Service(name=name, url=f"http://127.0.0.1:{port}", payloads=payloads, group=process.pid, how=way.how)
     stack.callback(process.wait)
     stack.callback(service.end)
-    path, headers, body = payloads[0]
+    return service, process, log
+
+
+def _answers(service: Service, process: subprocess.Popen[bytes], log: IO[bytes]) -> bool:
+    path, headers, body = service.payloads[0]
     until = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < until:
         with (
             contextlib.suppress(URLError, OSError),
             urlopen(Request(service.url + path, data=body, headers=headers), timeout=30),
         ):
-            return service
+            return True
         time.sleep(0.3)
     log.seek(0)
     said = log.read().decode(errors="replace").strip().splitlines()
-    print(f"{name}, {way.how}, is left out: it did not start. {said[-1] if said else ''}", flush=True)
+    print(f"{service.name}, {service.how}, is left out: it did not start. {said[-1] if said else ''}", flush=True)
     service.end()
-    return None
+    return False
 
 
 def apart() -> dict[str, str]:

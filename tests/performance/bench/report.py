@@ -22,10 +22,12 @@ def write(results: dict[str, Any], folder: Path) -> None:
     facts = results["facts"]
     lines = [f"Measured on {facts['date']} on {facts['machine']}; {facts['texts']}.", ""]
     if "inprocess" in results:
-        lines += [*inprocess_table(results), "", *budgets(results["inprocess"]), ""]
+        lines += [*inprocess_table(results), "", *budgets(results["inprocess"]), *spent(results["profile"]), ""]
     if "served" in results:
         lines += [*served_table(results["served"]), "", *chosen(results["served"]), ""]
-    lines += ["Verdict:", "", *(f"- {line}" for line in verdict(results))]
+    judged_lines = verdict(results)
+    lines += ["Verdict:", "", *(f"- {line}" for line in judged_lines)]
+    lines += ["", summary(judged_lines)]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if "inprocess" in results and "served" in results:
         draw(results, folder / "bench.png")
@@ -34,7 +36,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 def inprocess_table(results: dict[str, Any]) -> list[str]:
     """Rows by contender, the limit last."""
-    flop, limit = results["facts"]["flop_per_sentence"], results["matrix_gflops"] * 1e9
+    flop, limit = results["facts"]["flop_per_sentence"], results["limits"]["FP32"] * 1e9
     rows = [
         "| in one process | best batching | sentences/s | in sorted 32s | of FP32 limit | cosine | 10 nearest |",
         "|---|---|---|---|---|---|---|",
@@ -45,7 +47,13 @@ def inprocess_table(results: dict[str, Any]) -> list[str]:
             f"| {row['name']} | {ways(row['batching'])} | {rate:.0f} | {np.median(row['rates_32']):.0f} | "
             f"{rate * flop / limit:.0%} | {row['cosine_mean']:.4f} | {row['top10_overlap']:.1%} |"
         )
-    return [*rows, f"| limit: {limit / 1e9:.0f} GFLOP/s in FP32 matrices | | {limit / flop:.0f} | | 100% | | |"]
+    for name, billions in results["limits"].items():
+        share = billions * 1e9 / limit
+        rows.append(
+            f"| limit: {billions:,.0f} billion operations/s in {name} products | | {billions * 1e9 / flop:,.0f} | | "
+            f"{share:.0%} | | |"
+        )
+    return rows
 
 
 def budgets(rows: list[dict[str, Any]]) -> list[str]:
@@ -55,6 +63,14 @@ def budgets(rows: list[dict[str, Any]]) -> list[str]:
         + ", ".join(f"{int(how[1:]):,}: {rate:.0f}/s" for how, rate in row["tried"].items())
         for row in rows
         if row["name"].startswith("ours")
+    ]
+
+
+def spent(profile: dict[str, dict[str, float]]) -> list[str]:
+    """Where our engine's time goes."""
+    return [
+        f"- {name} spends its time on: " + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
+        for name, shares in profile.items()
     ]
 
 
@@ -100,9 +116,17 @@ def verdict(results: dict[str, Any]) -> list[str]:
             lines.append(judged(f"{what}: {seconds:.2f} s, at most {STARTUP_S[what]:g}", STARTUP_S[what] / seconds))
     lines += quality_verdict(results["quality"]) if "quality" in results else []
     lines += inprocess_verdict(results) if "inprocess" in results else []
-    limit = results["matrix_gflops"] * 1e9 / results["facts"]["flop_per_sentence"] if "inprocess" in results else np.inf
+    limit = (
+        results["limits"]["FP32"] * 1e9 / results["facts"]["flop_per_sentence"] if "inprocess" in results else np.inf
+    )
     lines += served_verdict(results["served"], limit) if "served" in results else []
     return lines
+
+
+def summary(lines: list[str]) -> str:
+    """How many targets are reached."""
+    reached = sum(line.endswith(": reached") for line in lines)
+    return f"{reached} of {len(lines)} targets reached, {len(lines) - reached} missed"
 
 
 def quality_verdict(rows: list[dict[str, Any]]) -> list[str]:

@@ -19,8 +19,11 @@ import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 import accel_lib as accel
+from accel_lib.lab.cores import share_cores
+from accel_lib.lab.findings_tune import setting
 from accel_lib.lab.generator import Generator
 from accel_lib.lab.wire import serialize
+from accel_lib.triton.client import ServedModel
 from accel_lib.triton.repository import default_config, write_model
 from accel_lib.triton.server import Server
 from bench.peers import JSON, Service, Way, peers, started
@@ -46,8 +49,8 @@ def measure(
     """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures, least cosine."""
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        server, services = stack.enter_context(triton(artifacts, texts))
-        services += filter(None, [gateway(stack, server, texts)])
+        server, services = stack.enter_context(triton(artifacts, texts, seconds=min(seconds, 2)))
+        services += gateway(stack, server, texts)
 
         def measured(service: Service) -> dict[str, Any]:
             return load(service, TUNED_AT, min(seconds, 2), reference)
@@ -104,8 +107,13 @@ def vector(answer: bytes, protocol: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def triton(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> Iterator[tuple[Server, list[Service]]]:
-    """Ours and a naive model in one Triton; it takes token ids, so the client's tokenizing is not in it."""
+def triton(
+    artifacts: Mapping[str, accel.Artifact], texts: Sequence[str], *, seconds: float
+) -> Iterator[tuple[Server, list[Service]]]:
+    """Ours and a naive model in one Triton; it takes token ids, so the client's tokenizing is not in it.
+
+    Ours share the cores among instances and threads as measured here, as each peer runs in its fastest way too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder, "model_repository")
         for name in ("ours FP32", "ours INT8"):
@@ -117,17 +125,28 @@ def triton(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> Ite
             ours = server.model("ours_fp32")
             ids = ours._tokenize(texts, None)[1]
             names = {"naive": "Triton, naive", "ours_fp32": "Triton, ours FP32", "ours_int8": "Triton, ours INT8"}
+            hows = {"naive": ""} | {
+                slug: tuned(server.model(slug), texts, seconds) for slug in names if slug != "naive"
+            }
             payloads = {slug: [serialize(server.model(slug), [row]) for row in ids] for slug in names}
             yield (
                 server,
                 [
-                    Service(name=name, url=server.grpc_url, payloads=payloads[slug], protocol="grpc")
+                    Service(name=name, url=server.grpc_url, payloads=payloads[slug], protocol="grpc", how=hows[slug])
                     for slug, name in names.items()
                 ],
             )
 
 
-def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> Service | None:
+def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
+    """Give a model the instances and threads with which it answers most, and say which those are."""
+    found = share_cores(served, texts, concurrency=TUNED_AT, seconds=seconds, repeats=3).frame
+    fastest = found.loc[found["sentences_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
+    served.configure(**fastest.to_dict())
+    return setting(fastest)
+
+
+def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> list[Service]:
     """Our gateway in front of the same Triton: text in JSON, with a key, as a user of the service asks."""
     command = Path(sys.executable).with_name("accel")
     folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -147,7 +166,7 @@ def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -
     bodies = [json.dumps({"model": "ours_int8", "input": text}).encode() for text in texts]
     payloads = [("/v1/embeddings", headers, body) for body in bodies]
     way = Way(how="", command=[command, "serve", "--port"], env=env)
-    return started(stack, "our gateway, INT8", way, payloads)
+    return started(stack, "our gateway, INT8", [way], payloads)
 
 
 def addresses(server: Server) -> tuple[str, str, str]:
