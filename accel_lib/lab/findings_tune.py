@@ -124,7 +124,7 @@ def _apart(row: pd.Series[Any], other: pd.Series[Any], name: str) -> int:
 def _alike(frame: pd.DataFrame, p95_ms: float) -> pd.DataFrame:
     """The settings within the target that are not told apart from the fastest of them.
 
-    By the interval of their ratio to it where they shared enough rounds, else by whether their own intervals overlap.
+    By the interval of their ratio to it, or, in a table without, by whether their own intervals overlap.
     """
     meets: pd.DataFrame = frame.loc[frame["p95_ms"] <= p95_ms]
     if meets.empty:
@@ -132,6 +132,6 @@ def _alike(frame: pd.DataFrame, p95_ms: float) -> pd.DataFrame:
     best = meets.iloc[int(meets["sentences_per_s"].to_numpy(dtype=float).argmax())]
     alike = meets["sentences_per_s_high"] >= best["sentences_per_s_low"]
     if "over_best_high" in meets:
-        alike = alike.where(meets["over_best_high"].isna(), meets["over_best_high"] >= 1)
-    found: pd.DataFrame = meets.loc[alike.astype(bool)]
+        alike = meets["over_best_high"] >= 1
+    found: pd.DataFrame = meets.loc[alike]
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel_lib.stats import mean_interval
 
@@ -52,11 +53,19 @@ def leader(runs: Runs, p95_ms: float) -> int | None:
 
 
 def over(rounds: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
-    """Throughput over the leader's: ratio and interval, from the rounds they shared; NaN ends for fewer than three."""
-    theirs = {run["round"]: run["sentences_per_s"] for run in best}
-    logs = np.array([np.log(run["sentences_per_s"] / theirs[run["round"]]) for run in rounds if run["round"] in theirs])
+    """Throughput over the leader's: ratio and interval, from the rounds they shared.
+
+    For fewer than three the interval is all that both settings' own runs allow.
+    """
+    if rounds is best:
+        return 1.0, 1.0, 1.0
+    logs = _logs(rounds, best)
     if len(logs) < _ENOUGH:
-        return _mean(rounds, "sentences_per_s") / _mean(best, "sentences_per_s"), float("nan"), float("nan")
+        low, high = (
+            min(run["sentences_per_s_low"] for run in rounds) / max(run["sentences_per_s_high"] for run in best),
+            max(run["sentences_per_s_high"] for run in rounds) / min(run["sentences_per_s_low"] for run in best),
+        )
+        return _mean(rounds, "sentences_per_s") / _mean(best, "sentences_per_s"), float(low), float(high)
     low, high = mean_interval(logs)
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
@@ -68,14 +77,15 @@ def _open(
     if min(run["p95_ms_low"] for run in rival) > p95_ms:
         return False
     _, low, high = over(rival, best)
-    if np.isnan(low):
-        return bool(_most(rival, "sentences_per_s_high") >= min(run["sentences_per_s_low"] for run in best))
-    return high >= 1 and not 1 - tolerance <= low <= high <= 1 + tolerance
+    as_good = len(_logs(rival, best)) >= _ENOUGH and 1 - tolerance <= low <= high <= 1 + tolerance
+    return high >= 1 and not as_good
+
+
+def _logs(rounds: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Logarithms of the throughput's ratios, in the rounds that both have."""
+    theirs = {run["round"]: run["sentences_per_s"] for run in best}
+    return np.array([np.log(run["sentences_per_s"] / theirs[run["round"]]) for run in rounds if run["round"] in theirs])
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
     return float(np.mean([run[name] for run in runs]))
-
-
-def _most(runs: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(max(run[name] for run in runs))

@@ -72,7 +72,14 @@ def test_ratios_are_taken_within_a_round_where_the_machine_was_the_same():
     assert ratio == pytest.approx(0.5)
     assert low == pytest.approx(0.5)
     assert high == pytest.approx(0.5)
-    assert np.isnan(over(rounds(50, 60), rounds(100, 120))[1])
+
+
+def test_a_ratio_of_few_common_rounds_is_as_wide_as_both_settings_runs_allow():
+    leader, dropped = rounds(100, 130, 130), rounds(80)
+    ratio, low, high = over(dropped, leader)
+    assert ratio == pytest.approx(80 / 120)
+    assert (low, high) == (pytest.approx(72 / 143), pytest.approx(88 / 90))  # lost, though it may reach 100's mean
+    assert over(leader, leader) == (1.0, 1.0, 1.0)
 
 
 def test_the_interval_of_three_rounds_is_that_of_their_mean():
