@@ -63,9 +63,8 @@ def plan_batches(
 def batch_tokens(device: str, *, packed: bool = False) -> int:
     """Tokens of one batch that suit a device: on a CPU as many as its caches hold, on a GPU enough to fill it.
 
-    Packed, ``make bench`` tries 256 to 4,096. On 2 cores with 1 MiB of second-level cache each, 512 and 1,024 answered
-    most texts of mixed length, alike within 2% in FP32 and in INT8; 256 was 4% and 15% slower, 2,048 9% and 10%, 4,096
-    37% and 43%.
+    Packed, ``make bench`` tries 256 to 4,096 on texts of mixed length. In two runs on 2 cores with 1 MiB of cache each,
+    FP32 and INT8, 512 answered as many as 1,024 to 9% more; 2,048 answered 8% to 18% fewer, 4,096 36% to 55%.
     """
     if device != "cpu":
         return GPU_BATCH_TOKENS

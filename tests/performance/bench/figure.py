@@ -55,15 +55,13 @@ def finding(results: dict[str, Any]) -> str:
         if name not in ("Triton, ours FP32", "our gateway, INT8")
     }
     alone, busy = _over_the_best(alone, "ours INT8"), _over_the_best(busy, "Triton, ours INT8")
-    return (
-        f"In one process ours in INT8 answers {alone}, and served to {BUSY} clients {busy}, the fastest of the others"
-    )
+    return f"In one process ours in INT8 answers {alone}; served to {BUSY} clients, {busy}"
 
 
 def _over_the_best(rates: dict[str, float], ours: str) -> str:
     others = {name: rate for name, rate in rates.items() if name != ours}
     best = max(others, key=lambda name: others[name])
-    return f"{times(rates[ours] / others[best])} as many texts as {best}"
+    return f"{times(rates[ours] / others[best])} as many texts as the best other, {best}"
 
 
 def rate(rows: list[dict[str, Any]], name: str, clients: int) -> float:
