@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from cluster import Cluster, cluster
-from helm_sdkpy import Configuration, HelmError, Install, Lint, Uninstall, Upgrade
+from helm_sdkpy import Configuration, HelmError, Install, Lint, Rollback, Uninstall, Upgrade
 from render import helm
 
 _OFF = {"autoscaling": {"enabled": False}, "networkPolicy": {"enabled": False}, "monitoring": {"enabled": False}}
@@ -76,6 +76,8 @@ async def main(chart: str, out: Path) -> dict[str, Any]:
             found["refused"][name] = {"message": message, "ok": word in message}
     with cluster() as running:
         found["life"] = await _life(running, chart)
+    with cluster() as running:
+        found["rollback"] = await _rollback(running, chart)
     return found
 
 
@@ -83,7 +85,7 @@ async def _install(running: Cluster, chart: str, values: dict[str, Any], file: P
     release = await helm(running, Install, chart, values)
     documents = [document for document in yaml.safe_load_all(release["manifest"]) if document]
     file.write_text(release["manifest"], encoding="utf-8")
-    created = sum(not name.startswith("sh.helm.release") for *_, name in running.objects)
+    created = len(running.contents)
     if created != len(documents):
         raise SystemExit(f"{file.stem}: {created} objects were created of {len(documents)} rendered")
     return {"objects": created}
@@ -114,6 +116,25 @@ async def _life(running: Cluster, chart: str) -> dict[str, Any]:
     await Uninstall(configuration).run("accel", wait=False)
     steps["uninstall"] = {"left": sorted(f"{plural}/{name}" for _, plural, _, name in running.objects)}
     return steps
+
+
+async def _rollback(running: Cluster, chart: str) -> dict[str, list[str]]:
+    """Install, upgrade, and Helm's own rollback: what differs from the first installation after each of the two.
+
+    The last thing of a rollback is to wait for pods, if it was told how. These bindings cannot tell it, so that it ends
+    there with an error, after all objects were changed; any other error is one.
+    """
+    await helm(running, Install, chart, {})
+    first, differs = running.contents, {}
+    await helm(running, Upgrade, chart, {"profile": "cpu"})
+    differs["upgraded"] = sorted({name for name, _ in first.items() ^ running.contents.items()})
+    try:
+        await Rollback(Configuration(namespace="accel", kubeconfig=running.kubeconfig)).run("accel", revision=1)
+    except HelmError as error:
+        if "wait strategy not set" not in str(error):
+            raise
+    differs["rolled back"] = sorted({name for name, _ in first.items() ^ running.contents.items()})
+    return differs
 
 
 def _gpus(deployment: dict[str, Any]) -> int:

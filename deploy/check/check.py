@@ -99,7 +99,7 @@ def compose() -> str:
 
 
 def chart() -> str:
-    """Helm installs every shape of the chart on a loopback API, refuses nonsense, upgrades and uninstalls."""
+    """Helm installs every shape of the chart on a loopback API, refuses nonsense, upgrades, goes back, uninstalls."""
     shutil.rmtree(RENDERED, ignore_errors=True)
     found = json.loads(_python(str(HERE / "chart.py"), str(DEPLOY / "helm" / "accel"), str(RENDERED), helm=True))
     accepted = [name for name, refusal in found["refused"].items() if not refusal["ok"]]
@@ -107,12 +107,15 @@ def chart() -> str:
     wrong = found["lint"] + [f"not refused as it should be: {name}" for name in accepted]
     if [life[step]["gpus"] for step in ("install", "upgrade", "back")] != [[1], [0], [1]]:
         wrong.append(f"upgrade: {life}")
+    if not found["rollback"]["upgraded"] or found["rollback"]["rolled back"]:
+        wrong.append(f"rollback: {found['rollback']}")
     if life["uninstall"]["left"] != ["persistentvolumeclaims/accel-models"]:
         wrong.append(f"left by an uninstall: {life['uninstall']['left']}")
     if wrong:
         raise FailedError("\n".join(wrong))
     return (
-        f"{len(found['installed'])} shapes installed, {len(found['refused'])} bad values refused, upgraded and removed"
+        f"{len(found['installed'])} shapes installed, {len(found['refused'])} bad values refused, "
+        "upgraded, rolled back and removed"
     )
 
 

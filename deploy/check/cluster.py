@@ -77,6 +77,19 @@ class Cluster:
         """The objects of a kind, such as ``"deployments"``."""
         return [thing for (_, plural, _, _), thing in sorted(self.objects.items()) if plural == kind]
 
+    @property
+    def contents(self) -> dict[str, str]:
+        """Every object but Helm's own records, by plural and name, as JSON without what only this API adds."""
+        added = ("uid", "resourceVersion")
+        return {
+            f"{plural}/{name}": json.dumps(
+                thing | {"metadata": {key: value for key, value in thing["metadata"].items() if key not in added}},
+                sort_keys=True,
+            )
+            for (_, plural, _, name), thing in self.objects.items()
+            if not name.startswith("sh.helm.release")
+        }
+
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         """Status and body of one request."""
         with self._lock:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,25 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 ECHO = Path(__file__).parent / "models" / "echo"
 READY_S = 120
+STEP_MS = 50
+# Under a name that the rules count, as the one step, echo, is not.
+ENSEMBLE = """
+name: "sentiment"
+platform: "ensemble"
+max_batch_size: 8
+input { name: "input_ids" data_type: TYPE_INT64 dims: -1 }
+input { name: "attention_mask" data_type: TYPE_INT64 dims: -1 }
+output { name: "echo" data_type: TYPE_FP32 dims: -1 }
+ensemble_scheduling {
+  step {
+    model_name: "echo"
+    model_version: -1
+    input_map { key: "input_ids" value: "input_ids" }
+    input_map { key: "attention_mask" value: "attention_mask" }
+    output_map { key: "echo" value: "echo" }
+  }
+}
+"""
 pytestmark = pytest.mark.triton
 
 
@@ -42,6 +62,8 @@ def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("deploy") / "models"
     write_model(folder, "embedding", tiny_artifact(tmp_path_factory.mktemp("artifact") / "tiny", TABLE))
     shutil.copytree(ECHO, folder / "echo", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "sentiment" / "1").mkdir(parents=True)
+    (folder / "sentiment" / "config.pbtxt").write_text(ENSEMBLE)
     return folder
 
 
@@ -79,6 +101,13 @@ class Triton:
         """Whether a client of the HTTP service is there."""
         open_now = psutil.Process(self.process.pid).net_connections("tcp")
         return any(c.laddr.port == self.ports.http and c.status == psutil.CONN_ESTABLISHED for c in open_now)
+
+    def counted(self):
+        """Requests answered and microseconds in the queue, by ``"all"`` or ``"queue"`` and model."""
+        text = httpx.get(f"http://127.0.0.1:{self.ports.metrics}/metrics").text
+        names = {"nv_inference_request_success": "all", "nv_inference_queue_duration_us": "queue"}
+        found = re.findall(rf'^({"|".join(names)}){{model="(\w+)",.*}} (\S+)$', text, re.MULTILINE)
+        return Counter({(names[name], model): int(float(value)) for name, model, value in found})
 
     def end(self):
         if self.process.poll() is None:
@@ -128,6 +157,31 @@ class TestAttached:
         with serve_gateway(server, models="embedding", metrics_port=0):
             pass
         assert triton.answers("/v2/health/ready")
+
+
+class TestEnsemble:
+    def test_its_requests_are_counted_once_by_the_rules_with_the_time_that_they_queue_at_its_steps(self, triton):
+        before = triton.counted()
+        body = {"inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [1, 1], "data": [-3 - STEP_MS]}]}
+        body["inputs"].append({**body["inputs"][0], "name": "attention_mask", "data": [1]})
+        address = f"http://127.0.0.1:{triton.ports.http}/v2/models/sentiment/infer"
+        sent, until, counted = 0, time.monotonic() + READY_S, Counter()
+        with httpx.Client(timeout=READY_S) as client, ThreadPoolExecutor(8) as pool:
+            while counted["queue", "echo"] < 1_000 * STEP_MS:
+                assert time.monotonic() < until, counted
+                for answer in pool.map(lambda _: client.post(address, json=body), range(8)):
+                    answer.raise_for_status()
+                sent, counted = sent + 8, triton.counted() - before
+        while min(counted["all", "sentiment"], counted["all", "echo"]) < sent:  # Triton counts just after an answer
+            assert time.monotonic() < until, counted
+            time.sleep(0.1)
+            counted = triton.counted() - before
+        rules = (DEPLOY / "prometheus" / "rules" / "recording.yml").read_text()
+        (served,) = set(re.findall(r'model=~"(.*?)"', rules))
+        assert [model for model in ("sentiment", "echo") if re.fullmatch(served, model)] == ["sentiment"]
+        assert counted["all", "sentiment"] == counted["all", "echo"] == sent
+        assert not counted["queue", "sentiment"]
+        assert "by (namespace, pod) (rate(nv_inference_queue_duration_us[1m]))" in rules  # of every model
 
 
 class TestDrain:
