@@ -1,6 +1,6 @@
 """Kubernetes' autoscaler, replayed over a day: its formula and its delays, on replicas that a calibration describes.
 
-A replica is what `simulate` says of it: how long requests queue at each rate, and how busy it is. Between the
+A replica is what `replica.curve` says of it: how long requests queue at each rate, and how busy it is. Between the
 autoscaler's looks, every 15 s, the load is spread evenly, and what replicas cannot answer waits. The rules are those of
 kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale and of the behavior fields of autoscaling/v2.
 """
@@ -15,58 +15,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
 from accel_lib.lab import findings_autoscale as findings
 from accel_lib.lab.measure import Result
-from accel_lib.lab.service_time import ServiceTime
-from accel_lib.lab.simulate import simulate
-from accel_lib.lab.words import number
+from accel_lib.lab.replica import Curve
+from accel_lib.lab.words import listed, number
 
 SYNC_S = 15  # between two looks of the autoscaler, its default
 BURST_HOUR = 15.0
 _TOLERANCE = 0.1  # within which it leaves things alone, its default
 _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
-_LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
-_SATURATED = 64  # requests under way at which a replica is as fast as it gets
-_REQUESTS = 3_000
-
-Signal = Literal["queue", "utilisation"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Curve(Result):
-    """One replica at every load: ``load`` (share of capacity), ``rate``, ``queue_ms``, ``p95_ms``, ``busy`` (share).
-
-    Parameters
-    ----------
-    capacity
-        Requests a second that a replica answers at most.
-    """
-
-    capacity: float
-
-    @property
-    def finding(self) -> str:
-        """Which signal still says something near the limit."""
-        return findings.curve(self.frame)
-
-    def load_within(self, p95_ms: float) -> float:
-        """The share of its capacity up to which a replica's p95 stays under a limit."""
-        frame = self.frame
-        if p95_ms <= frame["p95_ms"].iloc[0]:
-            return float(frame["load"].iloc[0])
-        return float(np.interp(p95_ms, frame["p95_ms"], frame["load"]))
-
-    def needed(self, rates: ArrayLike, p95_ms: float) -> NDArray[np.int64]:
-        """Replicas that answer these requests a second within a p95."""
-        each = self.capacity * self.load_within(p95_ms)
-        return np.maximum(1, np.ceil(np.asarray(rates, dtype=float) / each)).astype(np.int64)
-
-    def at(self, column: str, load: float) -> float:
-        """A column at some share of the capacity."""
-        return float(np.interp(load, self.frame["load"], self.frame[column]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +36,7 @@ class Hpa:
     Parameters
     ----------
     signal, target
-        ``"queue"`` with milliseconds a request waits, or ``"utilisation"`` with the share of time a replica computes.
+        ``"queue"`` with milliseconds a request waits, or ``"cpu"`` or ``"gpu"`` with a share: see `replica`.
     min_replicas, max_replicas
         Its bounds.
     up_percent, up_pods, up_period_s
@@ -87,7 +47,7 @@ class Hpa:
         It takes away at most so many within a period.
     """
 
-    signal: Signal = "queue"
+    signal: Literal["queue", "cpu", "gpu"] = "queue"
     target: float = 20.0
     min_replicas: int = 1
     max_replicas: int = 12
@@ -98,6 +58,16 @@ class Hpa:
     down_pods: int = 1
     down_period_s: int = 120
 
+    @property
+    def column(self) -> str:
+        """Of a curve: where its signal is."""
+        return "queue_ms" if self.signal == "queue" else self.signal
+
+    @property
+    def what(self) -> str:
+        """Its signal in words."""
+        return findings.SIGNALS[self.column]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Replay(Result):
@@ -107,7 +77,7 @@ class Replay(Result):
     ----------
     frame
         ``hour``, ``rate`` (requests a second), ``replicas`` (that answer), ``paid`` (with those that start),
-        ``queue_ms``, ``p95_ms``, ``busy``, ``shed`` (requests turned away), ``needed`` (replicas that would do).
+        ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests turned away), ``needed`` (replicas that suffice).
     name
         Of the policy.
     p95_ms
@@ -191,39 +161,16 @@ class Policies(Result):
         """What `burst_minutes` says."""
         return findings.burst(self.burst_minutes)
 
-    def faster(self, one: str, other: str) -> str:
-        """Which of two was back within the target sooner after the burst; ``"both alike"`` within a look."""
-        minutes = {name: self.burst_minutes[name] for name in (one, other)}
+    def fastest(self, *names: str) -> str:
+        """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
+        minutes = {name: self.burst_minutes[name] for name in names}
         minutes = {name: value if value == value else 1e9 for name, value in minutes.items()}
-        if abs(minutes[one] - minutes[other]) <= SYNC_S / 60:
-            return "both alike"
-        return min(minutes, key=lambda name: minutes[name])
+        first = [name for name in names if minutes[name] - min(minutes.values()) <= SYNC_S / 60]
+        return listed(first) if len(first) < len(names) else "no difference"
 
     def __getitem__(self, name: str) -> Replay:
         """The replay of that name."""
         return next(replay for replay in self.replays if replay.name == name)
-
-
-def curve(service: ServiceTime) -> Curve:
-    """What one replica does at every load, simulated from a calibration.
-
-    Raises
-    ------
-    AccelError
-        The calibration has no cost for its own number of instances.
-    """
-    capacity = simulate(service, concurrency=_SATURATED, requests=_REQUESTS).throughput
-    rows = []
-    for load in _LOADS:
-        run = simulate(service, rate=load * capacity, requests=_REQUESTS)
-        mean = run.summary.iloc[0]
-        row = {"load": load, "rate": load * capacity, "queue_ms": mean["queue_ms"], "p95_ms": run.p95_ms}
-        rows.append(row | {"busy": min(1.0, run.busy)})
-    frame = pd.DataFrame(rows)
-    for column in ("queue_ms", "p95_ms", "busy"):  # chance must not make more load look like less
-        frame[column] = np.maximum.accumulate(frame[column])
-    frame.attrs["machine"] = service.machine
-    return Curve(frame=frame, capacity=capacity)
 
 
 def day(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64]:
@@ -277,11 +224,17 @@ def replay(
     Raises
     ------
     AccelError
-        Bounds that cannot be, or a target that is not above zero.
+        Bounds that cannot be, a target that is not above zero, or a signal that was not measured.
     """
     if isinstance(policy, Hpa) and not (policy.target > 0 and 1 <= policy.min_replicas <= policy.max_replicas):
         raise AccelError(
             "That autoscaler cannot be.", seen=policy, fix="Hpa(target=20, min_replicas=1, max_replicas=4)"
+        )
+    if isinstance(policy, Hpa) and replica.frame[policy.column].isna().any():
+        raise AccelError(
+            "The autoscaler has no such signal.",
+            seen=f"{policy.what} was not measured",
+            fix="calibrate a server that this machine runs: accel_lib.serve()",
         )
     fleet = _Fleet(replica, policy, start_s=start_s, deadline_s=deadline_s)
     frame = pd.DataFrame([fleet.look(step, float(rate)) for step, rate in enumerate(rates)])
@@ -307,7 +260,7 @@ class _Fleet:
         self._replica, self._hpa = replica, policy if isinstance(policy, Hpa) else None
         self._ready = policy if isinstance(policy, int) else policy.min_replicas
         self._loads = replica.frame["load"].to_numpy()
-        self._curves = {column: replica.frame[column].to_numpy() for column in ("queue_ms", "p95_ms", "busy")}
+        self._curves = {column: replica.frame[column].to_numpy() for column in (*findings.SIGNALS, "p95_ms")}
         self._start, self._deadline_s = max(1, round(start_s / SYNC_S)), deadline_s
         self._starting: list[int] = []
         self._waiting = 0.0
@@ -330,7 +283,7 @@ class _Fleet:
         answering, paid = self._ready, self._ready + len(self._starting)
         self._paid.append(paid)
         if self._hpa:
-            self._seen.append(row["queue_ms"] if self._hpa.signal == "queue" else row["busy"])
+            self._seen.append(row[self._hpa.column])
             self._scale(step, self._hpa)
         return {
             "hour": step * SYNC_S / 3600,
@@ -373,4 +326,5 @@ class _Fleet:
 def _name(policy: Hpa | int) -> str:
     if isinstance(policy, int):
         return f"{policy} replicas, fixed"
-    return f"queue {number(policy.target)} ms" if policy.signal == "queue" else f"utilisation {policy.target:.0%}"
+    target = f"{number(policy.target)} ms" if policy.signal == "queue" else f"{policy.target:.0%}"
+    return f"{policy.what} {target}"

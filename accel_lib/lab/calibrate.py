@@ -16,6 +16,7 @@ from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.lab.load import LoadRun, load
 from accel_lib.lab.measure import tidy
+from accel_lib.lab.processor import processor_time
 from accel_lib.lab.service_time import Cost, ServiceTime, batches_of, features
 from accel_lib.machine import inspect_machine
 from accel_lib.progress import Progress
@@ -99,11 +100,13 @@ def calibrate(
             served.configure(instance_count=count)
             alone, samples = _single(served, lengths, budget, work)
             progress.tick(f"{name}, under load")
-            runs = [
-                load(served, texts, concurrency=many, seconds=seconds, warmup_s=0.3)
-                for many in (1, *(count * many for many in _CONCURRENCY))
-            ]
-            costs[count], found = _fit(alone, runs, count, work)
+            with processor_time(served) as processor:
+                runs = [
+                    load(served, texts, concurrency=many, seconds=seconds, warmup_s=0.3)
+                    for many in (1, *(count * many for many in _CONCURRENCY))
+                ]
+            cost, found = _fit(alone, runs, count, work)
+            costs[count] = dataclasses.replace(cost, **processor)
             rows += [{"instance_count": count} | row for row in found]
             noise += samples
             transport.append(_transport_ms(runs[0]))

@@ -5,24 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from accel_lib.lab.words import listed, number, percent, times
 
-_FULL = 0.95  # of the time busy: there is hardly more to read
+SIGNALS = {"queue_ms": "queue time", "cpu": "CPU utilisation", "gpu": "GPU utilisation"}
 MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
 
 
 def curve(frame: pd.DataFrame) -> str:
-    """Where utilisation stops to tell anything, and what queue time does from there on."""
-    full = frame[frame["busy"] >= _FULL]
-    high = frame.iloc[-1]
-    if full.empty or full.iloc[0]["load"] >= high["load"]:
-        return f"Utilisation rises with the load up to {percent(high['busy'])}: here it tells as much as queue time"
-    first = full.iloc[0]
-    growth = high["queue_ms"] / max(first["queue_ms"], 1e-6)
-    start = f"Utilisation reads {percent(_FULL)} at {percent(first['load'])} of what a replica can answer"
-    return f"{start}; from there to the limit queue time still grows {times(growth)}"
+    """How much each signal grows from half load to the limit, and whether queue time says the most."""
+    growths = {signal: growth(frame, signal) for signal in SIGNALS if not frame[signal].isna().any()}
+    parts = [f"{SIGNALS[signal]} {times(value)}" for signal, value in growths.items() if signal != "queue_ms"]
+    said = f"From half load to the limit queue time grows {times(growths['queue_ms'])}, {listed(parts)}"
+    return said if growths["queue_ms"] == max(growths.values()) else f"{said}: here utilisation tells as much"
+
+
+def half(frame: pd.DataFrame, signal: str) -> float:
+    """A signal at half load, and no less than a thousandth of its unit."""
+    return max(float(np.interp(0.5, frame["load"], frame[signal])), 1e-3)
+
+
+def growth(frame: pd.DataFrame, signal: str) -> float:
+    """A signal at the largest load over what it is at half load."""
+    return float(frame[signal].iloc[-1]) / half(frame, signal)
 
 
 def replay(summary: Mapping[str, Any], p95_ms: float) -> str:

@@ -80,6 +80,8 @@ class Scheduler:
         self._awake_s = 0.0  # when the batcher last looked
         self.batch_sizes: list[int] = []  # of each execution
         self.busy_s = 0.0  # summed over the instances
+        self.any_busy_s = 0.0  # in which at least one computes
+        self._computing, self._since_s = 0, 0.0
         self.ended_s = 0.0
 
     def send(self, request: int, at_s: float, priority: int = 0, timeout_us: int = 0) -> None:
@@ -99,6 +101,8 @@ class Scheduler:
                     self._look(now + _NAP_S - (now - self._awake_s) % _NAP_S)
             elif kind == _DONE:
                 self.ended_s = now
+                self._computing -= 1
+                self.any_busy_s += 0.0 if self._computing else now - self._since_s
                 for request in what:
                     self._answer(request, now, "")
                 self._push(now + self._gap_s, _FREE, ())
@@ -181,4 +185,6 @@ class Scheduler:
         spent = self._service_s(payload.requests, self._instances - self._idle)
         self.batch_sizes.append(len(payload.requests))
         self.busy_s += spent
+        self._since_s = self._since_s if self._computing else now
+        self._computing += 1
         self._push(now + spent, _DONE, payload.requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,10 @@ class Cost:
         How many times as long an execution takes while every instance computes.
     gap
         From an answer to the same instance's next execution.
+    cores
+        That an execution keeps busy, whether it computes on them or waits for a GPU; NaN if not measured.
+    request_cpu
+        Processor time of a request outside of executions; NaN if not measured.
     """
 
     execution: float
@@ -35,6 +40,8 @@ class Cost:
     square: float
     crowding: float = 1.0
     gap: float = 0.0
+    cores: float = math.nan
+    request_cpu: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -34,11 +34,14 @@ class SimulatedRun(Run):
         Executions by batch size.
     busy
         Share of the time that an instance computes, their mean.
+    any_busy
+        Share of the time that at least one instance computes.
     """
 
     config: ModelConfig
     batch_sizes: pd.Series[Any]
     busy: float
+    any_busy: float
 
     @property
     def bottleneck(self) -> str:
@@ -205,6 +208,7 @@ class _Loop:
             config=self._config,
             batch_sizes=sizes.rename_axis("batch_size"),
             busy=self._scheduler.busy_s / max(self._scheduler.ended_s * self._config.instance_count, 1e-9),
+            any_busy=self._scheduler.any_busy_s / max(self._scheduler.ended_s, 1e-9),
         )
 
 

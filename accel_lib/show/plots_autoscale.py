@@ -15,23 +15,29 @@ from accel_lib.show.plots import BLUE, GREY, LIGHT, ORANGE, VERMILLION, canvas, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from accel_lib.lab.autoscale import Curve, Policies
+    from accel_lib.lab.autoscale import Policies
+    from accel_lib.lab.replica import Curve
 
 
 def signals(replica: Curve) -> Axes:
-    """Queue time and utilisation of one replica, each relative to its value at half load, by load."""
+    """Queue time and both utilisations of one replica, each relative to its value at half load, by load."""
     frame = replica.frame
     ax = canvas(replica.finding, rows=6)
-    for column, words, colour in (("queue_ms", "queue time", BLUE), ("busy", "utilisation", ORANGE)):
-        relative = frame[column] / max(replica.at(column, 0.5), 1e-9)
-        ax.plot(100 * frame["load"], relative, color=colour, linewidth=2.2, marker="o", markersize=4)
-        label(ax, 100 * float(frame["load"].iloc[-1]), float(relative.iloc[-1]), words)
-        ax.texts[-1].set_color(colour)
-    ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
+    measured = [signal for signal in findings.SIGNALS if not frame[signal].isna().any()]
     ax.set_yscale("log")
+    for signal, colour in zip(measured, (BLUE, VERMILLION, ORANGE), strict=False):
+        relative = frame[signal] / findings.half(frame, signal)
+        ax.plot(100 * frame["load"], relative, color=colour, linewidth=2.2, marker="o", markersize=4)
+    grown = np.array([findings.growth(frame, signal) for signal in measured])
+    low, high = np.log(ax.get_ylim())
+    for line, signal, height in zip(ax.lines, measured, _apart((np.log(grown) - low) / (high - low)), strict=True):
+        place = (100 * float(frame["load"].iloc[-1]), float(np.exp(low + height * (high - low))))
+        label(ax, *place, findings.SIGNALS[signal])
+        ax.texts[-1].set_color(line.get_color())
+    ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
     ax.yaxis.set_major_formatter("{x:g}×")
     ax.yaxis.set_minor_formatter("")
-    ax.set_xlim(0, 122)
+    ax.set_xlim(0, 130)
     ax.set_xticks(np.arange(0, 101, 20))
     ax.set_xlabel("load, % of what one replica can answer")
     ax.set_ylabel("signal, times its value at half load")
@@ -63,7 +69,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())
-    heights = apart(frame["cost_per_million"].to_numpy() / top)
+    heights = _apart(frame["cost_per_million"].to_numpy() / top)
     for (_, row), x, height in zip(frame.iterrows(), late, heights, strict=True):
         kept = row["late"] <= findings.MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
@@ -78,7 +84,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     return finish(ax, frame)
 
 
-def apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
+def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
     """Where labels stand so that none covers another: from the lowest up, each at least `gap` above the one before."""
     placed = heights.copy()
     order = np.argsort(heights)

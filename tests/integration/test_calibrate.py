@@ -9,6 +9,7 @@ import pytest
 import accel_lib
 from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
+from accel_lib.lab import replica
 from accel_lib.lab.calibrate import calibrate
 from accel_lib.lab.curve import latency_curve
 from accel_lib.lab.fidelity import Setting, check_fidelity, verdict_line
@@ -41,6 +42,13 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
     assert service.costs[1].execution + service.costs[1].call > 0
     assert "An execution takes" in service.finding
     assert service.transport_ms >= service.client_ms > 0
+
+
+def test_a_calibration_knows_what_executions_and_requests_take_of_the_processor(service):
+    assert service.costs[1].cores > 0
+    assert service.costs[1].request_cpu > 0
+    measured = replica.curve(service).frame
+    assert (measured[["cpu", "gpu"]] > 0).all(axis=None)
 
 
 def test_a_calibration_counts_tokens_as_the_engine_it_measured_cuts_them(service):

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.autoscale import SYNC_S, Curve, Hpa, curve, day, policies, replay
+from accel_lib.lab.autoscale import SYNC_S, Hpa, day, policies, replay
 from accel_lib.lab.measure import tidy
+from accel_lib.lab.replica import Curve, curve
 from accel_lib.lab.service_time import Cost, ServiceTime
 from accel_lib.lab.simulate import simulate
 from accel_lib.show import plots_autoscale
@@ -26,7 +27,7 @@ def replica():
     """100 requests a second at most; the queue explodes near the limit, utilisation does not."""
     queue = np.array([0.0, 5.0, 20.0, 60.0, 150.0, 600.0])
     frame = pd.DataFrame({"load": LOADS, "rate": 100 * LOADS, "queue_ms": queue, "p95_ms": 10 + 3 * queue})
-    frame["busy"] = np.minimum(1.0, 1.1 * LOADS)
+    frame["gpu"], frame["cpu"] = np.minimum(1.0, 1.1 * LOADS), 0.8 * LOADS
     frame.attrs["machine"] = "a test"
     return Curve(frame=frame, capacity=100.0)
 
@@ -41,12 +42,12 @@ def looks(minutes):
 
 def test_desired_replicas_are_current_ones_times_metric_over_target(replica):
     rates = [160.0] * looks(30)
-    steady = run(replica, rates, Hpa(signal="utilisation", target=0.55, min_replicas=2))
-    assert steady.frame["replicas"].iloc[-1] == 4  # busy is 0.88 of two: ceil(2 × 0.88 / 0.55), within 10% of it then
+    steady = run(replica, rates, Hpa(signal="gpu", target=0.55, min_replicas=2))
+    assert steady.frame["replicas"].iloc[-1] == 4  # it reads 0.88 of two: ceil(2 × 0.88 / 0.55), within 10% of it then
 
 
 def test_within_a_tenth_of_the_target_nothing_changes(replica):
-    steady = run(replica, [160.0] * looks(30), Hpa(signal="utilisation", target=0.85, min_replicas=2))
+    steady = run(replica, [160.0] * looks(30), Hpa(signal="gpu", target=0.85, min_replicas=2))
     assert set(steady.frame["replicas"]) == {2}
 
 
@@ -75,8 +76,24 @@ def test_a_signal_that_saturates_takes_longer_to_follow_a_burst(replica):
     rates = [60.0] * looks(10) + [900.0] * looks(40)
     hpa = Hpa(min_replicas=1, max_replicas=30, up_percent=1000, up_pods=30)
     queue = run(replica, rates, hpa)
-    busy = run(replica, rates, dataclasses.replace(hpa, signal="utilisation", target=0.7))
-    assert queue.minutes_after(10 / 60) < busy.minutes_after(10 / 60)
+    for signal in ("cpu", "gpu"):
+        other = run(replica, rates, dataclasses.replace(hpa, signal=signal, target=0.6))
+        assert queue.minutes_after(10 / 60) < other.minutes_after(10 / 60)
+
+
+def test_each_signal_is_followed_by_its_own_curve(replica):
+    rates = [160.0] * looks(30)
+    asked = {signal: run(replica, rates, Hpa(signal=signal, target=0.4, min_replicas=2)) for signal in ("cpu", "gpu")}
+    ends = {signal: replay.frame["replicas"].iloc[-1] for signal, replay in asked.items()}
+    assert ends == {"cpu": 4, "gpu": 5}  # ceil(2 × 0.64 / 0.4) and ceil(2 × 0.88 / 0.4)
+
+
+def test_a_signal_that_was_not_measured_is_refused(replica):
+    blind = dataclasses.replace(replica, frame=replica.frame.assign(cpu=float("nan")))
+    with pytest.raises(AccelError, match="no such signal"):
+        run(blind, [100.0], Hpa(signal="cpu", target=0.7))
+    assert "CPU" not in blind.finding
+    assert plots_autoscale.signals(blind).get_xlabel()
 
 
 def test_what_waits_longer_than_the_deadline_is_turned_away_and_counted_late(replica):
@@ -108,11 +125,20 @@ def test_the_cheapest_policy_that_keeps_the_target_is_named(replica):
     assert "No policy keeps the target" in none.finding
 
 
+def test_who_is_back_first_after_the_burst_is_named_or_all_are_alike(replica):
+    chosen = {"one": 1, "enough": 20, "far too many": 30}
+    compared = policies(replica, day(300.0), chosen, p95_ms=100, start_s=60)
+    assert compared.fastest("one", "enough") == "enough"
+    assert compared.fastest("enough", "far too many") == "no difference"
+    assert compared.fastest("one", "enough", "far too many") == "enough and far too many"
+    assert compared.fastest("one") == "no difference"
+
+
 def test_the_finding_of_a_curve_follows_its_numbers(replica):
-    assert replica.finding.startswith("Utilisation reads 95% at 90%")
-    calm = replica.frame.assign(busy=0.8 * LOADS)
-    calm.attrs["machine"] = "a test"
-    assert "as much as queue time" in Curve(frame=calm, capacity=100.0).finding
+    said = "From half load to the limit queue time grows 120×, CPU utilisation 2.0× and GPU utilisation 1.8×"
+    assert replica.finding == said
+    calm = dataclasses.replace(replica, frame=replica.frame.assign(queue_ms=1 + LOADS))
+    assert calm.finding.endswith("here utilisation tells as much")
 
 
 def test_replicas_that_are_needed_keep_the_p95(replica):
@@ -167,7 +193,7 @@ def service():
     output = TensorSpec(name="vector", data_type="FP32", dims=(1,))
     return ServiceTime(
         frame=tidy([{"rows": 1, "ms": 10.0}]),
-        costs={1: Cost(execution=2.0, call=0.0, row=8.0, token=0.0, square=0.0)},
+        costs={1: Cost(execution=2.0, call=0.0, row=8.0, token=0.0, square=0.0, cores=1.5, request_cpu=0.4)},
         noise=(1.0,),
         lengths=(8,),
         transport_ms=0.0,
@@ -182,6 +208,15 @@ def test_a_curve_is_what_the_simulator_says_of_one_replica(service):
     assert measured.capacity == pytest.approx(124.5, rel=0.05)  # 64 rows: 2 ms, and 8 ms each
     run = simulate(service, rate=0.8 * measured.capacity, requests=3000)
     assert measured.at("p95_ms", 0.8) == pytest.approx(run.p95_ms, rel=0.01)
+
+
+def test_utilisations_are_those_that_were_measured_over_the_cores_that_are_requested(service):
+    half, whole = curve(service, cores=2), curve(service, cores=4)
+    run = simulate(service, rate=0.8 * half.capacity, requests=3000)
+    assert half.at("gpu", 0.8) == pytest.approx(run.any_busy, rel=0.01)
+    spent = 1.5 * run.busy + 0.4e-3 * 0.8 * half.capacity
+    assert half.at("cpu", 0.8) == pytest.approx(spent / 2, rel=0.01)
+    assert whole.frame["cpu"].to_numpy() == pytest.approx(half.frame["cpu"].to_numpy() / 2)
 
 
 def test_what_waits_in_an_overload_is_what_the_simulator_makes_wait(service):

@@ -55,6 +55,17 @@ def test_a_queue_waits_as_long_as_pollaczek_and_khinchine_say():
     assert run.busy == pytest.approx(load, rel=0.03)
 
 
+def test_some_instance_computes_for_as_long_as_they_do_not_overlap():
+    service, two = calibration(), {"instance_count": 2, **ALONE}
+    alone = simulate(service, service.config.replace(**ALONE), rate=100)
+    assert alone.any_busy == pytest.approx(alone.busy)
+    apart = simulate(service, service.config.replace(**two), arrivals=np.arange(100) * 0.01)
+    assert apart.any_busy == pytest.approx(2 * apart.busy)
+    together = simulate(service, service.config.replace(**two), arrivals=np.repeat(np.arange(100) * 0.01, 2))
+    assert together.any_busy == pytest.approx(together.busy)
+    assert together.any_busy == pytest.approx(0.5, rel=0.02)
+
+
 def test_two_instances_wait_less_than_one_at_the_same_load():
     service = calibration()
     one = simulate(service, service.config.replace(**ALONE), rate=100)
