@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "out" / "ui"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 90_000
+OPENED_S = []  # from asking for a page to its first button
 pytestmark = [
     pytest.mark.triton,
     pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed: make ui-check installs it on Debian"),
@@ -62,12 +64,14 @@ def address(gateway):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(pytestconfig):
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield running
         running.close()
+    waited = ", ".join(f"{seconds:.1f}" for seconds in OPENED_S)
+    pytestconfig.get_terminal_writer().line(f"\nseconds to the first button of each page, the first one cold: {waited}")
 
 
 @pytest.fixture
@@ -81,8 +85,10 @@ def open_page(browser, address, width, theme):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
+    began = time.monotonic()
     page.goto(f"{address}/?token=open-sesame")
     page.get_by_role("button", name="Try it").wait_for()
+    OPENED_S.append(time.monotonic() - began)
     return page
 
 
