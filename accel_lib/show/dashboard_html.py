@@ -47,9 +47,10 @@ def cards(values: Sequence[tuple[str, float | str, str]]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table; numbers stand right, and `Raw` cells are HTML already."""
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    """A table without the columns that no row fills; numbers stand right, and `Raw` cells are HTML already."""
+    filled = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
+    head = "".join(f'<th scope="col">{html.escape(columns[i])}</th>' for i in filled)
+    body = "".join(f"<tr>{''.join(_cell(row[i]) for i in filled)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

@@ -240,6 +240,7 @@ LOADED = {
     "Batching": "text=simulated",
     "Health": "text=The service is",
 }
+HEIGHT = "document.querySelector('.accel').scrollHeight"  # the page scrolls inside of the document
 
 
 @pytest.mark.usefixtures("load")
@@ -254,5 +255,7 @@ def test_every_tab_fits_the_window(browser, address, width, theme):
         page.locator(LOADED[tab]).first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
         name = f"{tab.lower().replace(' ', '_')}_{width}_{theme}.png"
-        page.screenshot(path=PICTURES / name, full_page=True)
+        page.set_viewport_size({"width": width, "height": max(900, page.evaluate(HEIGHT))})
+        page.screenshot(path=PICTURES / name)
+        page.set_viewport_size({"width": width, "height": 900})
     page.context.close()

@@ -132,6 +132,13 @@ def test_markup_in_an_answer_is_text(dashboard, gateway):
     assert "&lt;none&gt;" in shown(dashboard, "health")
 
 
+def test_a_column_that_no_row_fills_takes_no_room():
+    shown = page.table(("what", "seen", "what to do"), [("CPU", 0, ""), ("GPU", "none", "")])
+    assert "what to do" not in shown
+    assert "what to do" in page.table(("what", "what to do"), [("CPU", ""), ("GPU", "attach one")])
+    assert shown.count("<td") == 4
+
+
 def test_what_has_not_changed_is_not_sent_again(dashboard):
     dashboard.open("Health")
     sent = []
