@@ -50,7 +50,8 @@ def policies(frame: pd.DataFrame) -> str:
     best = kept.iloc[int(kept["cost_per_million"].argmin())]
     dearest = frame.iloc[int(frame["cost_per_million"].argmax())]
     price = number(best["cost_per_million"])
-    start = f"{str(best['name']).capitalize()} keeps the target for the least: {price} a million requests"
+    name = str(best["name"])
+    start = f"{name[:1].upper()}{name[1:]} keeps the target for the least: {price} a million requests"
     if best["name"] == dearest["name"]:
         return f"{start}; whatever is cheaper comes late"
     share = 1 - best["cost_per_million"] / dearest["cost_per_million"]

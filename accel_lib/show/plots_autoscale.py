@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from accel_lib.lab.replica import Curve
 
 
+_LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
+
+
 def signals(replica: Curve) -> Axes:
     """Queue time and both utilisations of one replica, each relative to its value at half load, by load."""
     frame = replica.frame
     ax = canvas(replica.finding, rows=6)
     measured = [signal for signal in findings.SIGNALS if not frame[signal].isna().any()]
     ax.set_yscale("log")
-    for signal, colour in zip(measured, (BLUE, VERMILLION, ORANGE), strict=False):
+    for signal, (colour, width) in zip(measured, _LINES, strict=False):
         relative = frame[signal] / findings.half(frame, signal)
-        ax.plot(100 * frame["load"], relative, color=colour, linewidth=2.2, marker="o", markersize=4)
+        ax.plot(100 * frame["load"], relative, color=colour, linewidth=width, marker="o", markersize=2 + width)
     grown = np.array([findings.growth(frame, signal) for signal in measured])
     low, high = np.log(ax.get_ylim())
     for line, signal, height in zip(ax.lines, measured, _apart((np.log(grown) - low) / (high - low)), strict=True):
@@ -50,9 +53,9 @@ def day(chosen: Policies, *names: str) -> Axes:
     first = chosen.replays[0].frame
     ax.fill_between(first["hour"], first["needed"], step="post", color=LIGHT, zorder=0)
     ax.annotate("needed for the load", (2.2, 0.15), color=GREY, fontsize=10)
-    for name, colour in zip(names, (BLUE, ORANGE, VERMILLION), strict=False):
+    for name, (colour, width) in zip(names, _LINES, strict=False):
         frame = chosen[name].frame
-        ax.step(frame["hour"], frame["replicas"], where="post", color=colour, linewidth=1.8, label=name)
+        ax.step(frame["hour"], frame["replicas"], where="post", color=colour, linewidth=width, label=name)
     ax.legend(frameon=False, loc="upper left", fontsize=10)
     ax.set_xlim(0, 24)
     ax.set_ylim(0, None)
@@ -69,14 +72,16 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())
-    heights = _apart(frame["cost_per_million"].to_numpy() / top)
-    for (_, row), x, height in zip(frame.iterrows(), late, heights, strict=True):
+    right = late > 0.55 * late.max()
+    heights = frame["cost_per_million"] / top
+    for side in (right, ~right):
+        heights[side] = _apart(heights[side].to_numpy())
+    for (_, row), x, height, left in zip(frame.iterrows(), late, heights, right, strict=True):
         kept = row["late"] <= findings.MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
         words = f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
-        right = x > 0.55 * late.max()
-        near = (x + (-1 if right else 1) * 0.02 * max(late.max(), 1), height * top)
-        ax.annotate(words, near, ha="right" if right else "left", va="center", fontsize=10)
+        near = (x + (-1 if left else 1) * 0.02 * max(late.max(), 1), height * top)
+        ax.annotate(words, near, ha="right" if left else "left", va="center", fontsize=10)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
     ax.set_ylim(0, top)
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")

@@ -71,7 +71,8 @@ def browser(pytestconfig):
         yield running
         running.close()
     waited = ", ".join(f"{seconds:.1f}" for seconds in OPENED_S)
-    pytestconfig.get_terminal_writer().line(f"\nseconds to the first button of each page, the first one cold: {waited}")
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\nseconds to the first button of each page, the first one cold: {waited}")
 
 
 @pytest.fixture
