@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
+_LETTER = 0.0105  # width of a label's letter, of the axes'
 
 
 def signals(replica: Curve) -> Axes:
@@ -72,16 +73,23 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())
-    right = late > 0.55 * late.max()
-    heights = frame["cost_per_million"] / top
-    for side in (right, ~right):
-        heights[side] = _apart(heights[side].to_numpy())
-    for (_, row), x, height, left in zip(frame.iterrows(), late, heights, right, strict=True):
+    width = 1.12 * max(late.max(), 1)
+    said = [
+        f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
+        for _, row in frame.iterrows()
+    ]
+    ends = [
+        x + (-1 if x > 0.5 * width else 1) * (0.018 + _LETTER * len(words)) * width
+        for x, words in zip(late, said, strict=True)
+    ]
+    heights = _apart(
+        frame["cost_per_million"].to_numpy() / top, [sorted(span) for span in zip(late, ends, strict=True)]
+    )
+    for (_, row), x, end, words, height in zip(frame.iterrows(), late, ends, said, heights, strict=True):
         kept = row["late"] <= findings.MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
-        words = f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
-        near = (x + (-1 if left else 1) * 0.02 * max(late.max(), 1), height * top)
-        ax.annotate(words, near, ha="right" if left else "left", va="center", fontsize=10)
+        near = (x + (0.018 if end > x else -0.018) * width, height * top)
+        ax.annotate(words, near, ha="left" if end > x else "right", va="center", fontsize=10)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
     ax.set_ylim(0, top)
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
@@ -89,10 +97,17 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     return finish(ax, frame)
 
 
-def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
-    """Where labels stand so that none covers another: from the lowest up, each at least `gap` above the one before."""
+def _apart(
+    heights: NDArray[np.float64], spans: Sequence[Sequence[float]] = (), gap: float = 0.065
+) -> NDArray[np.float64]:
+    """Where labels stand so that none covers another: from the lowest up, each `gap` above those it would lie upon.
+
+    `spans` are where they begin and end from left to right; if left out, all of them are above each other.
+    """
     placed = heights.copy()
     order = np.argsort(heights)
-    for below, above in itertools.pairwise(order):
-        placed[above] = max(placed[above], placed[below] + gap)
+    for count, above in enumerate(order):
+        for below in order[:count]:
+            if not spans or (spans[below][0] < spans[above][1] and spans[above][0] < spans[below][1]):
+                placed[above] = max(placed[above], placed[below] + gap)
     return placed
