@@ -61,10 +61,9 @@ def over(rounds: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]])
         return 1.0, 1.0, 1.0
     logs = _logs(rounds, best)
     if len(logs) < _ENOUGH:
-        low, high = (
-            min(run["sentences_per_s_low"] for run in rounds) / max(run["sentences_per_s_high"] for run in best),
-            max(run["sentences_per_s_high"] for run in rounds) / min(run["sentences_per_s_low"] for run in best),
-        )
+        least = min(run["sentences_per_s_low"] for run in best)  # 0 of a run too short to say more
+        low = min(run["sentences_per_s_low"] for run in rounds) / max(run["sentences_per_s_high"] for run in best)
+        high = max(run["sentences_per_s_high"] for run in rounds) / least if least > 0 else np.inf
         return _mean(rounds, "sentences_per_s") / _mean(best, "sentences_per_s"), float(low), float(high)
     low, high = mean_interval(logs)
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))

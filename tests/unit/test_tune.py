@@ -145,6 +145,12 @@ def test_a_setting_that_changes_nothing_is_said_to():
     assert "no significant difference" in reason
 
 
+def test_a_leader_whose_run_was_too_short_for_an_interval_leaves_the_ratio_open():
+    ratio, low, high = over(rounds(50), rounds(100, spread=1.0))
+    assert (ratio, high) == (0.5, np.inf)
+    assert 0 < low < ratio
+
+
 def test_a_ratio_from_common_rounds_decides_where_intervals_overlap():
     frame = table([100, 97], [20, 20], [2, 2], instance_count=[2, 1])
     assert findings_tune.best_setting(frame, 50)["instance_count"] == 1

@@ -1,7 +1,7 @@
 """Ours beside what a user would pick instead: the same texts, in turns, one table, one figure, and a verdict last.
 
-    make bench            some twenty minutes
-    make bench QUICK=1    under ten
+    make bench            about half an hour
+    make bench QUICK=1    seven minutes on two cores, once the environments are made
 
 Tables, figure and numbers are left in ``out/bench``; where they are already, ``--only`` measures a part anew.
 Peers live in environments of their own under ``build/bench``, made on the first run. Everything is tuned first: each
