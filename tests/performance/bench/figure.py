@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 
 from accel_lib.lab.words import number, times
 from accel_lib.show.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
-from accel_lib.show.plots_autoscale import apart
 
 COLORS = {
     "Triton, ours INT8": GREEN,
@@ -92,7 +92,7 @@ def _lines(rows: list[dict[str, Any]], ax: Any) -> None:
     names = [name for name in COLORS if any(row["name"] == name for row in rows)]
     lines = {name: [rate(rows, name, level) for level in levels] for name in names}
     top = 1.08 * max(map(max, lines.values()))
-    heights = apart(np.array([line[-1] for line in lines.values()]) / top, gap=0.055) * top
+    heights = _apart(np.array([line[-1] for line in lines.values()]), gap=0.055 * top)
     for (name, line), height in zip(lines.items(), heights, strict=True):
         ours = "our" in name
         ax.plot(levels, line, color=COLORS[name], marker="o" if ours else "s", linewidth=2.4 if ours else 1.4)
@@ -106,3 +106,11 @@ def _lines(rows: list[dict[str, Any]], ax: Any) -> None:
     ax.set_ylim(0, top)
     ax.set_xlabel("clients, each waiting for its answer, one text a request", loc="left")
     ax.set_ylabel("requests per second")
+
+
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Where names stand so that none covers another, from the lowest up."""
+    placed = heights.copy()
+    for below, above in itertools.pairwise(np.argsort(heights)):
+        placed[above] = max(placed[above], placed[below] + gap)
+    return placed
