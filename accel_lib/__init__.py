@@ -11,6 +11,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from accel_lib.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from accel_lib.artifact import Artifact
     from accel_lib.checkup import doctor
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from accel_lib.show.widgets import sliders
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve
-
-__version__ = "0.1.0"
 
 # ONNX Runtime from 1.29 on reports to its maker from every process, unless this is set before its first session.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

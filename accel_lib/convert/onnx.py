@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-import accel_lib
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
 from accel_lib.convert import precision as precisions
 from accel_lib.convert.overflow import check_fp16_range
 from accel_lib.errors import ArtifactError, ConversionError, require
 from accel_lib.machine import cache_dir
+from accel_lib.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +175,7 @@ def _make(
         "format": form,
         "precision": precision,
         "packed": packed,
-        "versions": {"accel_lib": accel_lib.__version__} | _versions(),
+        "versions": {"accel_lib": __version__} | _versions(),
         **{field: getattr(model, field) for field in _FACTS},
     }
     folder = Path(output) if output else cache_dir("artifacts", model.name.replace("/", "--"), label)

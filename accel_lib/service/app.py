@@ -36,7 +36,6 @@ from typing import Any
 
 from fastapi import FastAPI
 
-import accel_lib
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.service import health, inference, operate, problems, status, tei
 from accel_lib.service.audit import Audit
@@ -57,6 +56,7 @@ from accel_lib.service.tokens import Tokens
 from accel_lib.triton.process import Ports
 from accel_lib.triton.remote import attach
 from accel_lib.triton.server import Server
+from accel_lib.version import __version__
 
 _REFRESH_S = 1.0
 _MOST_THREADS = 4
@@ -105,7 +105,7 @@ def create_app(
         The state file or the public key cannot be used.
     """
     settings = settings or Settings()
-    app = _App(title="accel gateway", version=accel_lib.__version__, description=_DESCRIPTION, lifespan=_lifespan)
+    app = _App(title="accel gateway", version=__version__, description=_DESCRIPTION, lifespan=_lifespan)
     ports = Ports(http=settings.triton_http_port, grpc=settings.triton_grpc_port, metrics=settings.triton_metrics_port)
     if triton is None and settings.triton_host:
         triton = attach(settings.triton_host, ports, settings.repository)

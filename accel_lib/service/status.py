@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
-import accel_lib
 from accel_lib.checkup import doctor
 from accel_lib.errors import StateError
 from accel_lib.service.auth import Principal, needs
@@ -26,6 +25,7 @@ from accel_lib.service.operate_schemas import (
 from accel_lib.service.served import Catalogue
 from accel_lib.service.state import State
 from accel_lib.service.supervisor import Supervisor
+from accel_lib.version import __version__
 
 router = APIRouter(tags=["status"])
 _Viewer = Annotated[Principal, Depends(needs("viewer"))]
@@ -59,13 +59,13 @@ def metadata(request: Request, _: _Viewer) -> Metadata:
     served = [
         ModelInfo(shortName=f"{each.name}:{each.version}", source=each.manifest.source) for each in catalogue.versions
     ]
-    return Metadata(version=accel_lib.__version__, modelInfo=served)
+    return Metadata(version=__version__, modelInfo=served)
 
 
 @router.get("/v1/version", responses=problems(401, 403))
 async def version(_: _Viewer) -> Release:
     """Of this gateway and of its interface."""
-    return Release(release=accel_lib.__version__, api="1")
+    return Release(release=__version__, api="1")
 
 
 def _state(state: State) -> Component:
