@@ -259,7 +259,7 @@ class _Fleet:
     def __init__(self, replica: Curve, policy: Hpa | int, *, start_s: float, deadline_s: float) -> None:
         self._replica, self._hpa = replica, policy if isinstance(policy, Hpa) else None
         self._ready = policy if isinstance(policy, int) else policy.min_replicas
-        self._loads = replica.frame["load"].to_numpy()
+        self._loads = replica.frame["share"].to_numpy()
         self._curves = {column: replica.frame[column].to_numpy() for column in (*findings.SIGNALS, "p95_ms")}
         self._start, self._deadline_s = max(1, round(start_s / SYNC_S)), deadline_s
         self._starting: list[int] = []

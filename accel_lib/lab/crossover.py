@@ -2,7 +2,8 @@
 
 A batch of T tokens reads every weight once, and multiplies every token with every weight: a fixed part, and a part that
 grows with T. While T is small the fixed part is most of it, and further tokens come nearly for nothing; when T is large
-it is arithmetic, and they cost what they cost alone.
+it is arithmetic, and they cost what they cost alone. On a GPU the fixed part is mostly launching kernels, a hundred and
+more for a batch of any size.
 
 Source: S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model", CACM 52 (2009).
 """
@@ -22,6 +23,7 @@ from accel_lib.lab.measure import Result, take_turns, tidy
 from accel_lib.models import Model
 
 LENGTHS, BATCH_SIZES = (4, 16, 64), (1, 4, 16)
+GPU_BATCH_SIZES = (*BATCH_SIZES, 64, 256)
 _TURNS = 15
 
 
@@ -34,7 +36,7 @@ class Crossover(Result):
     frame
         ``batch_size``, ``tokens`` of each text, ``batch_tokens``, ``ms`` of the batch, ``token_ms`` (``ms`` over
         ``batch_tokens``); and, the same in every row, ``batch_ms`` of a batch whatever is in it and ``token_us`` of one
-        more token, fitted to all sizes, and ``weights``, the numbers that every token is multiplied with.
+        more token, fitted to all sizes, ``weights``, the numbers that every token is multiplied with, and ``device``.
     """
 
     @property
@@ -53,7 +55,7 @@ def crossover(
     artifact: Artifact,
     *,
     lengths: Sequence[int] = LENGTHS,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] | None = None,
     seconds: float = 4,
 ) -> Crossover:
     """Time full batches of every size in turns, and fit the part that does not depend on the size.
@@ -65,12 +67,13 @@ def crossover(
     artifact
         The model in FP32, as it is served.
     lengths, batch_sizes
-        Tokens of each text, and texts in a batch.
+        Tokens of each text, and texts in a batch: if left out, 1 to 16, on a GPU to 256.
     seconds
         About how long to measure.
     """
-    sizes = [(batch, length) for batch in batch_sizes for length in lengths]
     engine = open_engine(artifact)
+    batch_sizes = batch_sizes or (BATCH_SIZES if engine.device == "cpu" else GPU_BATCH_SIZES)
+    sizes = [(batch, length) for batch in batch_sizes for length in lengths]
     try:
         runs = {f"{batch} × {length}": _call(engine, batch, length) for batch, length in sizes}
         take_turns(runs, repeats=1)
@@ -83,6 +86,7 @@ def crossover(
     frame["token_ms"] = frame["ms"] / frame["batch_tokens"]
     batch_ms, token_ms = fit(frame["batch_tokens"].to_numpy(dtype=float), frame["ms"].to_numpy())
     frame["batch_ms"], frame["token_us"], frame["weights"] = batch_ms, 1e3 * token_ms, matrix_weights(model)
+    frame["device"] = engine.device
     return Crossover(frame=frame)
 
 

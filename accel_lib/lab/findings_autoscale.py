@@ -24,7 +24,7 @@ def curve(frame: pd.DataFrame) -> str:
 
 def half(frame: pd.DataFrame, signal: str) -> float:
     """A signal at half load, and no less than a thousandth of its unit."""
-    return max(float(np.interp(0.5, frame["load"], frame[signal])), 1e-3)
+    return max(float(np.interp(0.5, frame["share"], frame[signal])), 1e-3)
 
 
 def growth(frame: pd.DataFrame, signal: str) -> float:

@@ -70,10 +70,10 @@ def _batches(row: pd.Series[Any], base: pd.Series[Any], *, grown: bool, text: fl
     said = f"batches {verb} from {number(base['mean_batch_size'])} to {number(row['mean_batch_size'])} rows"
     each = f"from {number(base['text_ms'])} to {number(row['text_ms'])} ms"
     if text < 1 / _NOTICED:
-        why = ": the weights are read once a batch" if grown else ""
+        why = ": what a batch costs by itself is shared by more" if grown else ""
         said += f", and an instance's time for a text falls {each}{why}"
     elif text > _NOTICED:
-        why = ": each is padded to the longest" if grown else ": the weights are read for fewer"
+        why = ": each is padded to the longest" if grown else ": what a batch costs by itself is shared by fewer"
         said += f", and an instance's time for a text grows {each}{why}"
     else:
         said += f", but a text costs the same {number(row['text_ms'])} ms: arithmetic is the limit"

@@ -115,7 +115,7 @@ _HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | Non
     "changes": ("changes a day", str, None),
     "late": ("late requests", percent, min),
     "cost_per_million": ("cost a million", number, min),
-    "load": ("load", percent, None),
+    "load": ("load", "{:,.0f}".format, None),
     "busy": ("busy", percent, None),
     "workload": ("workload", str, None),
     "setting": ("setting", str, None),

@@ -31,7 +31,7 @@ class Curve(Result):
     Parameters
     ----------
     frame
-        ``load`` (share of capacity), ``rate`` (requests a second), ``queue_ms``, ``p95_ms``, and the utilisations as
+        ``share`` (of capacity), ``rate`` (requests a second), ``queue_ms``, ``p95_ms``, and the utilisations as
         shares: ``cpu`` (of the requested cores; NaN if the calibration could not measure it) and ``gpu``.
     capacity
         Requests a second that a replica answers at most.
@@ -48,8 +48,8 @@ class Curve(Result):
         """The share of its capacity up to which a replica's p95 stays under a limit."""
         frame = self.frame
         if p95_ms <= frame["p95_ms"].iloc[0]:
-            return float(frame["load"].iloc[0])
-        return float(np.interp(p95_ms, frame["p95_ms"], frame["load"]))
+            return float(frame["share"].iloc[0])
+        return float(np.interp(p95_ms, frame["p95_ms"], frame["share"]))
 
     def needed(self, rates: ArrayLike, p95_ms: float) -> NDArray[np.int64]:
         """Replicas that answer these requests a second within a p95."""
@@ -58,7 +58,7 @@ class Curve(Result):
 
     def at(self, column: str, load: float) -> float:
         """A column at some share of the capacity."""
-        return float(np.interp(load, self.frame["load"], self.frame[column]))
+        return float(np.interp(load, self.frame["share"], self.frame[column]))
 
 
 def curve(service: ServiceTime, *, cores: float | None = None) -> Curve:
@@ -82,7 +82,8 @@ def curve(service: ServiceTime, *, cores: float | None = None) -> Curve:
     rows = []
     for rate in (load * capacity for load in _LOADS):
         run = simulate(service, rate=rate, requests=_REQUESTS)
-        row = {"load": rate / capacity, "rate": rate, "queue_ms": run.summary["queue_ms"].iloc[0], "p95_ms": run.p95_ms}
+        row = {"share": rate / capacity, "rate": rate, "p95_ms": run.p95_ms}
+        row["queue_ms"] = run.summary["queue_ms"].iloc[0]
         row["cpu"] = (run.busy * instances * cost.cores + rate * cost.request_cpu / 1e3) / cores
         rows.append(row | {"gpu": min(1.0, run.any_busy)})
     frame = pd.DataFrame(rows)

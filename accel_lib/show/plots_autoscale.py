@@ -31,11 +31,11 @@ def signals(replica: Curve) -> Axes:
     ax.set_yscale("log")
     for signal, (colour, width) in zip(measured, _LINES, strict=False):
         relative = frame[signal] / findings.half(frame, signal)
-        ax.plot(100 * frame["load"], relative, color=colour, linewidth=width, marker="o", markersize=2 + width)
+        ax.plot(100 * frame["share"], relative, color=colour, linewidth=width, marker="o", markersize=2 + width)
     grown = np.array([findings.growth(frame, signal) for signal in measured])
     low, high = np.log(ax.get_ylim())
     for line, signal, height in zip(ax.lines, measured, _apart((np.log(grown) - low) / (high - low)), strict=True):
-        place = (100 * float(frame["load"].iloc[-1]), float(np.exp(low + height * (high - low))))
+        place = (100 * float(frame["share"].iloc[-1]), float(np.exp(low + height * (high - low))))
         label(ax, *place, findings.SIGNALS[signal])
         ax.texts[-1].set_color(line.get_color())
     ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)

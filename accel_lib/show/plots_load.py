@@ -97,7 +97,7 @@ def split(frame: pd.DataFrame) -> Axes:
 
 
 def crossover(frame: pd.DataFrame) -> Axes:
-    """Time of one token against the tokens in its batch: falling while weights are read, flat where it is arithmetic.
+    """Time of one token against the tokens in its batch: falling while a batch costs the same, then flat.
 
     Parameters
     ----------

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 from accel_lib.lab.words import number
 from accel_lib.show.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
-_SHIFTS = ((19, -3), (0, 8), (0, -14), (21, 2))  # of the words, as neighbours on a path are close to each other
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
 
 
@@ -22,7 +21,7 @@ def draw(kept: dict, path: Path) -> None:
     panels = [(_engines, steps["engines"])] if "rows" in steps.get("engines", {}) else []
     panels += [
         (panel, experiments[name])
-        for panel, name in ((_instances, "instances"), (_delay, "delay"), (_batch_size, "batch size"))
+        for panel, name in ((_by_load, "instances"), (_delay, "delay"), (_batch_size, "batch size"))
         if name in experiments
     ]
     if not panels:
@@ -41,7 +40,7 @@ def draw(kept: dict, path: Path) -> None:
 
 
 def _title(ax, step: dict, what: str = "") -> None:
-    ax.set_title(textwrap.fill(what + step["finding"].partition(";")[0], 58), loc="left", fontsize=10)
+    ax.set_title(textwrap.fill(what + step["finding"].partition(";")[0], 61), loc="left", fontsize=10)
 
 
 def _log(ax) -> None:
@@ -73,33 +72,27 @@ def _lines(step: dict):
         yield COLORS[place], load, [row for row in step["rows"] if row["load"] == load]
 
 
-def _instances(step: dict, ax) -> None:
+def _by_load(step: dict, ax, what: str = "") -> None:
     for color, load, rows in _lines(step):
         ax.plot([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], "o-", color=color)
-        ax.annotate(f"{load:.0f} requests under way", (len(rows) - 1, rows[-1]["sentences_per_s"]), (0, 6), ha="right",
-                    textcoords="offset points", color=color, fontsize=9)  # fmt: skip
+        for place, row in enumerate(rows):
+            words = f"p95 {number(row['p95_ms'])} ms" if place == 0 else number(row["p95_ms"])
+            ax.annotate(words, (place, row["sentences_per_s"]), (0, -13), ha="center", textcoords="offset points",
+                        color=color, fontsize=8)  # fmt: skip
+        most = max(range(len(rows)), key=lambda place: rows[place]["sentences_per_s"])
+        ax.annotate(f"{load:.0f} requests under way", (most, rows[most]["sentences_per_s"]), (0, 6),
+                    ha="right" if most == len(rows) - 1 else "center", textcoords="offset points", color=color,
+                    fontsize=9)  # fmt: skip
+    ax.margins(x=0.12, y=0.15)
     ax.set_ylim(0, None)
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.set_ylabel("sentences/s")
-    _title(ax, step)
+    _title(ax, step, what)
 
 
 def _delay(step: dict, ax) -> None:
-    for color, load, rows in _lines(step):
-        name = f"{load:.0f} requests under way, by queue delay"
-        ax.plot(
-            [row["sentences_per_s"] for row in rows], [row["p95_ms"] for row in rows], "o-", color=color, label=name
-        )
-        for row, shift in zip(rows, _SHIFTS, strict=False):
-            at = (row["sentences_per_s"], row["p95_ms"])
-            ax.annotate(row["setting"], at, shift, textcoords="offset points", ha="center", fontsize=8, color=color)
-    _log(ax)
-    ax.margins(0.2)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlabel("sentences/s")
-    ax.set_ylabel("p95, ms (log)")
-    _title(ax, step, "Queue delay ")
+    _by_load(step, ax, "Queue delay ")
+    ax.set_xlabel("queue delay")
 
 
 def _batch_size(step: dict, ax) -> None:

@@ -26,7 +26,7 @@ LOADS = np.array([0.0, 0.5, 0.8, 0.9, 0.95, 1.0])
 def replica():
     """100 requests a second at most; the queue explodes near the limit, utilisation does not."""
     queue = np.array([0.0, 5.0, 20.0, 60.0, 150.0, 600.0])
-    frame = pd.DataFrame({"load": LOADS, "rate": 100 * LOADS, "queue_ms": queue, "p95_ms": 10 + 3 * queue})
+    frame = pd.DataFrame({"share": LOADS, "rate": 100 * LOADS, "queue_ms": queue, "p95_ms": 10 + 3 * queue})
     frame["gpu"], frame["cpu"] = np.minimum(1.0, 1.1 * LOADS), 0.8 * LOADS
     frame.attrs["machine"] = "a test"
     return Curve(frame=frame, capacity=100.0)

@@ -94,10 +94,10 @@ def test_an_early_end_and_a_busy_generator_are_said():
 @pytest.mark.parametrize(
     ("second", "because"),
     [
-        ({"mean_batch_size": 16.0, "text_ms": 1.0}, "the weights are read once a batch"),
+        ({"mean_batch_size": 16.0, "text_ms": 1.0}, "what a batch costs by itself is shared by more"),
         ({"mean_batch_size": 16.0}, "a text costs the same 2.0 ms: arithmetic is the limit"),
         ({"mean_batch_size": 16.0, "text_ms": 4.0}, "each is padded to the longest"),
-        ({"mean_batch_size": 2.0, "text_ms": 4.0}, "the weights are read for fewer"),
+        ({"mean_batch_size": 2.0, "text_ms": 4.0}, "what a batch costs by itself is shared by fewer"),
         ({"mean_batch_size": 4.0, "queue_ms": 30.0}, "requests wait 26 ms longer"),
         ({"queue_ms": 24.0}, "requests wait 20 ms longer, and the batches are as they were"),
         ({"queue_ms": 0.5}, "requests wait 3.5 ms less"),
@@ -123,6 +123,12 @@ def test_a_delay_that_meets_an_empty_queue_only_adds_waiting():
 
 def test_without_counts_there_is_no_reason():
     assert "counted nothing" in findings_experiment.reason(settings(2.0).assign(mean_batch_size=np.nan))
+
+
+def test_the_table_of_an_experiment_counts_the_requests_under_way():
+    frame = settings(2.0)
+    frame.attrs["machine"] = "2 cores"
+    assert Experiment(frame=frame, runs={})._repr_html_().count("<td>16</td>") == len(frame)
 
 
 def test_the_figures_of_an_experiment_carry_its_finding():
@@ -175,7 +181,7 @@ def sizes(batch_ms, token_us):
     frame["batch_tokens"] = frame["batch_size"] * frame["tokens"]
     frame["ms"] = batch_ms + frame["batch_tokens"] * token_us / 1e3
     frame["token_ms"] = frame["ms"] / frame["batch_tokens"]
-    return frame.assign(batch_ms=batch_ms, token_us=token_us, weights=10_000_000)
+    return frame.assign(batch_ms=batch_ms, token_us=token_us, weights=10_000_000, device="cpu")
 
 
 def test_what_a_batch_gains_depends_on_its_tokens():
@@ -189,6 +195,8 @@ def test_speeds_and_the_crossover_follow_from_the_two_parts():
     assert "10 million weights at 200 GFLOP/s" in said
     assert "reading them once at 20 GB/s: from 20 tokens on" in said
     assert "no part is left to share" in findings_curve.limits(sizes(0.0, 100).iloc[0])
+    on_gpu = findings_curve.limits(sizes(2.0, 0.1).assign(device="cuda:0").iloc[0])
+    assert "a batch 2.0 ms beside, mostly to launch its kernels one by one: from 20,000 tokens on" in on_gpu
 
 
 def test_the_two_parts_are_found_again():
