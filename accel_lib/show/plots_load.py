@@ -120,9 +120,12 @@ def crossover(frame: pd.DataFrame) -> Axes:
     ax.plot(tokens, fixed / tokens + each, color=GREY, linestyle="--", linewidth=1.2, label="fixed part + tokens")
     if tokens[0] * each < fixed < tokens[-1] * each:
         ax.axvline(fixed / each, color=LIGHT, linewidth=1.4, zorder=0)
-        words, where = f" {number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
-        ax.annotate(words, (fixed / each, 1), (2, -10), xycoords=where, textcoords="offset points", color=GREY)
-    ax.legend(frameon=False, fontsize=10, loc="upper right", bbox_to_anchor=(1, 0.93))
+        words, where = f"{number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
+        side, shift = ("left", 5) if fixed / each < float(np.sqrt(tokens[0] * tokens[-1])) else ("right", -5)
+        ax.annotate(
+            words, (fixed / each, 1), (shift, -10), xycoords=where, textcoords="offset points", color=GREY, ha=side
+        )
+    ax.legend(edgecolor="none", framealpha=1, fontsize=10, loc="upper right", bbox_to_anchor=(1, 0.93))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
