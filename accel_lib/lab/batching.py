@@ -72,7 +72,7 @@ def compare_batching(
     >>> compare_batching(model, load_texts("short", limit=64))  # doctest: +SKIP
     """
     one = contender(candidate, device=device)
-    tokens = batch_tokens(one.device, packed=one.packed)
+    tokens = batch_tokens(one.device)
     strategies = strategies or (ONE_BY_ONE, AS_THEY_COME, SORTED, budget(tokens))
     lengths, texts = one.lengths(texts), list(texts)
     try:

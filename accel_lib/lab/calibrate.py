@@ -86,8 +86,9 @@ def calibrate(
     own, progress = served.config, Progress("Calibrating")
     lengths = np.array([len(ids) for ids in served._tokenize(texts, None)[1]])
     packed = Artifact.load(served._artifact_folder).manifest.packed
-    budget = own.max_batch_tokens or batch_tokens("cuda" if _on_gpu(own) else "cpu", packed=packed)
-    work = functools.partial(features, budget=budget, packed=packed)
+    padded_attention = packed and not _on_gpu(own)
+    budget = own.max_batch_tokens or batch_tokens("cuda" if _on_gpu(own) else "cpu")
+    work = functools.partial(features, budget=budget, packed=packed, padded_attention=padded_attention)
     rows: list[dict[str, Any]] = []
     costs: dict[int, Cost] = {}
     noise: list[float] = []
@@ -127,6 +128,7 @@ def calibrate(
         config=own,
         budget=budget,
         packed=packed,
+        padded_attention=padded_attention,
     )
 
 

@@ -89,7 +89,7 @@ def contender(candidate: Model | Artifact, *, device: str = "auto", **options: A
         size_bytes=candidate.size_bytes,
         encode=encode,
         lengths=lengths,
-        strategies=(ONE_BY_ONE, SORTED, *map(budget, _budgets(engine.device, packed=packed))),
+        strategies=(ONE_BY_ONE, SORTED, *map(budget, _budgets(engine.device))),
         close=engine.close,
         packed=packed,
     )
@@ -131,8 +131,8 @@ def _sorted(size: int) -> Strategy:
     )
 
 
-def _budgets(device: str, *, packed: bool) -> tuple[int, int]:
-    usual = batch_tokens(device, packed=packed)
+def _budgets(device: str) -> tuple[int, int]:
+    usual = batch_tokens(device)
     return (usual, 4 * usual) if device == "cpu" else (usual // 4, usual)
 
 

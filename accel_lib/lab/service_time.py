@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import AccelError
 from accel_lib.lab import findings_simulator as findings
 from accel_lib.lab.measure import Result
@@ -67,8 +69,8 @@ class ServiceTime(Result):
         The configuration it was measured with.
     budget
         Tokens of an engine call where the configuration names none.
-    packed
-        Whether the engine computes no padding, so that only real tokens count.
+    packed, padded_attention
+        Whether the engine computes no padding, so that only real tokens count, or none but around attention.
     """
 
     costs: Mapping[int, Cost]
@@ -79,6 +81,7 @@ class ServiceTime(Result):
     config: ModelConfig
     budget: int
     packed: bool = False
+    padded_attention: bool = False
 
     @property
     def finding(self) -> str:
@@ -106,24 +109,33 @@ class ServiceTime(Result):
         """A function from the tokens of an execution's rows, and the executions under way, to its mean seconds."""
         cost, budget, others = self.cost(config), config.max_batch_tokens or self.budget, config.instance_count - 1
         slower = (cost.crowding - 1) / others if others else 0.0
+        cut = functools.partial(calls, budget=budget, packed=self.packed, padded_attention=self.padded_attention)
 
         def seconds(tokens: Sequence[int], busy: int = 1) -> float:
             ms = cost.execution
-            for rows, computed, squares in calls(tokens, budget, packed=self.packed):
+            for rows, computed, squares in cut(tokens):
                 ms += cost.call + rows * cost.row + computed * cost.token + squares * cost.square
             return ms * (1 + slower * (busy - 1)) / 1e3
 
         return seconds
 
 
-def calls(tokens: Sequence[int], budget: int, *, packed: bool = False) -> list[tuple[int, int, int]]:
+def calls(
+    tokens: Sequence[int], budget: int, *, packed: bool = False, padded_attention: bool = False
+) -> list[tuple[int, int, int]]:
     """Rows, computed tokens and their squares by row of each engine call of an execution, cut as ``plan_batches`` cuts.
 
     Examples
     --------
     >>> calls([3, 5, 2], 9), calls([3, 5, 2], 9, packed=True)
     ([(2, 6, 18), (1, 5, 25)], [(2, 5, 13), (1, 5, 25)])
+    >>> calls([3, 5, 2], 10, packed=True, padded_attention=True)
+    [(3, 10, 75)]
     """
+    if padded_attention:
+        lengths = np.asarray(tokens, dtype=np.int64)
+        parts = [lengths[part] for part in plan_batches(lengths, max_batch_tokens=budget, padded_attention=True)]
+        return [(len(part), int(part.sum()), len(part) * int(part.max()) ** 2) for part in parts]
     groups: list[list[int]] = [[]]
     real = 0
     for width in sorted(tokens):
@@ -137,9 +149,11 @@ def calls(tokens: Sequence[int], budget: int, *, packed: bool = False) -> list[t
     return [(len(group), sum(group), sum(width * width for width in group)) for group in groups]
 
 
-def features(tokens: Sequence[int], budget: int, *, packed: bool = False) -> list[float]:
+def features(
+    tokens: Sequence[int], budget: int, *, packed: bool = False, padded_attention: bool = False
+) -> list[float]:
     """What the costs of an execution are multiplied with, in the order of `Cost`."""
-    cut = calls(tokens, budget, packed=packed)
+    cut = calls(tokens, budget, packed=packed, padded_attention=padded_attention)
     return [1.0, len(cut), *map(sum, zip(*cut, strict=True))]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from accel_lib.artifact import Artifact
-from accel_lib.engines.batching import PACKED_BATCH_TOKENS
+from accel_lib.engines.batching import CPU_BATCH_TOKENS
 from accel_lib.lab import findings
 from accel_lib.lab.agreement import agreement
 from accel_lib.lab.compare import Comparison
@@ -60,7 +60,7 @@ def climb(
     ways: list[tuple[Model | Artifact, dict[str, Any]]] = [
         (model, {}), (plain, {"fusions": False}), (plain, {}), (packed, {}), (int8, {}), (int8, {}),
     ]  # fmt: skip
-    strategies = [*[AS_THEY_COME] * (len(STEPS) - 1), budget(PACKED_BATCH_TOKENS)]
+    strategies = [*[AS_THEY_COME] * (len(STEPS) - 1), budget(CPU_BATCH_TOKENS)]
     progress = Progress("Climbing")
     with contextlib.ExitStack() as stack:
         field = [

@@ -53,6 +53,39 @@ def test_a_packed_batch_is_cut_by_real_tokens():
     assert len(plan_batches(lengths, max_batch_tokens=128)) == 2
 
 
+def estimated(lengths, batches):
+    """What `plan_batches` says that packed batches with padded attention cost, in tokens."""
+    places = [(len(batch), int(lengths[batch].max())) for batch in batches]
+    return sum(40 + rows * longest * (0.5 + 0.004 * longest) for rows, longest in places)
+
+
+def test_attention_does_not_pad_short_texts_to_a_long_one():
+    lengths = np.array([8, 256, 8, 8, 8, 8, 8, 8])
+    batches = plan_batches(lengths, max_batch_tokens=512, packed=True, padded_attention=True)
+    assert [sorted(batch.tolist()) for batch in batches] == [[0, 2, 3, 4, 5, 6, 7], [1]]
+    assert len(plan_batches(np.full(8, 8), max_batch_tokens=512, packed=True, padded_attention=True)) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_other_cut_of_sorted_texts_costs_less(seed):
+    lengths = np.random.default_rng(seed).integers(3, 256, 9)
+    batches = plan_batches(lengths, max_batch_tokens=600, padded_attention=True)
+    order = np.argsort(lengths, kind="stable")
+    others = [
+        np.split(order, [place + 1 for place in range(8) if cuts >> place & 1]) for cuts in range(2**8)
+    ]  # every way to cut nine texts in a row
+    allowed = [cut for cut in others if all(len(b) == 1 or lengths[b].sum() <= 600 for b in cut)]
+    assert estimated(lengths, batches) == pytest.approx(min(estimated(lengths, cut) for cut in allowed))
+
+
+def test_cuts_for_attention_keep_to_the_limits():
+    lengths = np.random.default_rng(0).integers(3, 64, 200)
+    batches = plan_batches(lengths, max_batch_tokens=100, max_batch_size=3, padded_attention=True)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(batch) <= 3 and lengths[batch].sum() <= 100 for batch in batches)
+    assert plan_batches(np.array([], dtype=np.int64), max_batch_tokens=100, padded_attention=True) == []
+
+
 def test_sorting_by_length_saves_padding():
     lengths = LENGTHS[-1]
     as_they_come = padding_share(lengths, plan_batches(lengths, max_batch_tokens=2048, sort=False))

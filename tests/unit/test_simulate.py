@@ -36,14 +36,15 @@ def calibration(*, execution=4.0, row=1.0, noise=(1.0,), transport_ms=0.0, clien
     )
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cut", [{}, {"packed": True}, {"packed": True, "padded_attention": True}], ids=len)
 @pytest.mark.parametrize("budget", [64, 512, 1_024])
-def test_executions_are_cut_into_the_calls_that_the_engine_makes(budget, packed):
+def test_executions_are_cut_into_the_calls_that_the_engine_makes(budget, cut):
     lengths = np.random.default_rng(0).integers(3, 256, 64)
-    batches = [lengths[batch] for batch in plan_batches(lengths, max_batch_tokens=budget, packed=packed)]
-    computed = batches if packed else [np.full(len(batch), batch.max()) for batch in batches]
-    assert calls(lengths.tolist(), budget, packed=packed) == [
-        (len(batch), batch.sum(), (batch**2).sum()) for batch in computed
+    batches = [lengths[batch] for batch in plan_batches(lengths, max_batch_tokens=budget, **cut)]
+    products = batches if cut else [np.full(len(batch), batch.max()) for batch in batches]
+    attention = batches if len(cut) == 1 else [np.full(len(batch), batch.max()) for batch in batches]
+    assert calls(lengths.tolist(), budget, **cut) == [
+        (len(one), one.sum(), (other**2).sum()) for one, other in zip(products, attention, strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 import accel_lib as accel
-from accel_lib.engines.batching import PACKED_BATCH_TOKENS, plan_batches
+from accel_lib.engines.batching import CPU_BATCH_TOKENS, plan_batches
 from accel_lib.engines.onnxruntime import SLOW_FUSIONS
 from accel_lib.models.tokenizer import Tokenizer, pad
 
@@ -35,9 +35,8 @@ def shares(artifact: accel.Artifact, texts: Sequence[str]) -> dict[str, float]:
     """Share of the time by kind of operator, in batches as the engine cuts them."""
     tokenizer = Tokenizer.load(artifact.folder / "tokenizer.json")
     rows = tokenizer(texts)
-    batches = plan_batches(
-        np.array([len(row) for row in rows]), max_batch_tokens=PACKED_BATCH_TOKENS, packed=artifact.manifest.packed
-    )
+    lengths, packed = np.array([len(row) for row in rows]), artifact.manifest.packed
+    batches = plan_batches(lengths, max_batch_tokens=CPU_BATCH_TOKENS, packed=packed, padded_attention=packed)
     feeds = [
         dict(zip(("input_ids", "attention_mask"), pad([rows[i] for i in batch], tokenizer.pad_id), strict=True))
         for batch in batches
