@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,6 +132,7 @@ def run_batches(
     max_batch_tokens: int | None = None,
     max_batch_size: int | None = None,
     sort: bool = True,
+    side_by_side: bool = True,
 ) -> NDArray[np.float32]:
     """Run ragged rows of token ids through an engine, in batches that its memory holds.
 
@@ -146,6 +150,9 @@ def run_batches(
         Token that fills the shorter rows; it is masked.
     max_batch_tokens, max_batch_size, sort
         As `plan_batches` takes them; None takes 512 tokens on a CPU, 16,384 on a GPU.
+    side_by_side
+        Let an engine that can (`run_on_one_core`) compute several batches at a time, each on one of its cores, which
+        answers more than one after the other on all of them. Memory for its weights is needed twice.
 
     Returns
     -------
@@ -163,24 +170,45 @@ def run_batches(
     while len(left):
         tokens = min(budget, safe_tokens(engine) or budget)
         parts = plan_batches(held.lengths[left], max_batch_tokens=tokens, **cut)
-        left = _run_while_it_fits(engine, held, pad_id, [left[part] for part in parts], output)
+        batches = [left[part] for part in parts]
+        with _runs(engine, held, pad_id, batches, side_by_side=side_by_side) as runs:
+            left = _run_while_it_fits(engine, held, batches, runs, output)
     return output
+
+
+@contextlib.contextmanager
+def _runs(
+    engine: Engine, rows: Ragged, pad_id: int, batches: Sequence[NDArray[np.int64]], *, side_by_side: bool
+) -> Iterator[list[Callable[[], NDArray[np.float32]]]]:
+    """A call for the answers of each batch: it computes them, or waits for those that a lane of the engine computes."""
+    run = functools.partial(_run, engine, rows, pad_id)
+    lanes = min(getattr(engine, "lanes", 1), len(batches)) if side_by_side else 1
+    if lanes < 2:
+        yield [functools.partial(run, batch) for batch in batches]
+        return
+    with ThreadPoolExecutor(lanes) as pool:
+        # From the last, which is the longest where texts are sorted: what is left for the end is then soon done.
+        futures = [pool.submit(run, batch, on_one_core=True) for batch in reversed(batches)][::-1]
+        try:
+            yield [future.result for future in futures]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _run_while_it_fits(
     engine: Engine,
     rows: Ragged,
-    pad_id: int,
     batches: Sequence[NDArray[np.int64]],
+    runs: Sequence[Callable[[], NDArray[np.float32]]],
     output: NDArray[np.float32],
 ) -> NDArray[np.int64]:
     """Fill `output` batch by batch; rows that are left when one ran out of memory, with half of it remembered."""
-    for number, batch in enumerate(batches):
+    for number, (batch, run) in enumerate(zip(batches, runs, strict=True)):
         try:
-            if len(batch) == len(rows):  # all of them: their order makes no difference
-                output[:] = _run(engine, rows, pad_id)
+            if len(batch) == len(rows):
+                output[:] = run()
             else:
-                output[batch] = _run(engine, rows.take(batch), pad_id)
+                output[batch] = run()
         except (EngineError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -199,6 +227,12 @@ def _run_while_it_fits(
     return np.empty(0, dtype=np.int64)
 
 
-def _run(engine: Engine, rows: Ragged, pad_id: int) -> NDArray[np.float32]:
-    without_padding: Callable[[Ragged], NDArray[np.float32]] | None = getattr(engine, "run_ragged", None)
-    return without_padding(rows) if without_padding else engine.run(*rows.padded(pad_id))
+def _run(
+    engine: Any, rows: Ragged, pad_id: int, batch: NDArray[np.int64], *, on_one_core: bool = False
+) -> NDArray[np.float32]:
+    part = rows if len(batch) == len(rows) else rows.take(batch)  # all of them: their order makes no difference
+    if getattr(engine, "run_ragged", None):
+        answers = engine.run_ragged(part)
+    else:
+        answers = (engine.run_on_one_core if on_one_core else engine.run)(*part.padded(pad_id))
+    return np.asarray(answers, dtype=np.float32)

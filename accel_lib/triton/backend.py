@@ -128,7 +128,7 @@ class TritonPythonModel:
     def _vectors(self, rows: Ragged) -> NDArray[np.float32]:
         from accel_lib.engines.batching import run_batches
 
-        return run_batches(self._engine, rows, self._pad_id, **self._limits)
+        return run_batches(self._engine, rows, self._pad_id, side_by_side=False, **self._limits)
 
 
 def _check_tensors(artifact: Artifact, config: dict[str, Any]) -> None:

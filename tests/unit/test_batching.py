@@ -1,5 +1,7 @@
 """Batches cut by padded tokens: nothing lost, nothing over budget, nothing changed."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -166,3 +168,39 @@ def test_ragged_rows_are_taken_and_padded_as_rows_are():
 def test_padding_on_the_left_is_left_out_too():
     rows = Ragged.masked(np.array([[0, 0, 7], [1, 2, 3]]), np.array([[0, 0, 1], [1, 1, 1]]))
     assert (rows.ids.tolist(), rows.lengths.tolist()) == ([7, 1, 2, 3], [1, 3])
+
+
+class TwoLanes(SumEngine):
+    """Two batches at a time, each of which waits until the other one runs."""
+
+    lanes = 2
+
+    def __init__(self, refuses=None):
+        super().__init__()
+        self._both, self._refuses = threading.Barrier(2), refuses
+
+    def run_on_one_core(self, ids, mask):
+        self._both.wait(timeout=30)
+        if (ids == self._refuses).any():
+            raise EngineError("No", seen="a batch", fix="none")
+        return self.run(ids, mask)
+
+
+def test_batches_run_side_by_side_and_answer_in_order():
+    engine, rows = TwoLanes(), [np.array([i, 1]) for i in range(8)]
+    assert run_batches(engine, rows, max_batch_size=2)[:, 0].tolist() == [i + 1 for i in range(8)]
+    assert len(engine.shapes) == 4
+    assert run_batches(SumEngine(), rows, max_batch_size=2)[:, 0].tolist() == [i + 1 for i in range(8)]
+
+
+def test_one_batch_and_a_caller_who_declines_get_all_cores():
+    engine = TwoLanes()
+    engine._both.abort()  # a lane would raise
+    assert run_batches(engine, [np.array([1, 1])])[:, 0].tolist() == [2]
+    rows = [np.array([i, 1]) for i in range(4)]
+    assert run_batches(engine, rows, max_batch_size=2, side_by_side=False)[:, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_a_batch_that_a_lane_refuses_is_refused():
+    with pytest.raises(EngineError, match="No"):
+        run_batches(TwoLanes(refuses=3), [np.array([i, 1]) for i in range(4)], max_batch_size=2)
