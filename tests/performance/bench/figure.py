@@ -79,8 +79,9 @@ def _bars(results: dict[str, Any], ax: Any) -> None:
     for y, value in enumerate(rates):
         ax.annotate(number(value), (value, y), (5, 0), textcoords="offset points", va="center")
     ax.axvline(limit, color=VERMILLION, linestyle="--", linewidth=1.3)
-    words = f"FP32 matrix products\nof this CPU end at {number(limit)}"
-    ax.annotate(words, (limit, 0), (-6, 0), textcoords="offset points", ha="right", va="center", color=VERMILLION)
+    side, shift = ("left", 6) if limit > rates[0] else ("right", -6)  # away from the first bar and its number
+    words = f"FP32 matrix\nproducts end\nat {number(limit)}"
+    ax.annotate(words, (limit, 0), (shift, 0), textcoords="offset points", ha=side, va="center", color=VERMILLION)
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, 1.12 * max(*rates, limit))
