@@ -233,7 +233,7 @@ app.command()(cli_simulate.simulate)
 def run_course(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Notebooks, such as 00_start_here; default: all but more, which names those of more/."),
+        typer.Argument(help="Notebooks, such as 00_start_here; more names those of more/."),
     ] = None,
     but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
@@ -247,7 +247,7 @@ def run_course(
     ] = None,
     cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
 ) -> None:
-    """Run notebooks headless, show a table, and fail if one fails."""
+    """Run notebooks headless, by default the course; show a table, and fail if one fails."""
     from accel_lib.course import MORE, NOTEBOOKS, keep_outputs, run_notebooks
     from accel_lib.frame import project_root
 

@@ -82,7 +82,7 @@ def test_a_missing_option_shows_usage_and_exit_2():
 
 def test_the_course_runs_its_notebooks_by_default():
     assert list(NOTEBOOKS) == sorted(NOTEBOOKS)
-    assert "default: all" in run("course", "run", "--help").stdout
+    assert "by default the course" in run("course", "run", "--help").stdout
 
 
 def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypatch):
