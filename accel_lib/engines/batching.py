@@ -151,8 +151,8 @@ def run_batches(
     max_batch_tokens, max_batch_size, sort
         As `plan_batches` takes them; None takes 512 tokens on a CPU, 16,384 on a GPU.
     side_by_side
-        Let an engine that can (`run_on_one_core`) compute several batches at a time, each on one of its cores, which
-        answers more than one after the other on all of them. Memory for its weights is needed twice.
+        Let an engine that can (`run_on_one_core`) compute several batches of sorted texts at a time, each on one of its
+        cores, which answers more than one after the other on all of them. Memory for its weights is needed twice.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def run_batches(
         tokens = min(budget, safe_tokens(engine) or budget)
         parts = plan_batches(held.lengths[left], max_batch_tokens=tokens, **cut)
         batches = [left[part] for part in parts]
-        with _runs(engine, held, pad_id, batches, side_by_side=side_by_side) as runs:
+        with _runs(engine, held, pad_id, batches, side_by_side=side_by_side and sort) as runs:
             left = _run_while_it_fits(engine, held, batches, runs, output)
     return output
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,11 @@ class OnnxRuntimeEngine:
         fusions: bool = True,
     ) -> None:
         index = int(device.partition(":")[2] or 0)
-        opened = functools.partial(
+        self._open = functools.partial(
             open_session, artifact, device=device, allow_spinning=allow_spinning, fusions=fusions
         )
-        self._session, provider = opened(threads=threads)
+        self._session, provider = self._open(threads=threads)
+        self._alone, self._opening = None, threading.Lock()
         got = self._session.get_providers()[0]
         if got != provider and device != "auto":
             raise EngineError(
@@ -68,7 +70,6 @@ class OnnxRuntimeEngine:
         self.max_length = manifest.max_length
         self.packed = manifest.packed
         self.lanes = (threads or inspect_machine().cores) if self.device == "cpu" else 1
-        self._single = functools.cache(lambda: opened(threads=1)[0])
 
     def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``."""
@@ -76,7 +77,9 @@ class OnnxRuntimeEngine:
 
     def run_on_one_core(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `run`, in a thread of the caller's: `lanes` batches side by side wait less than one on all cores."""
-        return self._run(self._single(), input_ids, attention_mask)
+        with self._opening:
+            self._alone = self._alone or self._open(threads=1)[0]
+        return self._run(self._alone, input_ids, attention_mask)
 
     def _run(
         self, session: Any, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]
@@ -95,8 +98,7 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Drop the sessions and their arenas."""
-        self._session = None
-        self._single.cache_clear()
+        self._session = self._alone = None
 
 
 def open_session(

@@ -198,7 +198,8 @@ def test_one_batch_and_a_caller_who_declines_get_all_cores():
     engine._both.abort()  # a lane would raise
     assert run_batches(engine, [np.array([1, 1])])[:, 0].tolist() == [2]
     rows = [np.array([i, 1]) for i in range(4)]
-    assert run_batches(engine, rows, max_batch_size=2, side_by_side=False)[:, 0].tolist() == [1, 2, 3, 4]
+    for declined in ({"side_by_side": False}, {"sort": False}):
+        assert run_batches(engine, rows, max_batch_size=2, **declined)[:, 0].tolist() == [1, 2, 3, 4]
 
 
 def test_a_batch_that_a_lane_refuses_is_refused():
