@@ -326,7 +326,8 @@ def _environment() -> Path:
 
 def _newest_python() -> str:
     """A Python that helm-sdkpy runs on, else this one."""
-    installed = sorted(str(path) for path in Path.home().glob(".pyenv/versions/3.1[23]*/bin/python"))
+    homes = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    installed = sorted(map(str, homes.glob("versions/3.1[23]*/bin/python")))
     for candidate in (sys.executable, *_PYTHONS, *installed):
         code = f"import sys; sys.exit(not {_OLDEST} <= sys.version_info[:2] < (3, 14))"
         path = shutil.which(candidate)
