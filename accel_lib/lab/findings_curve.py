@@ -109,7 +109,7 @@ def limits(row: pd.Series[Any]) -> str:
     if fixed <= 0:
         return f"A token takes {number(each)} µs in a batch of any size, as {speed}: no part is left to share"
     read = f"as reading them once at {number(_WEIGHT_BYTES * weights / fixed / 1e6)} GB/s"
-    if row["device"] != "cpu":  # whose memory gives them in a hundredth of that time
+    if row["device"] != "cpu":  # whose memory gives them far sooner
         read = "mostly to launch its kernels one by one"
     said = f"A token takes {number(each)} µs, as {speed}, and a batch {number(fixed)} ms beside, {read}"
     return f"{said}: from {number(1e3 * fixed / each)} tokens on the tokens take longer"
