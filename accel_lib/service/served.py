@@ -26,8 +26,6 @@ InputType = Literal["query", "passage"]
 
 _STARTING_S = 2.0  # what a client is told to wait for Triton
 _ASK_S = 2.0
-_CHARS_PER_TOKEN = 32  # no text has longer tokens on average: what lies beyond is not tokenized
-_CHUNK_CHARS = 65_536  # tokenized in one go, so that nobody's request fills the memory with what is cut anyway
 _PASSAGE_PROMPTS = ("passage", "document")
 
 
@@ -96,55 +94,30 @@ class ServedVersion:
         if self.asymmetric and inputs.input_type is None:
             message = f"{self.name} embeds queries and passages differently: say which these are."
             raise Problem(400, message, param="input_type", code="missing")
-        rows: list[NDArray[np.int64]] = []
-        tokens = 0
-        while len(rows) < len(inputs.texts):
-            found = self._rows(inputs, len(rows))
-            rows += found
-            tokens += sum(map(len, found))
-            if tokens > max_tokens:
-                message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
-                raise Problem(400, message, param="input", code="too_many_tokens")
-        return rows
-
-    def _rows(self, inputs: Inputs, start: int) -> list[NDArray[np.int64]]:
-        """The rows of the next texts that are tokenized together."""
         kind = inputs.input_type
         prompt = self._prompt(kind) if kind else prompt_text(self.manifest.prompts, self.manifest.default_prompt)
-        texts = self._chunk(inputs, start)
-        seconds = None if inputs.seconds is None else inputs.seconds[start : start + len(texts)]
         tokenizer = self.tokenizers["left" if inputs.truncate == "START" else "right"]
+        counted = max_tokens if inputs.truncate == "NONE" or inputs.seconds is not None else 0
+        rows: list[NDArray[np.int64]] = []
+        tokens = 0
         try:
-            rows, lengths = tokenizer.counted(texts, prompt=prompt, seconds=seconds)
+            for row in tokenizer.rows(inputs.texts, prompt=prompt, seconds=inputs.seconds, count_to=counted):
+                if inputs.truncate == "NONE" and row.length > len(row.ids):
+                    raise self._too_long(len(rows), row.length, max_tokens)
+                rows.append(row.ids)
+                tokens += len(row.ids)
+                if tokens > max_tokens:
+                    message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
+                    raise Problem(400, message, param="input", code="too_many_tokens")
         except AccelError as error:
             raise Problem(400, f"{error.cause} Fix: {error.fix}.", param="input", code="invalid_text") from error
-        if inputs.truncate == "NONE":
-            for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                if length > len(row):
-                    raise self._too_long(start + index, f"{length:,} tokens")
         return rows
 
-    def _chunk(self, inputs: Inputs, start: int) -> list[str]:
-        """The next texts, without the ends that no token limit could keep."""
-        most = self.manifest.max_length * _CHARS_PER_TOKEN
-        chunk: list[str] = []
-        chars = 0
-        for index in range(start, len(inputs.texts)):
-            text = inputs.texts[index]
-            if len(text) > most:
-                if inputs.truncate == "NONE":
-                    raise self._too_long(index, f"{len(text):,} characters")
-                text = text[-most:] if inputs.truncate == "START" else text[:most]
-            if chunk and chars + len(text) > _CHUNK_CHARS:
-                break
-            chunk.append(text)
-            chars += len(text)
-        return chunk
-
-    def _too_long(self, index: int, size: str) -> Problem:
+    def _too_long(self, index: int, length: int, counted_to: int) -> Problem:
+        size = f"{length:,}" if length <= counted_to else f"more than {counted_to:,}"
         return Problem(
             400,
-            f"Input {index} has {size}; {self.name} takes {self.manifest.max_length} tokens. "
+            f"Input {index} has {size} tokens; {self.name} takes {self.manifest.max_length} tokens. "
             'Shorten it, or send "truncate": "END".',
             param="input",
             code="context_length_exceeded",

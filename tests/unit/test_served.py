@@ -69,10 +69,23 @@ def test_the_start_or_the_end_is_cut_and_by_default_nothing(served):
     assert f"Input 1 has {LONGEST + 10} tokens" in refused(served, "w1", " ".join(words)).message
 
 
-def test_a_text_beyond_all_limits_is_not_even_tokenized_whole(served):
+def test_a_text_beyond_all_limits_is_counted_no_further_than_a_request_may_go(served):
     endless = "w1 " * 1_000_000
-    assert "characters" in refused(served, endless).message
-    assert rows(served, endless, truncate="END") == [[1] * LONGEST]
+    assert "Input 0 has more than 10,000 tokens" in refused(served, endless).message
+    assert rows(served, endless, truncate="END") == rows(served, endless, truncate="START") == [[1] * LONGEST]
+
+
+@pytest.mark.parametrize("filling", [" " * 200_000, "\n" * 20_000, "\u3000" * 70_000])
+def test_characters_that_are_no_tokens_are_not_counted(served, filling):
+    for truncate in ("NONE", "START", "END"):
+        assert rows(served, f"{filling}w1{filling}w2", truncate=truncate) == [[1, 2]]
+
+
+def test_a_message_counts_the_inputs_of_the_whole_request_and_all_tokens_of_a_pair(served):
+    many = ["w1 " * 60] * 700
+    assert "Text 700 " in refused(served, *many, " ").message
+    assert "Input 700 has 65 tokens" in refused(served, *many, "w1 " * 65, max_tokens=50_000).message
+    assert "Input 0 has 180 tokens" in refused(served, "w1 " * 80, seconds=["w2 " * 100]).message
 
 
 def test_many_texts_are_counted_together(served):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,90 @@ def test_the_ids_are_those_of_transformers(tokenizer: Tokenizer, name: str) -> N
     (row,) = tokenizer([HARD[name]])
     assert row.tolist() == theirs
     assert row.dtype == np.int64
+
+
+def processor(kind: str) -> tokenizers.processors.PostProcessor:
+    if kind == "bert":
+        return tokenizers.processors.BertProcessing(("</s>", 2), ("<s>", 1))
+    if kind == "roberta":
+        return tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    if kind == "only an end":
+        both = "$A </s> $B </s>"
+        return tokenizers.processors.TemplateProcessing(single="$A </s>", pair=both, special_tokens=[("</s>", 2)])
+    others = {"single": "<s> $A", "pair": "<s> $B:1 </s>:1 $A:0", "special_tokens": [("<s>", 1), ("</s>", 2)]}
+    return tokenizers.processors.TemplateProcessing(**others)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "only an end", "the second half first", ""])
+def test_texts_and_pairs_are_cut_as_the_library_itself_cuts_them(kind: str, side: str) -> None:
+    words = ["[UNK]", "<s>", "</s>", *(f"w{number}" for number in range(50))]
+    theirs = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    if kind:
+        theirs.post_processor = processor(kind)
+    random = np.random.default_rng(0)
+    for limit in range(4, 24):
+        ours = Tokenizer(theirs, max_length=limit, pad_id=0).cutting(side)
+        theirs.enable_truncation(limit, direction=side)
+        for lengths in random.integers(1, 30, (20, 2)):
+            first, second = (" ".join(f"w{word}" for word in random.integers(0, 50, length)) for length in lengths)
+            for row, cut in (
+                (next(ours.rows([first])), theirs.encode(first)),
+                (next(ours.rows([first], seconds=[second])), theirs.encode(first, second)),
+            ):
+                assert (row.ids.tolist(), row.segments.tolist()) == (cut.ids, cut.type_ids)
+
+
+LONG = {
+    "words": "the cat sat on " * 9_000,
+    "spaces between": "the cat" + " " * 150_000 + "sat on the mat",
+    "one word": "QUJDREVG" * 20_000 + " the cat sat",
+    "without spaces": "中文。字" * 30_000,
+}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_text_has_the_tokens_of_the_whole_and_is_counted_whole(
+    tokenizer: Tokenizer, name: str, side: str
+) -> None:
+    whole = tokenizers.Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    whole.no_padding()
+    whole.no_truncation()
+    count = len(whole.encode(LONG[name]).ids)
+    whole.enable_truncation(256, direction=side)
+    ours = tokenizer.cutting(side)
+    assert next(ours.rows([LONG[name]])).length == count
+    assert next(ours.rows([LONG[name]], count_to=0)).ids.tolist() == whole.encode(LONG[name]).ids
+
+
+def test_a_text_that_no_memory_holds_is_refused_with_the_cause(tokenizer: Tokenizer) -> None:
+    with pytest.raises(TextError, match=r"Text 1: .* no word ends within 524,288 characters"):
+        tokenizer(["a cat", "QUJD" * 150_000])
+
+
+MEMORY = """
+import resource, sys
+from accel_lib.models.tokenizer import Tokenizer
+tokenizer = Tokenizer.load(sys.argv[1], 256)
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+tokenizer(["a cat"])
+before = peak()
+tokenizer.counted(["a " * 2_000], seconds=["b " * 50_000])
+tokenizer.counted(["a " * 20] * 2_048, seconds=["b " * 2_000] * 2_048)
+tokenizer.counted(["a " * 2_000_000])
+print(peak() - before)
+"""
+
+
+def test_memory_grows_neither_with_the_product_of_a_pair_nor_with_the_number_of_texts(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    command = [sys.executable, "-c", MEMORY, tmp_path / "tokenizer.json"]
+    grown_mb = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown_mb < 100
 
 
 def test_rows_are_ragged_whatever_padding_the_file_asks_for(tokenizer: Tokenizer) -> None:
