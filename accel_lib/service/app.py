@@ -17,6 +17,7 @@ A request finds these on ``request.app.state``:
 ``metrics``      `Metrics`, for Prometheus
 ``telemetry``    `Telemetry`, for traces
 ``pool``         threads for what burns CPU
+``metrics_port`` where only the metrics are shown; 0 where there is none
 ===============  ====================================================================================================
 
 A handler says who may call it, ``Depends(needs("inference"))``, and refuses by raising `problems.Problem`.
@@ -131,6 +132,7 @@ def create_app(
     app.state.state, app.state.auth = state, Authenticator(Keys(state, now), _tokens(settings, now))
     app.state.audit, app.state.experiments = Audit(state, now), Experiments(state, lambda: app.state.catalogue.versions)
     app.state.limits, app.state.metrics, app.state.failed = limits, metrics, None
+    app.state.metrics_port = 0  # `command.run_gateway` knows it
     app.state.telemetry = Telemetry(settings.otlp_endpoint)
     app.state.path = InferencePath(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics

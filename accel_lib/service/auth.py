@@ -7,6 +7,8 @@ from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.datastructures import Headers
 
 from accel_lib.service.keys import Keys, Principal, Role
 from accel_lib.service.problems import Problem
@@ -28,14 +30,17 @@ class Authenticator:
     def __init__(self, keys: Keys, tokens: Tokens | None = None) -> None:
         self.keys, self._tokens = keys, tokens
 
-    def principal(self, credential: str) -> Principal:
-        """Whose key or token it is.
+    def identify(self, headers: Headers) -> Principal:
+        """Whose key or token a request's headers show.
 
         Raises
         ------
         Problem
             401.
         """
+        scheme, credential = get_authorization_scheme_param(headers.get("authorization"))
+        if scheme.lower() != "bearer" or not credential:
+            raise _unknown("Send a key: Authorization: Bearer <key>.")
         found = self.keys.principal(credential)
         if found is not None:
             return found
@@ -50,10 +55,9 @@ class Authenticator:
 def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
     """A dependency that gives the `Principal` of a request if it has a role, else refuses with 401 or 403."""
 
-    async def principal(request: Request, credentials: _Credentials) -> Principal:
-        if credentials is None:
-            raise _unknown("Send a key: Authorization: Bearer <key>.")
-        found: Principal = request.app.state.auth.principal(credentials.credentials)
+    async def principal(request: Request, _: _Credentials) -> Principal:
+        state = request.scope["state"]
+        found: Principal = state.get("caller") or request.app.state.auth.identify(request.headers)
         if role not in found.roles:
             raise Problem(
                 403,

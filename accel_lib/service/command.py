@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 
-import prometheus_client
 from fastapi import FastAPI
 
-from accel_lib.errors import ServerError
 from accel_lib.service.app import create_app
+from accel_lib.service.connection import MOST_CONNECTIONS, Connection
 from accel_lib.service.edge import JsonLines
-from accel_lib.service.listener import MOST_CONNECTIONS, Connection, Listener, listening
+from accel_lib.service.listener import Listener, bind
 from accel_lib.service.settings import Settings
 
 _MOST_FILES, _FILES_OF_OUR_OWN = 65_536, 256
@@ -31,14 +30,21 @@ def run_gateway(settings: Settings) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     Connection.most = min(MOST_CONNECTIONS, _open_files() - _FILES_OF_OUR_OWN)
-    opened = listening(settings.host, settings.port)
-    app = create_app(settings)
-    metrics_port = _serve_metrics(app, settings)
-    url = f"http://{settings.host}:{opened.getsockname()[1]}"
-    Listener(app, opened, lambda: print(_welcome(app, url, metrics_port), flush=True)).listen()
+    with (
+        bind(settings.host, settings.port) as api,
+        bind(settings.host, settings.metrics_port, "ACCEL_METRICS_PORT") as metrics,
+    ):
+        app = create_app(settings)
+        app.state.metrics_port = metrics.getsockname()[1]
+        url, metrics_url = (f"http://{_shown(settings.host)}:{each.getsockname()[1]}" for each in (api, metrics))
+        Listener(app, (api, metrics), lambda: print(_welcome(app, url, metrics_url), flush=True)).listen()
 
 
-def _welcome(app: FastAPI, url: str, metrics_port: int) -> str:
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _welcome(app: FastAPI, url: str, metrics_url: str) -> str:
     state, curl = app.state, f"curl {url}/v1/embeddings -H 'Content-Type: application/json'"
     keys, versions = state.auth.keys, state.catalogue.versions
     known = any(key.revoked_s is None for key in keys.all())
@@ -52,7 +58,7 @@ def _welcome(app: FastAPI, url: str, metrics_port: int) -> str:
     model = next((each.name for each in versions if each.manifest.task == "embedding"), versions[0].name)
     lines = [
         f"gateway  {url}, its documentation {url}/docs",
-        f"metrics  http://{state.settings.host}:{metrics_port}/metrics",
+        f"metrics  {metrics_url}/metrics",
         f"Triton   gRPC {state.supervisor.server.grpc_url}",
         f"serving  {', '.join(f'{each.name} {each.version}' for each in versions)}",
         f"key      {shown}",
@@ -61,18 +67,6 @@ def _welcome(app: FastAPI, url: str, metrics_port: int) -> str:
         f"  -H 'Authorization: Bearer {key}' -d '{json.dumps({'model': model, 'input': 'a cat on a mat'})}'",
     ]
     return "\n".join(lines)
-
-
-def _serve_metrics(app: FastAPI, settings: Settings) -> int:
-    """Show the metrics on their own port too, and return it."""
-    try:
-        server, _ = prometheus_client.start_http_server(
-            settings.metrics_port, settings.host, registry=app.state.metrics.registry
-        )
-    except OSError as error:
-        fix = "end what listens there, or take a free port: ACCEL_METRICS_PORT=0"
-        raise ServerError(f"Port {settings.metrics_port} is taken.", seen=error.strerror, fix=fix) from error
-    return int(server.server_port)
 
 
 def _open_files() -> int:

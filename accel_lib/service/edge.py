@@ -1,7 +1,8 @@
 """The edge of the gateway: what happens to every HTTP request before and after its handler.
 
-It gives the request an id and a deadline, reads its body up to a limit and within the deadline, refuses while the
-gateway drains, ends the work when the client is gone, and leaves one line of log and the metrics. No text is logged.
+It gives the request an id and a deadline, reads its body within bounds (and keeps nothing of it for a caller without a
+key), refuses while the gateway drains, ends the work when the client is gone, answers HEAD where GET is, and leaves one
+line of log and the metrics. No text is logged.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from accel_lib.errors import StateError
+from accel_lib.service.bodies import Bodies, ClientGoneError
 from accel_lib.service.limits import Deadline, Limits
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.problems import Problem
@@ -31,8 +34,6 @@ _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the ope
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _ALWAYS_OPEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
 _DRAIN_RETRY_S = 1.0
-_CLOSING = {"connection": "close"}
-_DISCARDED = 4  # times the largest body is read for the sake of an answer
 _CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
 
 log = logging.getLogger("accel.gateway")
@@ -82,13 +83,16 @@ class Edge:
         self._metrics = metrics
         self._telemetry = telemetry
         self._clock = clock
+        self._bodies = Bodies(settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, headers = self._clock(), Headers(scope=scope)
+        began, headers, method = self._clock(), Headers(scope=scope), scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server keeps the body to itself
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         record = Record(request_id=request_id, deadline=Deadline(began + self._settings.deadline_s, self._clock))
@@ -107,12 +111,13 @@ class Edge:
             await send(message)
 
         try:
-            record.deadline = self._deadline(headers, began)
-            with self._telemetry.request(f"{scope['method']} {scope['path']}", headers, request_id):
-                await self._handle(scope, receive, answer, headers, record)
+            known = self._identify(scope, headers)
+            record.deadline = self._deadline(headers, began, known=known)
+            with self._telemetry.request(f"{method} {scope['path']}", headers, request_id):
+                await self._handle(scope, receive, answer, headers, record, known=known)
         except Problem as problem:
             await problem.response()(scope, receive, answer)
-        except _ClientGoneError:
+        except ClientGoneError:
             status = status or _CLIENT_GONE
         except Exception:
             log.exception("unforeseen", extra={"fields": {"request_id": request_id}})
@@ -120,10 +125,19 @@ class Edge:
                 message = "The gateway failed on this request; its log has the cause."
                 await Problem(500, message, code="internal").response()(scope, receive, answer)
         finally:
-            self._note(scope, record, status or _CLIENT_GONE, self._clock() - began)
+            self._note(scope, method, record, status or _CLIENT_GONE, self._clock() - began)
 
-    def _deadline(self, headers: Headers, began: float) -> Deadline:
-        """What the client's headers ask for, at most what the settings allow."""
+    def _identify(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the caller has a key; one that sends no body is asked for it by the handlers that need it."""
+        if not int(headers.get("content-length") or 0) and "transfer-encoding" not in headers:
+            return True
+        with contextlib.suppress(Problem, StateError):  # which the handler raises again, once it finds no caller
+            scope["state"]["caller"] = scope["app"].state.auth.identify(headers)
+            return True
+        return False
+
+    def _deadline(self, headers: Headers, began: float, *, known: bool) -> Deadline:
+        """What the client's headers ask for, at most what the settings allow; without a key, no more than usual."""
         seconds = _positive(headers.get(_OPENAI_DEADLINE_HEADER)) or self._settings.deadline_s
         if DEADLINE_HEADER in headers:
             asked_ms = _positive(headers[DEADLINE_HEADER])
@@ -131,13 +145,21 @@ class Edge:
                 message = f"{DEADLINE_HEADER} is a number of milliseconds above 0."
                 raise Problem(400, message, param=DEADLINE_HEADER, code="invalid_header")
             seconds = asked_ms / 1e3
-        return Deadline(began + min(seconds, self._settings.max_deadline_s), self._clock)
+        most = self._settings.max_deadline_s if known else self._settings.deadline_s
+        return Deadline(began + min(seconds, most), self._clock)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record) -> None:
+    async def _handle(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record, *, known: bool
+    ) -> None:
         too_late = self._limits.draining and scope["path"] not in _ALWAYS_OPEN
-        body = await self._body(receive, headers, record.deadline)
-        if too_late:  # said once all is read: a connection closed on unread bytes is reset, and the answer lost with it
-            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
+        async with self._bodies.reading(receive, headers, record.deadline, keep=known) as body:
+            if too_late:  # said once all is read, as for every refusal
+                raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
+            if scope["server"][1] == scope["app"].state.metrics_port and scope["path"] != "/metrics":
+                raise Problem(404, "This port shows /metrics only.")
+            await self._answer(scope, body, receive, send)
+
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._app(scope, _replay(body, receive), send))
         if scope["method"] != "POST" or "/models/" in scope["path"]:  # what changes a model is finished in any case
             await work
@@ -146,43 +168,14 @@ class Edge:
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise _ClientGoneError
+                raise ClientGoneError
             await work
         finally:
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _body(self, receive: Receive, headers: Headers, deadline: Deadline) -> bytes:
-        limit = self._settings.max_body_bytes
-        too_large = Problem(413, f"A body has at most {limit:,} bytes.", code="body_too_large", headers=_CLOSING)
-        with contextlib.suppress(ValueError):
-            if int(headers.get("content-length", "0")) > _DISCARDED * limit:
-                raise too_large
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(deadline.left_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _ClientGoneError
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:  # the rest is read and thrown away: a client reads no answer while it still sends
-                        parts.clear()
-                    else:
-                        parts.append(part)
-                    last = not message.get("more_body")
-                    if size > _DISCARDED * limit or (last and size > limit):
-                        raise too_large
-                    if last:
-                        return b"".join(parts)
-        except TimeoutError as error:
-            text = "The deadline passed before the request was there."
-            raise Problem(504, text, code="deadline_exceeded", headers=_CLOSING) from error
-
-    def _note(self, scope: Scope, record: Record, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, method: str, record: Record, status: int, seconds: float) -> None:
         endpoint = getattr(scope.get("route"), "path", "none")
         labels = (endpoint, record.model, record.version)
         self._metrics.request_duration.labels(*labels).observe(seconds)
@@ -193,7 +186,7 @@ class Edge:
         principal = getattr(scope["state"].get("principal"), "id", "")
         fields = {
             "request_id": record.request_id,
-            "method": scope["method"],
+            "method": method,
             "endpoint": endpoint,
             "status": status,
             "ms": round(seconds * 1e3, 3),
@@ -221,10 +214,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
-
-
-class _ClientGoneError(Exception):
-    """The client closed its connection before the answer."""
 
 
 def _positive(text: str | None) -> float | None:

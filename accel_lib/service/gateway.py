@@ -17,7 +17,7 @@ import httpx
 from accel_lib.errors import AccelError, ServerError
 from accel_lib.progress import Progress
 from accel_lib.service.app import create_app
-from accel_lib.service.listener import Listener, listening
+from accel_lib.service.listener import Listener, bind
 from accel_lib.service.settings import Settings
 from accel_lib.service.waterfall import Payload, Waterfall, take_apart, weigh
 from accel_lib.triton.server import Server
@@ -33,9 +33,9 @@ class Gateway:
         self, settings: Settings, triton: Server | None, *, folder: tempfile.TemporaryDirectory[str] | None = None
     ) -> None:
         self._folder = folder
-        self._socket = listening(settings.host, settings.port)
+        self._socket = bind(settings.host, settings.port)
         self.app = create_app(settings, triton=triton)
-        self._listener = Listener(self.app, self._socket)
+        self._listener = Listener(self.app, [self._socket])
         self._thread = threading.Thread(target=self._listen, name="accel-gateway", daemon=True)
         self.url = f"http://{settings.host}:{self._socket.getsockname()[1]}"
         self.key = self.app.state.auth.keys.create("notebook", ["admin"])

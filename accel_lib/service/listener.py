@@ -1,62 +1,34 @@
-"""The listening side of the gateway: how many connections, how long they may be silent, and the drain at the end."""
+"""The listening side of the gateway: its sockets, and the drain at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from accel_lib.errors import ServerError
-from accel_lib.service.problems import Problem
+from accel_lib.service.connection import Connection
 
-MOST_CONNECTIONS = 8192
 _BACKLOG = 4096
-_HEAD_S = 10  # a connection that has not sent a whole request head by then is closed
 _KEEP_ALIVE_S = 75  # longer than a load balancer's
 _LAST_ANSWERS_S = 10  # for answers that are being written when everything else has ended
 _LAST_REQUESTS_S = 1.0  # for requests that clients send on connections that they cannot know to be closing
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with a bound on how many there are and on how long one may say nothing."""
-
-    most = MOST_CONNECTIONS
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._late = self.loop.call_later(_HEAD_S, self._close_if_silent)
-        if len(self.connections) > self.most:
-            transport.write(_too_many())
-            transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None:
-            self.transport.close()
-
-
-def _too_many() -> bytes:
-    problem = Problem(503, "Too many connections are open.", code="too_many_connections", retry_after_s=1).response()
-    head = b"".join(b"%s: %s\r\n" % pair for pair in [*problem.raw_headers, (b"connection", b"close")])
-    return b"HTTP/1.1 503 Service Unavailable\r\n" + head + b"\r\n" + bytes(problem.body)
-
-
 class Listener(uvicorn.Server):
     """uvicorn's server: a SIGTERM lets it refuse what is new with 503 until what is old is finished, then end."""
 
-    def __init__(self, app: FastAPI, listening: socket.socket, on_ready: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, sockets: Sequence[socket.socket], on_ready: Callable[[], None] | None = None
+    ) -> None:
         config = uvicorn.Config(
             app,
             http=Connection,
@@ -72,14 +44,14 @@ class Listener(uvicorn.Server):
         )
         super().__init__(config)
         self._app = app
-        self._socket = listening
+        self._sockets = list(sockets)
         self._on_ready = on_ready
         self._draining_since: float | None = None
         self._closed_since: float | None = None
 
     def listen(self) -> None:
         """Serve until told to end; raises what kept Triton from starting."""
-        self.run(sockets=[self._socket])
+        self.run(sockets=self._sockets)
         if self._app.state.failed is not None:
             raise self._app.state.failed
 
@@ -120,25 +92,39 @@ class Listener(uvicorn.Server):
         made = functools.partial(
             Connection, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                accepted, _ = self._socket.accept()
-                accepted.setblocking(False)
-                await asyncio.get_running_loop().connect_accepted_socket(made, accepted)
+        for listening in self._sockets:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    accepted, _ = listening.accept()
+                    accepted.setblocking(False)
+                    await asyncio.get_running_loop().connect_accepted_socket(made, accepted)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, variable: str = "ACCEL_PORT") -> socket.socket:
     """A socket that listens; port 0 takes a free one.
+
+    Parameters
+    ----------
+    variable
+        The setting that the port comes from.
 
     Raises
     ------
     ServerError
-        The port is taken, or this machine has no such address.
+        The port is taken or not allowed, or this machine has no such address.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        opened = socket.create_server((host, port), backlog=_BACKLOG)
+        opened = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it only where the protocol is named
         return opened
-    except OSError as error:
-        fix = "end what listens there, or take a free port: ACCEL_PORT=0"
-        raise ServerError(f"The gateway cannot listen on {host}:{port}.", seen=error.strerror, fix=fix) from error
+    except (OSError, UnicodeError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.EADDRINUSE:
+            fix = f"end what listens there, or take a free port: {variable}=0"
+        elif number == errno.EACCES:
+            fix = f"take a port above 1023: {variable}=0 takes a free one"
+        else:
+            fix = "an address of this machine: ACCEL_HOST=127.0.0.1, or 0.0.0.0 for all of them"
+        seen = getattr(error, "strerror", None) or error
+        raise ServerError(f"The gateway cannot listen on {host}:{port}.", seen=seen, fix=fix) from error

@@ -156,7 +156,7 @@ def test_a_gateway_with_an_identity_provider_makes_no_key_that_a_log_would_show(
         settings=SimpleNamespace(host="0.0.0.0", jwt_public_key_file=Path("jwt.pem"), jwt_issuer="https://login"),
         supervisor=SimpleNamespace(server=SimpleNamespace(grpc_url="dns:///triton:8004")),
     )
-    shown = _welcome(SimpleNamespace(state=state), "http://0.0.0.0:8000", 8001)
+    shown = _welcome(SimpleNamespace(state=state), "http://0.0.0.0:8000", "http://0.0.0.0:8001")
     assert "tokens of https://login" in shown
     assert "accel_" not in shown
 
