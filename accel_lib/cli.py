@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,6 +185,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port of the gateway; 0 takes a free one.")] = None,
 ) -> None:
     """Start Triton and the gateway in front of it; ACCEL_* variables set everything else."""
+    from accel_lib.machine import thread_environment
+
+    os.environ |= thread_environment()  # before NumPy is imported
     from accel_lib.prepare import ensure
     from accel_lib.service.command import run_gateway
     from accel_lib.service.settings import Settings

@@ -139,7 +139,7 @@ def inspect_machine() -> Machine:
         python=platform.python_version(),
         libc=" ".join(platform.libc_ver()).strip(),
         cpu=cpu,
-        cores=_cores(),
+        cores=cores(),
         isa=isa,
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
@@ -181,17 +181,46 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
     return " ".join(name.split()), tuple(label for flag, label in _ISA.items() if flag in flags)
 
 
-def _cores() -> int:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quota = _words("cpu.max") or [*_words("cpu/cpu.cfs_quota_us"), *_words("cpu/cpu.cfs_period_us")]
-    if len(quota) == 2 and quota[0].isdigit():  # "max" and "-1" mean no limit
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
+def thread_environment() -> dict[str, str]:
+    """Variables that keep OpenMP, BLAS and tokenizers to `cores` threads, as far as they are unset.
+
+    They know the machine's cores and no quota, and read them when a process starts: Triton and its stubs, and
+    this one before NumPy is imported.
+    """
+    names = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+    return {name: str(cores()) for name in names if not os.environ.get(name)}
+
+
+def cores() -> int:
+    """Cores that this process may use: the machine's, its affinity and the quotas of its control groups, at least 1."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for folder in _groups("cpu"):
+        quota = _words(f"{folder}cpu.max") or [
+            *_words(f"cpu/{folder}cpu.cfs_quota_us"),
+            *_words(f"cpu/{folder}cpu.cfs_period_us"),
+        ]
+        if len(quota) == 2 and quota[0].isdigit():  # "max" and "-1" mean no limit
+            allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
+    return allowed
 
 
 def _memory_bytes() -> int:
-    limits = [*_words("memory.max"), *_words("memory/memory.limit_in_bytes")]
-    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
+    limits = [psutil.virtual_memory().total]
+    for folder in _groups("memory"):
+        words = [*_words(f"{folder}memory.max"), *_words(f"memory/{folder}memory.limit_in_bytes")]
+        limits += [int(word) for word in words if word.isdigit()]
+    return min(limits)
+
+
+def _groups(controller: str) -> list[str]:
+    """This process's control group and those above it, as prefixes of a file's name; in a container only the root."""
+    file = Path("/proc/self/cgroup")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    paths = [
+        path for _, names, path in (line.split(":", 2) for line in lines) if controller in names.split(",") or not names
+    ]
+    folders = {f"{folder}/".strip("/") for path in paths for folder in (Path(path), *Path(path).parents)}
+    return [f"{folder}/" if folder else "" for folder in sorted(folders | {""})]
 
 
 def _words(name: str) -> list[str]:

@@ -17,6 +17,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch, plan_batches
 from accel_lib.engines.graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
+from accel_lib.machine import cores
 from accel_lib.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class TorchEngine:
     device
         ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     threads
-        CPU threads; this is a setting of the whole process, as PyTorch has it.
+        CPU threads, at most as many as there are cores unless asked; a setting of the whole process, as PyTorch has it.
     precision
         For a `Model`: ``"fp32"``, or ``"fp16"`` on a GPU: the transformer in half precision, pooling in FP32. PyTorch's
         own CUDA kernels for softmax and LayerNorm accumulate in FP32. An artifact has its own.
@@ -75,8 +76,8 @@ class TorchEngine:
                 seen=f"precision {precision!r} on {self.device}, cuda_graphs={cuda_graphs}",
                 fix='open_engine(model), or open_engine(model, device="cuda", precision="fp16")',
             )
-        if threads:
-            torch.set_num_threads(threads)
+        if threads or self.device == "cpu":
+            torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
         described = candidate.manifest if isinstance(candidate, Artifact) else candidate
         self.packed = candidate.manifest.packed if isinstance(candidate, Artifact) else packed
         options = {"packed": self.packed, "CUDA graphs": cuda_graphs, "compiled": compiled}

@@ -29,7 +29,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from accel_lib.errors import AccelError, RequestError
+from accel_lib.machine import cores
 from accel_lib.service import health, inference, operate, problems, status, tei
 from accel_lib.service.audit import Audit
 from accel_lib.service.auth import Authenticator
@@ -138,7 +138,7 @@ def create_app(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
     )
     app.state.shadows = Shadows(app.state.path, app.state.catalogue, app.state.experiments, clock)
-    app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="accel-gateway")
+    app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()), thread_name_prefix="accel-gateway")
     for room in (inference, tei, health, operate, status):
         app.include_router(room.router)
     problems.install(app)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import platformdirs
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from accel_lib.errors import AccelError
+
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text that is not empty"}
+_BOUNDS = {"gt": "above", "ge": "of at least", "le": "and at most"}  # annotated_types' names
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 class Settings(BaseSettings):
     """Settings of one gateway; ``ACCEL_PORT=9000`` sets `port`, and a port of 0 takes a free one.
+
+    An empty variable sets nothing.
 
     Parameters
     ----------
@@ -43,11 +50,22 @@ class Settings(BaseSettings):
         How long a SIGTERM leaves the requests that are under way.
     otlp_endpoint
         OpenTelemetry collector (OTLP over HTTP) that gets traces; none sends nothing.
+
+    Raises
+    ------
+    AccelError
+        A value is none that a setting may have, or there is no such setting.
     """
 
-    model_config = SettingsConfigDict(env_prefix="ACCEL_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ACCEL_", env_ignore_empty=True, frozen=True)
 
-    host: str = "127.0.0.1"
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _refusal(error) from None
+
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: Port = 8000
     metrics_port: Port = 8001
     triton_host: str = ""
@@ -60,18 +78,44 @@ class Settings(BaseSettings):
     jwt_issuer: str = ""
     jwt_audience: str = ""
     jwt_public_key_file: Path | None = None
-    deadline_s: float = Field(default=30, gt=0)
-    max_deadline_s: float = Field(default=600, gt=0)
+    deadline_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    max_deadline_s: float = Field(default=600, gt=0, allow_inf_nan=False)
     max_body_bytes: int = Field(default=8 * 2**20, gt=0)
     max_inputs: int = Field(default=2048, gt=0)
     max_request_tokens: int = Field(default=2**20, gt=0)
     max_in_flight: int = Field(default=512, gt=0)
     max_batch_tokens: int = Field(default=512, gt=0)
     quota_tokens_per_minute: int = Field(default=0, ge=0)
-    drain_s: float = Field(default=30, ge=0)
+    drain_s: float = Field(default=30, ge=0, allow_inf_nan=False)
     otlp_endpoint: str = ""
 
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _refusal(error: ValidationError) -> AccelError:
+    """The first wrong setting, by the name of its variable, with what it may be."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if name not in Settings.model_fields:
+        return AccelError("There is no such setting.", seen=name, fix=f"one of {', '.join(Settings.model_fields)}")
+    variable, field = f"ACCEL_{name.upper()}", Settings.model_fields[name]
+    kind = _KINDS.get(field.annotation, first["msg"].removeprefix("Input should be "))
+    allowed = " ".join(
+        [
+            kind,
+            *(
+                f"{word} {getattr(limit, attribute):,}"
+                for limit in field.metadata
+                for attribute, word in _BOUNDS.items()
+                if hasattr(limit, attribute)
+            ),
+        ]
+    )
+    return AccelError(
+        f"{variable} has a value that it cannot have.",
+        seen=repr(first["input"]),
+        fix=f"set it to {allowed}, or leave it out: {str(field.get_default()) or 'nothing'} is the default",
+    )

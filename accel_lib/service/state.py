@@ -17,6 +17,7 @@ from typing import Any, Self
 from accel_lib.errors import StateError
 
 _BUSY_MS = 5_000
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE keys (
@@ -129,7 +130,7 @@ class State:
                 raise StateError(
                     "The state was written by another version of this library.",
                     seen=f"{self.path.name} has schema {version}, this version reads {_SCHEMA_VERSION}",
-                    fix=f"move it away and start anew: mv {self.path.name} {self.path.name}.old",
+                    fix=f"move it away: {self._set_aside}",
                 )
 
     @contextlib.contextmanager
@@ -137,8 +138,19 @@ class State:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            closed = "open it again: State(path)"
-            space = f"make room on the disk of {self.path.name}, and see that it can be written; nothing was lost"
-            raise StateError(
-                f"The gateway's state could not be {what}.", seen=error, fix=closed if self._closed else space
-            ) from error
+            cause = f"The gateway's state could not be {what}."
+            if self._closed:
+                fix = "open it again: State(path)"
+            elif getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                cause = "The gateway's state file is damaged, or no state file of this library."
+                fix = f"put a copy of {self.path.name} in its place, or start without: {self._set_aside}"
+            elif what == "opened":
+                fix = "name a file that can be read and written, or a new one: ACCEL_STATE_FILE=gateway.sqlite3"
+            else:
+                fix = f"make room on the disk of {self.path.name}, and see that it can be written; nothing was lost"
+            raise StateError(cause, seen=error, fix=fix) from error
+
+    @property
+    def _set_aside(self) -> str:
+        """Keys, experiments and the audit log begin empty afterwards."""
+        return f"mv {self.path.name} {self.path.name}.old, which makes new keys and begins the audit log again"

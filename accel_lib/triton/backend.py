@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.errors import AccelError, ArtifactError, RequestError
+from accel_lib.machine import cores
 from accel_lib.ragged import Ragged
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
@@ -170,7 +170,7 @@ def thread_count(config: dict[str, Any], parameters: dict[str, str]) -> int:
     if "threads" in parameters:
         return int(parameters["threads"])
     instances = sum(group["count"] for group in config["instance_group"] if group["kind"] == "KIND_CPU")
-    return max(1, len(os.sched_getaffinity(0)) // max(1, int(instances)))
+    return max(1, cores() // max(1, int(instances)))
 
 
 def _limits(artifact: Artifact, config: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from accel_lib.artifact import sha256, writing
 from accel_lib.errors import MachineError, ServerError
-from accel_lib.machine import cache_dir
+from accel_lib.machine import cache_dir, thread_environment
 
 TRITON_VERSION = "2.51.0"
 _REQUIREMENT = "nvidia-pytriton==0.7.0"
@@ -67,7 +67,9 @@ class TritonInstall:
             "PYTHONPATH": [*packages, str(Path(__file__).parents[2])],
         }
         inherited = {name: [os.environ[name]] if os.environ.get(name) else [] for name in first}
-        return os.environ | {name: os.pathsep.join(first[name] + inherited[name]) for name in first}
+        return (
+            thread_environment() | os.environ | {name: os.pathsep.join(first[name] + inherited[name]) for name in first}
+        )
 
 
 def ensure_tritonserver() -> TritonInstall:
