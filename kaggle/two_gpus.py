@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import accel_lib as accel
-from accel_lib.lab.parallel import instances, splitting
+from accel_lib.load.multi_gpu import instances, splitting
 
 if __name__ == "__main__":
     texts = accel.load_texts("mixed", limit=512)

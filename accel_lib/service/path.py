@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.batching import padding_share, plan_batches
 from accel_lib.errors import require
-from accel_lib.lab.wire import serialize
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.problems import Problem
 from accel_lib.service.served import ServedVersion
+from accel_lib.triton.wire import serialize
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PARALLEL = 8  # sub-batches of one request that are with Triton at once

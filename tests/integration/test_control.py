@@ -9,10 +9,10 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError
-from accel_lib.lab.actuators import Admission, Batching, Instances, apply
-from accel_lib.lab.arrivals import constant
-from accel_lib.lab.live import live
-from accel_lib.lab.steptest import capacity
+from accel_lib.load.arrivals import constant
+from accel_lib.tuning.actuators import Admission, Batching, Instances, apply
+from accel_lib.tuning.controlled_load import live
+from accel_lib.tuning.step_response import capacity
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton

@@ -8,9 +8,9 @@ import pytest
 import accel_lib
 from accel_lib.convert.halves import cut
 from accel_lib.errors import ServerError
-from accel_lib.lab.cache import cache_gain, lookups
-from accel_lib.lab.layouts import MODELS, race, write_layouts
-from accel_lib.lab.limiter import share
+from accel_lib.load.rate_limiter import share
+from accel_lib.load.response_cache import cache_gain, lookups
+from accel_lib.load.split_model import MODELS, race, write_layouts
 from accel_lib.triton.limiter import RATE_LIMIT
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve

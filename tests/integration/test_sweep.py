@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 import accel_lib
+from accel_lib.bench.memory import instance_bytes, room_for
 from accel_lib.errors import AccelError
-from accel_lib.lab import cores
-from accel_lib.lab import sweep as sweeping
-from accel_lib.lab.cores import share_cores
-from accel_lib.lab.memory import instance_bytes, room_for
-from accel_lib.lab.sweep import sweep
 from accel_lib.triton.repository import read_config
+from accel_lib.tuning import cores
+from accel_lib.tuning import sweep as sweeping
+from accel_lib.tuning.cores import share_cores
+from accel_lib.tuning.sweep import sweep
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -73,10 +73,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
         seen.append(settings["concurrency"])
         if len(seen) == 3:  # the one that is alone, the first setting, and then
             raise KeyboardInterrupt
-        return load(*arguments, **settings)
+        return load_test(*arguments, **settings)
 
-    load = sweeping.load
-    monkeypatch.setattr(sweeping, "load", loaded)
+    load_test = sweeping.load_test
+    monkeypatch.setattr(sweeping, "load_test", loaded)
     before = tiny.config
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny, TEXTS, grid=grid, repeats=1, file=file, **QUICK)

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from accel_lib.lab.simulate import simulate
-from accel_lib.show.plots_simulator import Answer
+from accel_lib.show.plots.simulator import Answer
+from accel_lib.simulation.simulator import simulate
 from tests.unit.test_simulate import calibration
 
 REPEATS = 15

@@ -20,9 +20,9 @@ import pandas as pd
 import accel_lib as accel
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import run_batches
-from accel_lib.lab.generator import Generator
-from accel_lib.lab.wire import serialize
+from accel_lib.load.generator import Generator
 from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.triton.wire import serialize
 
 TURNS, SECONDS, WARMUP_S = 5, 4.0, 1.0
 ROWS, CLIENTS = 16, 4

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import tritonclient.grpc.aio as aio
 
-from accel_lib.lab.generator import Generator
-from accel_lib.lab.measure import machine_line
-from accel_lib.lab.wire import serialize
+from accel_lib.load.generator import Generator
+from accel_lib.measurement import machine_line
 from accel_lib.triton.server import serve
+from accel_lib.triton.wire import serialize
 
 ECHO = Path(__file__).parents[1] / "integration" / "models" / "echo"
 CONCURRENCY, SECONDS, TURNS = 32, 2.0, 5

@@ -28,11 +28,11 @@ import accel_lib as accel
 from accel_lib.engines.batching import GPU_BATCH_TOKENS, plan_batches, run_batches
 from accel_lib.engines.graphs import bucket
 from accel_lib.errors import AccelError
-from accel_lib.lab.generator import Generator
-from accel_lib.lab.load import load
-from accel_lib.lab.wire import serialize
+from accel_lib.load.generator import Generator
+from accel_lib.load.runner import load_test
 from accel_lib.machine import inspect_machine
 from accel_lib.models import Model
+from accel_lib.triton.wire import serialize
 
 ECHO = Path(__file__).parents[1] / "integration" / "models" / "echo"
 SHAPES = ((1, 16), (8, 128), (256, 128))
@@ -192,7 +192,7 @@ def through_triton() -> list[dict[str, Any]]:
 
 def under_load(served: Any, texts: Any, concurrency: int, rows: int) -> Any:
     """One run, warm: each new size of batch is captured once, which takes a while."""
-    return load(served, texts, concurrency=concurrency, rows=rows, seconds=6, warmup_s=6 if rows > 1 else 3)
+    return load_test(served, texts, concurrency=concurrency, rows=rows, seconds=6, warmup_s=6 if rows > 1 else 3)
 
 
 def echo(server: Any, ids: list[np.ndarray]) -> float:

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 import accel_lib as accel
+from accel_lib.bench.memory import fit_memory
 from accel_lib.engines.batching import GPU_BATCH_TOKENS, run_batches
 from accel_lib.engines.memory import safe_tokens
-from accel_lib.lab.experiment import vary
-from accel_lib.lab.measure import columns, take_turns
-from accel_lib.lab.memory import fit_memory
-from accel_lib.lab.scrape import watch
+from accel_lib.load.monitor import watch
+from accel_lib.load.vary import vary
 from accel_lib.machine import inspect_machine
+from accel_lib.measurement import columns, take_turns
 
 ROOT = Path(__file__).parents[2]
 T4_BYTES = 15 * 2**30

@@ -8,8 +8,8 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from accel_lib.lab.words import number
-from accel_lib.show.plots import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from accel_lib.formatting import number
+from accel_lib.show.plots.base import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
 

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.autoscale import SYNC_S, Hpa, day, policies, replay
-from accel_lib.lab.measure import tidy
-from accel_lib.lab.replica import Curve, curve
-from accel_lib.lab.service_time import Cost, ServiceTime
-from accel_lib.lab.simulate import simulate
-from accel_lib.show import plots_autoscale
+from accel_lib.measurement import tidy
+from accel_lib.show import plots
 from accel_lib.show.manifests import autoscaler, excerpt, objects, render, values
+from accel_lib.simulation.service_time import Cost, ServiceTime
+from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig, TensorSpec
+from accel_lib.tuning.autoscale import SYNC_S, Hpa, day, policies, replay
+from accel_lib.tuning.replica import Curve, curve
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "k8s"
@@ -93,7 +93,7 @@ def test_a_signal_that_was_not_measured_is_refused(replica):
     with pytest.raises(AccelError, match="no such signal"):
         run(blind, [100.0], Hpa(signal="cpu", target=0.7))
     assert "CPU" not in blind.finding
-    assert plots_autoscale.signals(blind).get_xlabel()
+    assert plots.signals(blind).get_xlabel()
 
 
 def test_what_waits_longer_than_the_deadline_is_turned_away_and_counted_late(replica):
@@ -179,9 +179,9 @@ def test_every_object_of_the_manifests_has_its_reason():
 def test_figures_are_drawn(replica):
     compared = policies(replica, day(300.0), {"a": Hpa(), "b": 4}, p95_ms=100, start_s=60)
     for ax in (
-        plots_autoscale.signals(replica),
-        plots_autoscale.day(compared, "a", "b"),
-        plots_autoscale.costs(compared),
+        plots.signals(replica),
+        plots.day(compared, "a", "b"),
+        plots.costs(compared),
     ):
         assert ax.get_xlabel()
 

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from accel_lib.bench import findings
+from accel_lib.bench.agreement import neighbours, overlap
+from accel_lib.bench.batching import compare_batching, map_speedup
+from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Contender, budget
+from accel_lib.bench.compare import choose, compare, decide
+from accel_lib.bench.timing import Pace
 from accel_lib.errors import EngineError, ModelError, TextError
-from accel_lib.lab import findings
-from accel_lib.lab.agreement import neighbours, overlap
-from accel_lib.lab.batching import compare_batching, map_speedup
-from accel_lib.lab.compare import choose, compare, decide
-from accel_lib.lab.contenders import AS_THEY_COME, ONE_BY_ONE, SORTED, Contender, budget
-from accel_lib.lab.measure import spread, take_turns
-from accel_lib.lab.race import Pace
+from accel_lib.measurement import spread, take_turns
 from tests.tiny import NOISE, TABLE, tiny_artifact, tiny_model, tiny_texts
 
 

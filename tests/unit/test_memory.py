@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from accel_lib.bench.memory import MemoryModel, fit_memory
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.memory import out_of_memory, safe_tokens
 from accel_lib.errors import AccelError, EngineError
-from accel_lib.lab.memory import MemoryModel, fit_memory
 from tests.tiny import TABLE, tiny_artifact
 
 ROWS = [np.full(length, 2, dtype=np.int64) for length in np.random.default_rng(0).integers(3, 60, 64)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from accel_lib.errors import ModelError
-from accel_lib.lab import parallel
+from accel_lib.load import multi_gpu as parallel
 from accel_lib.models.tokenizer import pad
 
 

@@ -8,9 +8,9 @@ import pytest
 
 matplotlib.use("Agg")
 
-from accel_lib.lab.curve import latency_curve
-from accel_lib.lab.simulate import simulate
-from accel_lib.show import plots_simulator as plots
+from accel_lib.show import plots
+from accel_lib.simulation.curve import latency_curve
+from accel_lib.simulation.simulator import simulate
 from tests.unit.test_plots import title, words
 from tests.unit.test_simulate import calibration
 

@@ -8,12 +8,12 @@ import pytest
 
 from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import AccelError
-from accel_lib.lab import findings_simulator as findings
-from accel_lib.lab.arrivals import poisson
-from accel_lib.lab.curve import latency_curve, predict_settings, saturated
-from accel_lib.lab.service_time import Cost, ServiceTime, calls
-from accel_lib.lab.simulate import simulate
-from accel_lib.lab.waiting import QUEUE_FULL, TIMED_OUT
+from accel_lib.load.arrivals import poisson
+from accel_lib.simulation import findings
+from accel_lib.simulation.curve import latency_curve, predict_settings, saturated
+from accel_lib.simulation.request_queue import QUEUE_FULL, TIMED_OUT
+from accel_lib.simulation.service_time import Cost, ServiceTime, calls
+from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig
 
 ALONE = {"max_batch_size": 1}

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import accel_lib as accel
-from accel_lib.lab.measure import machine_line
+from accel_lib.measurement import machine_line
 from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
 from bench import inprocess, kernels, quality, report, served, startup
