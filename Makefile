@@ -96,7 +96,7 @@ drift: setup ## the unit tests with the newest and with the lowest allowed depen
 
 .PHONY: gpu-check
 gpu-check: setup ## on a machine with a GPU: engines, Triton, memory and tests, into out/gpu
-	@$(BIN)/python tests/performance/gpu_check.py --output out/gpu
+	@$(BIN)/python -m benchmarks.gpu_check --output out/gpu
 
 .PHONY: outputs
 outputs: setup ## run notebooks and keep their outputs in notebooks/
@@ -104,7 +104,7 @@ outputs: setup ## run notebooks and keep their outputs in notebooks/
 
 .PHONY: bench
 bench: setup ## ours beside what you would pick instead, with a verdict; QUICK=1 takes under ten minutes
-	@PYTHONPATH=tests/performance $(BIN)/python -m bench $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks.encoders $(if $(QUICK),--quick)
 
 .PHONY: lab
 lab: setup ## open JupyterLab

@@ -29,7 +29,7 @@ class Result(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the table says, one sentence."""
 
     @property
@@ -43,11 +43,11 @@ class Result(abc.ABC):
         return self.frame
 
     def __repr__(self) -> str:
-        return f"{self._readable().to_string(index=False)}\n{self.finding}\n{self.machine}"
+        return f"{self._readable().to_string(index=False)}\n{self.headline}\n{self.machine}"
 
     def _repr_html_(self) -> str:
         table = self._readable(as_html=True).to_html(index=False, escape=False, border=0)
-        return f"{table}<p><b>{html.escape(self.finding)}</b><br><small>{html.escape(self.machine)}</small></p>"
+        return f"{table}<p><b>{html.escape(self.headline)}</b><br><small>{html.escape(self.machine)}</small></p>"
 
     def _readable(self, *, as_html: bool = False) -> pd.DataFrame:
         """The columns that have a heading, as words; as HTML the best of each is bold."""
@@ -173,7 +173,7 @@ def columns(name: str, values: ArrayLike) -> dict[str, float]:
     return {name: float(np.median(samples)), f"{name}_low": low, f"{name}_high": high}
 
 
-def tidy(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as a table that knows the machine it was measured on."""
     frame = pd.DataFrame(list(rows))
     frame.attrs["machine"] = machine_line()

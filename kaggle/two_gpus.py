@@ -19,5 +19,5 @@ if __name__ == "__main__":
     ]
     for result in results:
         print(result, end="\n\n", flush=True)
-    found = [{"finding": result.finding, "rows": result.frame.to_dict("records")} for result in results]
+    found = [{"finding": result.headline, "rows": result.frame.to_dict("records")} for result in results]
     Path(sys.argv[1]).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

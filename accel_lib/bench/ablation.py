@@ -16,7 +16,7 @@ from accel_lib.bench.candidates import AS_THEY_COME, budget, contender
 from accel_lib.bench.compare import Comparison
 from accel_lib.bench.timing import sample
 from accel_lib.engines.batching import CPU_BATCH_TOKENS
-from accel_lib.measurement import columns, take_turns, tidy
+from accel_lib.measurement import columns, take_turns, to_frame
 from accel_lib.models.model import Model
 from accel_lib.progress import Progress
 
@@ -28,7 +28,7 @@ class Climb(Comparison):
     """One row a step, each on what the one before it reached."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """How far all steps lead together."""
         return findings.comparison(self.frame)
 
@@ -84,4 +84,4 @@ def climb(
             row |= columns("speedup", taken[STEPS[0]] / taken[name])
             rows.append(row | {"size_mb": one.size_bytes / 1e6} | agreement(seen[name], truth, task=model.task))
     progress.done(f"{len(some)} texts, {len(STEPS)} steps")
-    return Climb(frame=tidy(rows))
+    return Climb(frame=to_frame(rows))

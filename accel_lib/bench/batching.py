@@ -13,7 +13,7 @@ from accel_lib.bench import findings
 from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Strategy, budget, contender
 from accel_lib.engines import Engine
 from accel_lib.engines.batching import batch_tokens
-from accel_lib.measurement import Result, columns, take_turns, tidy
+from accel_lib.measurement import Result, columns, take_turns, to_frame
 from accel_lib.models import Model
 
 _TURNS = 11
@@ -23,7 +23,7 @@ class Batching(Result):
     """Throughput by batching strategy, the first one being what the others are compared to."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the second strategy does to the first one's throughput, why, and which is best."""
         return findings.batching(self.frame)
 
@@ -32,7 +32,7 @@ class SpeedupMap(Result):
     """Speed-up by batch size and length."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Where most and least is gained."""
         return findings.speedup(self.frame)
 
@@ -89,7 +89,7 @@ def compare_batching(
         row = {"tokens_per_s": rate, "padded_tokens_per_s": rate / (1 - padding), "padding": padding}
         speed = columns("sentences_per_s", len(texts) / spent) | row | columns("speedup", first / spent)
         rows.append({"strategy": strategy.name, "device": one.device, **speed})
-    return Batching(frame=tidy(rows))
+    return Batching(frame=to_frame(rows))
 
 
 def map_speedup(
@@ -128,7 +128,7 @@ def map_speedup(
         row |= {"batch_size": batch_size, "tokens": length}
         row |= {f"{role}_ms": float(np.median(taken[role])) * 1e3 for role in runs}
         rows.append(row | columns("speedup", taken["baseline"] / taken["candidate"]))
-    return SpeedupMap(frame=tidy(rows))
+    return SpeedupMap(frame=to_frame(rows))
 
 
 def _run(encode: Callable[[Sequence[str], Strategy], object], texts: list[str], how: Strategy) -> Callable[[], object]:

@@ -16,7 +16,7 @@ from accel_lib.bench.candidates import Contender, baseline, contender
 from accel_lib.bench.timing import Pace, affordable, race, sample
 from accel_lib.errors import AccelError, EngineError, ModelError, TextError
 from accel_lib.formatting import listed, number, times
-from accel_lib.measurement import Result, columns, tidy
+from accel_lib.measurement import Result, columns, to_frame
 from accel_lib.models import Model, load_model
 from accel_lib.progress import Progress
 
@@ -29,7 +29,7 @@ class Comparison(Result):
     """What `compare` measured: one row a candidate, baselines first."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which candidate is fastest, by how much, and what it keeps of the reference."""
         return findings.comparison(self.frame)
 
@@ -110,7 +110,7 @@ def compare(
             for index, one in enumerate(field)
         ]
     progress.done(f"{len(texts)} texts, agreement on {count}")
-    return Comparison(frame=tidy(rows))
+    return Comparison(frame=to_frame(rows))
 
 
 def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *, seconds: float = 10) -> Artifact:

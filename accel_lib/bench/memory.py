@@ -22,7 +22,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.bench import findings_memory
 from accel_lib.errors import AccelError
 from accel_lib.machine import inspect_machine
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 
 _RESERVE = 0.1  # of the free memory, left to others
@@ -109,7 +109,7 @@ class MemoryFit(Result):
         return float((checked["predicted_mb"] / checked["measured_mb"] - 1).mean())
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What an instance needs, how well that predicts a larger batch, and what fits."""
         return findings_memory.memory(
             self.frame,
@@ -189,7 +189,7 @@ def fit_memory(
         }
         for batch, peak in measured
     ]
-    return MemoryFit(frame=tidy(rows), model=model, free_bytes=free_bytes(where))
+    return MemoryFit(frame=to_frame(rows), model=model, free_bytes=free_bytes(where))
 
 
 def _probe(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from accel_lib.artifact import Artifact
 from accel_lib.bench import findings_curve
 from accel_lib.engines import Engine, open_engine
-from accel_lib.measurement import Result, take_turns, tidy
+from accel_lib.measurement import Result, take_turns, to_frame
 from accel_lib.models import Model
 
 LENGTHS, BATCH_SIZES = (4, 16, 64), (1, 4, 16)
@@ -40,12 +40,12 @@ class Crossover(Result):
     """
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What batching gains by the length of the texts."""
         return findings_curve.crossover(self.frame)
 
     @property
-    def because(self) -> str:
+    def explanation(self) -> str:
         """From how many tokens on arithmetic is the larger part, and what speeds that means."""
         return findings_curve.limits(self.frame.iloc[0])
 
@@ -80,7 +80,7 @@ def crossover(
         taken = take_turns(runs, repeats=_TURNS, seconds=seconds)
     finally:
         engine.close()
-    frame = tidy([{"batch_size": batch, "tokens": length} for batch, length in sizes])
+    frame = to_frame([{"batch_size": batch, "tokens": length} for batch, length in sizes])
     frame["batch_tokens"] = frame["batch_size"] * frame["tokens"]
     frame["ms"] = [1e3 * float(np.median(values)) for values in taken.values()]
     frame["token_ms"] = frame["ms"] / frame["batch_tokens"]

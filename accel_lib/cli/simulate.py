@@ -41,9 +41,9 @@ def simulate(
             if figure:
                 fidelity(result.frame, result.throughput_spread, result.p95_spread)
                 require("matplotlib.pyplot", extra="notebook").savefig(figure)
-            print(f"{result.table()}\n{result.finding} ({result.pinned})\n{verdict_line(result)}")
+            print(f"{result.table()}\n{result.headline} ({result.pinned})\n{verdict_line(result)}")
             raise typer.Exit(0 if result.passed else 1)
         service = fit_simulator(served, load_texts(texts), instance_counts=(instances,))
         settings = {"max_queue_delay_us": delay_us, "max_batch_size": max_batch_size, "instance_count": instances}
         curve = latency_curve(service, service.config.replace(**settings), shares=share or SHARES)
-    print(f"{service.finding}\n{curve.table()}\n{curve.finding}")
+    print(f"{service.headline}\n{curve.table()}\n{curve.headline}")

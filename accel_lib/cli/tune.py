@@ -87,7 +87,7 @@ def control(
             tests.append(test)
     met, total, lost = (sum(part) for part in zip(*(test.windows for test in tests), strict=True))
     passed = all(test.passed for test in tests)
-    print(f"\n{'passed' if passed else 'not passed'}: {'; '.join(test.finding for test in tests)}")
+    print(f"\n{'passed' if passed else 'not passed'}: {'; '.join(test.headline for test in tests)}")
     print(findings_control.verdict(met, total, lost))
     raise typer.Exit(0 if passed or not check else 1)
 

@@ -24,7 +24,7 @@ import pandas as pd
 
 from accel_lib.errors import AccelError, RequestError, ServerError, require
 from accel_lib.load import findings_watch
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.statistics import Statistics
@@ -134,7 +134,7 @@ class Watched(Result):
     config: ModelConfig
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """When the queue was longest, how full the batches were, what the delay cost, and reloads."""
         return findings_watch.watching(self.frame, self.config.max_batch_size)
 
@@ -173,7 +173,7 @@ class Watch:
             seen = (seen or reset) and known
             sizes.update(counted.batch_sizes)
             rows.append(self._row(counted, end_s - start_s) | {"time_s": end_s, "reset": reset})
-        frame = self._with_gauges(tidy(rows))
+        frame = self._with_gauges(to_frame(rows))
         executions = pd.Series(dict(sorted(sizes.items())), dtype=np.int64, name="executions").rename_axis("batch_size")
         executions.attrs.update(frame.attrs)
         metrics = pd.concat(self._metrics, ignore_index=True) if self._metrics else pd.DataFrame()

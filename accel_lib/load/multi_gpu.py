@@ -19,7 +19,7 @@ from accel_lib.engines.batching import GPU_BATCH_TOKENS, plan_batches
 from accel_lib.errors import ModelError
 from accel_lib.formatting import listed, times
 from accel_lib.load.runner import load_test
-from accel_lib.measurement import Result, columns, take_turns, tidy
+from accel_lib.measurement import Result, columns, take_turns, to_frame
 from accel_lib.models.tokenizer import pad
 from accel_lib.triton.server import serve
 
@@ -34,7 +34,7 @@ class ParallelResult(Result):
     """Two rows: the work on one device, and on more; `speedup` is the second's over the first."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the second device gave."""
         first, second = self.frame.to_dict("records")
         ratio = times(second["speedup"], second["speedup_low"], second["speedup_high"])
@@ -147,4 +147,4 @@ def _compared(rates: dict[str, NDArray[np.float64]]) -> ParallelResult:
         {"name": name, **columns("sentences_per_s", rate), **columns("speedup", rate / first)}
         for name, rate in rates.items()
     ]
-    return ParallelResult(frame=tidy(rows))
+    return ParallelResult(frame=to_frame(rows))

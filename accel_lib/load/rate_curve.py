@@ -11,7 +11,7 @@ import pandas as pd
 from accel_lib.bench import findings_curve
 from accel_lib.errors import AccelError
 from accel_lib.load.runner import LoadRun, load_test
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
 from accel_lib.triton.client import ServedModel
 
@@ -41,7 +41,7 @@ class RateCurve(Result):
         return self.closed.throughput
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the three ways of counting say at the highest rate, and up to where they agree."""
         return findings_curve.curve(self.frame, self.closed.p95_ms)
 
@@ -88,7 +88,7 @@ def rate_curve(
         run = load_test(served, texts, rate=rate, connections=connections, seconds=seconds, warmup_s=0.2, seed=seed)
         rows.append({"share": share} | _row(run))
     progress.clear()
-    return RateCurve(frame=tidy(rows), closed=closed)
+    return RateCurve(frame=to_frame(rows), closed=closed)
 
 
 def _row(run: LoadRun) -> dict[str, Any]:

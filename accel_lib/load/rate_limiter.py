@@ -16,7 +16,7 @@ from accel_lib.load import findings_limiter
 from accel_lib.load.interleave import in_rounds, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.load.vary import apply, ratios, speed
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.limiter import limited
 
@@ -48,12 +48,12 @@ class Sharing(Result):
     stopped: str = ""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the settings change against the first one, or that they change nothing."""
         return findings_limiter.sharing(self.frame, self.stopped)
 
     @property
-    def because(self) -> str:
+    def explanation(self) -> str:
         """Why, from how long both worked."""
         return findings_limiter.reason(self.frame)
 
@@ -114,7 +114,7 @@ def share(
         _row(ALONE, alone, [], base),
         *(_row(name, [a for a, _ in p], [b for _, b in p], base) for name, p in runs.items()),
     ]
-    return Sharing(frame=tidy(rows), rate=rate, stopped=stopped)
+    return Sharing(frame=to_frame(rows), rate=rate, stopped=stopped)
 
 
 def at_once(

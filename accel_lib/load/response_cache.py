@@ -18,7 +18,7 @@ from accel_lib.load import findings_cache
 from accel_lib.load.interleave import in_rounds, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.load.vary import ratios, speed
-from accel_lib.measurement import Result, columns, tidy
+from accel_lib.measurement import Result, columns, to_frame
 from accel_lib.stats import compare_medians
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.statistics import Statistics
@@ -46,12 +46,12 @@ class CacheGain(Result):
     stopped: str = ""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the cache gives where texts repeat most, and where least."""
         return findings_cache.gain(self.frame, self.stopped)
 
     @property
-    def because(self) -> str:
+    def explanation(self) -> str:
         """Why, from what Triton counted."""
         return findings_cache.reason(self.frame)
 
@@ -61,7 +61,7 @@ class Lookups(Result):
     """What `lookups` measured: ``workload``, ``name`` (miss or hit), ``ms`` and ``speedup`` over a miss, with ends."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """How long a hit takes in place of a miss."""
         return findings_cache.lookups(self.frame)
 
@@ -166,7 +166,7 @@ def cache_gain(
         row: dict[str, Any] = {"workload": cases[case][0], "kinds": cases[case][1], "setting": way}
         row |= {"repeated": float(np.mean([share for _, share in pairs]))} | counted(runs)
         rows.append(row | speed(runs) | ratios(runs, base) | _speedup(runs, base))
-    return CacheGain(frame=tidy(rows), stopped=stopped)
+    return CacheGain(frame=to_frame(rows), stopped=stopped)
 
 
 def counted(runs: Sequence[LoadRun]) -> dict[str, float]:
@@ -200,7 +200,7 @@ def lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *, pair
         for name, ms in (("miss", spent[:, 0]), ("hit", spent[:, 1])):
             row: dict[str, Any] = {"workload": workload, "name": name} | columns("ms", ms)
             rows.append(row | columns("speedup", spent[:, 0] / ms))
-    return Lookups(frame=tidy(rows))
+    return Lookups(frame=to_frame(rows))
 
 
 def _speedup(runs: Sequence[LoadRun], base: Sequence[LoadRun]) -> dict[str, float]:

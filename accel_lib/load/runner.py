@@ -24,7 +24,7 @@ from accel_lib.load.arrivals import poisson
 from accel_lib.load.generator import Generator, Reply
 from accel_lib.load.requests import make_mix
 from accel_lib.load.results import Run
-from accel_lib.measurement import tidy
+from accel_lib.measurement import to_frame
 from accel_lib.progress import Progress
 from accel_lib.stats import percentile
 from accel_lib.triton.client import ServedModel
@@ -83,7 +83,7 @@ class LoadRun(Run):
         return series
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
         return findings.load(self.summary, self.errors, self.stopped, generator_bound=self.generator_bound)
 
@@ -221,7 +221,7 @@ def load_test(
             raise request_error(served.name, first)
         fix = f"measure longer: accel_lib.load_test({served.name}, texts, seconds={seconds * 4:g})"
         raise RequestError("No answer came within the measurement.", seen=f"{seconds:g} s", fix=fix)
-    frame = tidy([_row(served.name, reply, begin, *facts[reply.index], protocol) for reply in replies])
+    frame = to_frame([_row(served.name, reply, begin, *facts[reply.index], protocol) for reply in replies])
     return LoadRun(
         frame=frame,
         concurrency=0 if due is not None else concurrency,

@@ -19,7 +19,7 @@ from accel_lib.load.interleave import in_rounds, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.load.vary import ratios, speed
 from accel_lib.machine import cache_dir, inspect_machine
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.models.tokenizer import Tokenizer
 from accel_lib.triton.ensemble import write_ensemble, write_part
 from accel_lib.triton.server import Server
@@ -48,12 +48,12 @@ class Layouts(Result):
     stopped: str = ""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which of the two ways is faster on each workload, or that neither is."""
         return findings_layouts.race(self.frame, self.stopped)
 
     @property
-    def because(self) -> str:
+    def explanation(self) -> str:
         """Why, from the time that instances worked."""
         return findings_layouts.reason(self.frame)
 
@@ -132,7 +132,7 @@ def race(
         row["text_ms"] = sum(text_ms for _, text_ms, _ in counted) / len(counted)
         row["busy"] = min(row["text_ms"] * row["sentences_per_s"] / 1e3 / counted[0][2], 1.0)
         rows.append(row)
-    frame = tidy(sorted(rows, key=lambda row: list(workloads).index(row["workload"])))
+    frame = to_frame(sorted(rows, key=lambda row: list(workloads).index(row["workload"])))
     return Layouts(frame=frame, stopped=stopped)
 
 

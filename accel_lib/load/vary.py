@@ -19,7 +19,7 @@ from accel_lib.errors import AccelError
 from accel_lib.load import findings_experiment
 from accel_lib.load.monitor import delay_loss
 from accel_lib.load.runner import LoadRun, load_test
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
 from accel_lib.stats import compare_medians, median_interval, percentile, percentile_interval
 from accel_lib.triton.client import ServedModel
@@ -55,12 +55,12 @@ class Experiment(Result):
     stopped: str = ""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the settings change against the first one, or that they change nothing."""
         return findings_experiment.effect(self.frame, self.stopped)
 
     @property
-    def because(self) -> str:
+    def explanation(self) -> str:
         """Why, in a sentence, from what Triton counted."""
         return findings_experiment.reason(self.frame)
 
@@ -90,7 +90,7 @@ class Experiment(Result):
                 low, high = percentile_interval(ms, 95)
                 spent = {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
                 rows.append(row | spent | {"p95_ms_low": low, "p95_ms_high": high})
-        return tidy(rows)
+        return to_frame(rows)
 
 
 def vary(
@@ -201,7 +201,7 @@ def _table(
         row |= speed(part, target_ms) | _inside(part, configs[name])
         row |= ratios(part, base)
         rows.append(row | {"generator_bound": any(run.generator_bound for run in part)})
-    return tidy(rows)
+    return to_frame(rows)
 
 
 def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str, float]:

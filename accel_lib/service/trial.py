@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from accel_lib.errors import AccelError
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.service.gateway import Gateway
 from accel_lib.stats import wilson
 from accel_lib.stats.proportions import Difference, compare_shares
@@ -53,7 +53,7 @@ class Trial(Result):
         return _difference(self.answers, self.a, self.b)
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which version has more right answers, if either has."""
         return self.difference.sentence(f"version {self.a}", f"version {self.b}", "right answers")
 
@@ -186,7 +186,7 @@ def _by_version(answers: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
         low, high = wilson(right, n) if n else (0.0, 1.0)
         shares = {"right": right / max(1, n), "right_low": low, "right_high": high}
         rows.append({"name": f"version {version}", "requests": n} | shares | {"p50_ms": own["ms"].median()})
-    return tidy(rows)
+    return to_frame(rows)
 
 
 def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, looks: int = 40) -> pd.DataFrame:
@@ -214,4 +214,4 @@ def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, look
             found = compare_shares(first, second)
             ends = ("difference", "low", "high", "anytime_low", "anytime_high")
             rows.append({"requests": int(n)} | {name: getattr(found, name) for name in ends})
-    return tidy(rows)
+    return to_frame(rows)

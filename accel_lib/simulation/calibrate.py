@@ -17,7 +17,7 @@ from accel_lib.errors import AccelError
 from accel_lib.load.cpu_time import processor_time
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.machine import inspect_machine
-from accel_lib.measurement import tidy
+from accel_lib.measurement import to_frame
 from accel_lib.progress import Progress
 from accel_lib.simulation.service_time import Cost, ServiceTime, batches_of, features
 from accel_lib.triton.client import ServedModel
@@ -119,7 +119,7 @@ def fit_simulator(
     served.configure(instance_count=own.instance_count)
     progress.done(f"{len(rows)} points")
     return ServiceTime(
-        frame=tidy(rows),
+        frame=to_frame(rows),
         costs=costs,
         noise=tuple(noise),
         lengths=tuple(lengths.tolist()),

@@ -36,7 +36,7 @@ class Curve(Result):
     capacity: float
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """How much the p95 grows towards capacity, and how far the measured points are from the curve."""
         return findings.curve(self.frame)
 
@@ -55,7 +55,7 @@ class SettingsTable(Result):
     """What `predict_settings` made: one row a setting, with latencies, mean batch, busy share and what the limit is."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which setting answers soonest, and what the slowest costs."""
         return findings.settings(self.frame)
 

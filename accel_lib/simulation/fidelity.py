@@ -14,7 +14,7 @@ from accel_lib.load.arrivals import poisson
 from accel_lib.load.cpu_affinity import apart, neighbours
 from accel_lib.load.results import Run
 from accel_lib.load.runner import load_test
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
 from accel_lib.simulation import findings
 from accel_lib.simulation.calibrate import fit_simulator
@@ -94,7 +94,7 @@ class Fidelity(Result):
         return self._readable().to_string(index=False)
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Both median errors, beside how far the real thing differs from itself."""
         return findings.fidelity(self.frame, self.throughput_spread, self.p95_spread)
 
@@ -164,7 +164,7 @@ def check_fidelity(
     progress.done(f"{len(rows)} settings")
     apart_by = [np.ptp(spread, axis=0) / np.median(spread, axis=0) for spread in spreads]
     throughput_spread, p95_spread = np.max(apart_by, axis=0).tolist()
-    return Fidelity(frame=tidy(rows), throughput_spread=throughput_spread, p95_spread=p95_spread, pinned=pinned)
+    return Fidelity(frame=to_frame(rows), throughput_spread=throughput_spread, p95_spread=p95_spread, pinned=pinned)
 
 
 def _settle(served: ServedModel, texts: Sequence[str], seconds: float) -> None:

@@ -84,7 +84,7 @@ class ServiceTime(Result):
     padded_attention: bool = False
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What an execution costs, and how well the points fit."""
         return findings.service_time(self.frame)
 

@@ -49,7 +49,7 @@ class SimulatedRun(Run):
         return findings.bottleneck(self.summary, self.busy, self.config)
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Throughput and latency, and what sets them."""
         return findings.simulation(self.summary, self.errors, self.bottleneck)
 

@@ -131,7 +131,7 @@ class Replay(Result):
         }
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What the day cost, and how many requests came late."""
         return findings.replay(self.summary, self.p95_ms)
 
@@ -147,7 +147,7 @@ class Policies(Result):
     replays: tuple[Replay, ...]
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which policy meets the target for the least."""
         return findings.policies(self.frame)
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from accel_lib.errors import AccelError, ServerError
 from accel_lib.load.generator import SHED, Generator, Reply
 from accel_lib.load.runner import statistics_now
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
 from accel_lib.stats import percentile
 from accel_lib.triton.client import ServedModel
@@ -78,7 +78,7 @@ class LiveRun(Result):
         )
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """In how many windows the target was met, and what was shed or lost."""
         said = findings_control.live(self.frame, self.p95_ms)
         return f"{said}. It ended early: {self.stopped}" if self.stopped else said
@@ -159,7 +159,7 @@ def live(
         generator.finish()
     if not any(reply.answer is not None for reply in generator.replies):
         raise request_error(served.name, next((r.refusal for r in generator.replies if r.refusal), "no reply"))
-    frame = tidy(_rows(generator.replies, generator.began_s, due, p95_ms, window_s, changes_s, run.log))
+    frame = to_frame(_rows(generator.replies, generator.began_s, due, p95_ms, window_s, changes_s, run.log))
     stopped = request_error(served.name, generator.stopped).cause if generator.stopped else ""
     return LiveRun(frame=frame, p95_ms=p95_ms, log=tuple(run.log), stopped=stopped)
 

@@ -40,7 +40,7 @@ class Curve(Result):
     capacity: float
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which signal still says something near the limit."""
         return findings.curve(self.frame)
 

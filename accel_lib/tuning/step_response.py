@@ -12,7 +12,7 @@ import pandas as pd
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.load.arrivals import steps
 from accel_lib.load.runner import load_test
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 from accel_lib.tuning import findings_control, findings_tune
 from accel_lib.tuning.controlled_load import LiveRun, live
@@ -59,7 +59,7 @@ class StepTest(Result):
         return windows > 0 and met >= 0.95 * windows and fair and not lost
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """How the controller fares beside the static settings."""
         return findings_control.against(self.frame)
 
@@ -179,11 +179,11 @@ def _compare(
             served.configure(**fields[start])
             load_test(served, texts, concurrency=2, seconds=0.5, warmup_s=0)  # a new process is slow at first
             runs[name] = live(served, texts, control=name == "controller", **common)
-            on_run(f"{name}, seed {seed}: {runs[name].finding}")
+            on_run(f"{name}, seed {seed}: {runs[name].headline}")
         table.append({"seed": seed} | _row(runs))
         first = first or runs
     said = {name: findings_tune.setting(row) for name, row in rows.items()}
-    return StepTest(frame=tidy(table), capacity_per_s=limit, runs=first, settings=said, statics=found)
+    return StepTest(frame=to_frame(table), capacity_per_s=limit, runs=first, settings=said, statics=found)
 
 
 def _grid(p95_ms: float) -> Mapping[str, Sequence[int]]:

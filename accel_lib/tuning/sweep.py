@@ -19,7 +19,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.bench.memory import room_for
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.load.runner import load_test
-from accel_lib.measurement import Result, tidy
+from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
 from accel_lib.stats import mean_interval
 from accel_lib.triton.client import ServedModel
@@ -88,7 +88,7 @@ class Sweep(Result):
         return _configured(self.base, self.best).to_text()
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which setting wins, or why none does."""
         said = findings_tune.tuning(self.frame, self.p95_ms, alone_ms=self.alone_ms)
         if self.refused:
@@ -291,7 +291,7 @@ class _Sweeping:
             if first is not None:
                 row |= dict(zip(_OVER, over(part, runs[first]), strict=True))
             rows.append(row)
-        return findings_tune.with_front(tidy(rows)) if rows else tidy(rows)
+        return findings_tune.with_front(to_frame(rows)) if rows else to_frame(rows)
 
     def _engines(self) -> dict[int, str]:
         folder = self.served._server.repository / self.served.name

@@ -40,7 +40,7 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
     assert service.lengths == tuple(len(ids) for ids in tiny._tokenize(TEXTS, None)[1])
     assert (service.frame["ms"] > 0).all()
     assert service.costs[1].execution + service.costs[1].call > 0
-    assert "An execution takes" in service.finding
+    assert "An execution takes" in service.headline
     assert service.transport_ms >= service.client_ms > 0
 
 
@@ -75,7 +75,7 @@ def test_measured_points_stand_beside_the_curve(tiny, service):
     beside = latency_curve(service, shares=(0.5, 0.8, 0.95), measured={0.1: run}, requests=2_000)
     assert beside.capacity == pytest.approx(curve.capacity)
     assert beside.frame["kind"].value_counts().to_dict() == {"simulated": 4, "measured": 1}
-    assert "Measured, the prediction is off by" in beside.finding
+    assert "Measured, the prediction is off by" in beside.headline
 
 
 def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):

@@ -82,7 +82,7 @@ def test_watching_sees_what_was_asked_meanwhile(tiny):
     assert frame["busy"].between(0, 1).all()
     assert not frame["reset"].any()
     assert set(seen.result.metrics["name"]) >= {"nv_inference_count", "nv_inference_pending_request_count"}
-    assert seen.result.finding in repr(seen.result)
+    assert seen.result.headline in repr(seen.result)
 
 
 def test_a_reload_while_watching_is_noticed_and_nothing_is_negative(tiny):
@@ -93,7 +93,7 @@ def test_a_reload_while_watching_is_noticed_and_nothing_is_negative(tiny):
     tiny.configure(max_queue_delay_us=0)
     assert seen.result.frame["reset"].sum() == 1
     assert (seen.result.frame[["requests_per_s", "sentences_per_s", "queue_ms"]] >= 0).all(axis=None)
-    assert "Loaded anew once" in seen.result.finding
+    assert "Loaded anew once" in seen.result.headline
 
 
 def test_a_model_unloaded_while_watched_leaves_a_gap_and_not_an_error(server, tiny):
@@ -121,8 +121,8 @@ def test_a_delay_is_measured_against_none_and_put_back(tiny, delayed):
     assert alone.loc["80 ms", "p95_ratio_low"] > 1
     assert delayed.frame.query("setting == 'no delay'")["speedup"].eq(1).all()
     assert delayed.stopped == ""
-    assert "80 ms" in delayed.finding
-    assert "the queue never holds two requests" in delayed.because or "batches" in delayed.because
+    assert "80 ms" in delayed.headline
+    assert "the queue never holds two requests" in delayed.explanation or "batches" in delayed.explanation
 
 
 def test_waiting_for_company_costs_at_most_the_time_an_instance_was_free(delayed):
@@ -137,7 +137,7 @@ def test_a_refused_configuration_keeps_what_was_measured_and_says_why(tiny):
     partial = vary(tiny, TEXTS, wrong, concurrency=(2,), **SHORT)
     assert set(partial.frame["setting"]) == {"no delay", "80 ms"}
     assert "tiny did not load" in partial.stopped
-    assert "It ended early: tiny did not load" in partial.finding
+    assert "It ended early: tiny did not load" in partial.headline
     assert tiny.config == before
     assert np.isfinite(tiny.encode(TEXTS[:1])).all()
 
@@ -158,8 +158,8 @@ def test_a_full_queue_is_reported_with_the_time_its_refusals_took(tiny):
     assert set(full.rejections["setting"]) == {"8 may wait"}
     assert set(full.rejections["error"]) == {"The model's queue is full."}
     assert (full.rejections["ms"] > 0).all()
-    assert "of the requests refused with 32 requests under way" in full.finding
-    assert "of the requests are refused" in full.because
+    assert "of the requests refused with 32 requests under way" in full.headline
+    assert "of the requests are refused" in full.explanation
 
 
 def test_priorities_are_told_apart(tiny):

@@ -13,7 +13,7 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError, RequestError
-from accel_lib.load import load_test as loading
+from accel_lib.load import runner as loading
 from accel_lib.tuning.tune import tune
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
@@ -103,9 +103,9 @@ def test_the_time_splits_into_client_queue_and_model(run):
 
 def test_a_run_shows_units_its_finding_and_the_machine(run):
     page = run._repr_html_()
-    for words in ("p95, ms", "sentences/s", "queue, ms", run.finding, run.machine):
+    for words in ("p95, ms", "sentences/s", "queue, ms", run.headline, run.machine):
         assert words in page
-    assert "8 requests under way" in run.finding
+    assert "8 requests under way" in run.headline
 
 
 def test_one_request_at_a_time_is_never_batched(tiny):
@@ -130,7 +130,7 @@ def test_refused_requests_are_counted_by_cause_and_the_run_goes_on(tiny):
     assert list(full.errors) == ["The model's queue is full."]
     assert full.throughput > 0
     assert full.stopped == ""
-    assert "Failed: " in full.finding
+    assert "Failed: " in full.headline
 
 
 def test_a_model_unloaded_meanwhile_leaves_the_answers_so_far(server, tiny, meanwhile):
@@ -141,7 +141,7 @@ def test_a_model_unloaded_meanwhile_leaves_the_answers_so_far(server, tiny, mean
     assert run.seconds < 55
     assert run.throughput > 0
     assert run.stopped == "Triton does not serve that model or version."
-    assert "It ended early" in run.finding
+    assert "It ended early" in run.headline
 
 
 @pytest.mark.parametrize("asked", [{"texts": []}, {"concurrency": 0}, {"seconds": 0}])
@@ -167,7 +167,7 @@ def test_an_open_loop_sends_when_requests_are_due_and_answers_them_all(tiny, pro
     assert open_run.statistics.inferences == pytest.approx(len(open_run.frame), abs=tiny.config.max_batch_size + 2)
     assert open_run.offered == pytest.approx(150, rel=0.2)
     assert not open_run.concurrency
-    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.finding
+    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.headline
 
 
 def test_latency_counts_from_when_a_request_was_due(tiny):
@@ -180,7 +180,7 @@ def test_latency_counts_from_when_a_request_was_due(tiny):
 def test_a_generator_that_cannot_keep_up_says_so_and_not_that_the_server_is_slow(tiny):
     late = accel_lib.load_test(tiny, TEXTS, rate=40_000, seconds=0.25, warmup_s=0)
     assert late.generator_bound
-    assert "The generator was the bottleneck" in late.finding
+    assert "The generator was the bottleneck" in late.headline
 
 
 def test_goodput_counts_what_came_in_time(run):
@@ -231,7 +231,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
     assert tiny.config == before
     assert tuning.frame["max_batch_tokens"].tolist() == [64, 2_048]
     assert tuning.frame["runs"].tolist() == [2, 2]
-    assert "sentences/s at a p95 of" in tuning.finding
+    assert "sentences/s at a p95 of" in tuning.headline
     assert f'string_value: "{tuning.best["max_batch_tokens"]}"' in tuning.config
     assert tuning.apply().max_batch_tokens == tuning.best["max_batch_tokens"]
     assert tiny.config.max_batch_tokens == tuning.best["max_batch_tokens"]
@@ -239,7 +239,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
 
 def test_a_target_that_nothing_meets_names_the_closest_setting(tiny):
     tuning = tune(tiny, TEXTS, p95_ms=1e-3, concurrency=4, seconds=0.3, grid=SMALL | {"max_batch_tokens": (64,)})
-    assert tuning.finding.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
+    assert tuning.headline.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
 
 
 def test_a_grid_of_something_else_is_refused_with_what_there_is(tiny):

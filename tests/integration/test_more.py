@@ -40,7 +40,7 @@ def test_the_cache_answers_what_repeats_and_nothing_else(server):
     assert rows.loc["cache", "hits"] > 0.5
     assert gain.stopped == ""
     assert served.config == own
-    assert "hits" in gain.because
+    assert "hits" in gain.explanation
 
 
 def test_a_hit_needs_a_cache(server):
@@ -74,4 +74,4 @@ def test_an_ensemble_of_halves_answers_as_the_whole_does(tiny_model):
     assert set(result.frame["setting"]) == set(MODELS)
     assert result.frame["text_ms"].gt(0).all()
     assert result.stopped == ""
-    assert "documents" in result.finding.lower()
+    assert "documents" in result.headline.lower()

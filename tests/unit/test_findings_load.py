@@ -135,7 +135,7 @@ def test_the_table_of_an_experiment_counts_the_requests_under_way():
 def test_the_figures_of_an_experiment_carry_its_finding():
     experiment = Experiment(frame=settings(2.0), runs={}, target_ms=100)
     for draw in (plots.bars, plots.paths):
-        assert title(draw(experiment)) == experiment.finding
+        assert title(draw(experiment)) == experiment.headline
     assert "p95 15 ms" in plots.bars(Experiment(frame=settings(2.0, 0.5), runs={})).texts[1].get_text()
 
 
@@ -172,7 +172,7 @@ def test_the_curve_is_drawn_with_its_finding():
     frame = pd.DataFrame({"start_s": [0.0], "ms": [20.0], "naive_ms": [20.0], "rows": [1], "error": [""]})
     closed = LoadRun(frame=frame, concurrency=8, offered=float("nan"), seconds=0.1, generator_busy=0.1, statistics=None)
     curve = RateCurve(frame=rates([10, 14, 300], [10, 13, 30]), closed=closed)
-    assert title(plots.latency(curve)) == curve.finding
+    assert title(plots.latency(curve)) == curve.headline
     assert title(plots.split(curve.frame)) == findings_curve.split(curve.frame)
 
 
@@ -289,7 +289,7 @@ def test_a_watched_model_is_drawn():
         batch_sizes=pd.Series({2: 30}),
         config=DELAYED,
     )
-    assert title(plots.watching(seen)) == seen.finding
+    assert title(plots.watching(seen)) == seen.headline
 
 
 def test_a_delay_costs_no_more_than_free_time_or_waiting_or_its_own_length():

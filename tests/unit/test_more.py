@@ -140,7 +140,7 @@ def test_every_figure_s_title_is_its_finding():
         (plots.race, Layouts(frame=layout_table(LOSS))),
     ):
         title = draw(result).figure.get_suptitle()
-        assert " ".join(title.split()) == result.finding
+        assert " ".join(title.split()) == result.headline
 
 
 def test_traffic_repeats_as_zipf_says_and_marks_what_is_new():

@@ -76,8 +76,8 @@ def test_a_controller_that_loses_is_said_to_lose():
 
 
 def test_a_run_says_how_many_settled_windows_met_the_target_and_what_was_shed_or_lost():
-    assert run(1.0).finding.startswith("1 of 1 settled windows met a p95 of 50 ms")
-    assert "10% were not let in; 3 lost" in run(0.8, shed=0.1, lost=3).finding
+    assert run(1.0).headline.startswith("1 of 1 settled windows met a p95 of 50 ms")
+    assert "10% were not let in; 3 lost" in run(0.8, shed=0.1, lost=3).headline
     assert run(0.8).share_met == 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from accel_lib.formatting import number
 
-STYLE = (Path(__file__).parents[1] / "data" / "dashboard.css").read_text(encoding="utf-8")
+STYLE = (Path(__file__).parents[2] / "data" / "dashboard.css").read_text(encoding="utf-8")
 _STAGES = {"tokenize": "#e69f00", "queue": "#cc79a7", "inference": "#0072b2", "rest": "#8a949e"}
 _COLOURS = ("var(--accent)", "var(--warm)", "#009e73", "#cc79a7", "#8a949e", "#b8860b", "#7a6ff0", "#a0522d")
 _WIDE, _HIGH, _LEFT, _BOTTOM = 320.0, 110.0, 44.0, 18.0

@@ -31,7 +31,7 @@ def run_ui(gateway: str, *, host: str, port: int) -> None:
             seen=f"no ${KEY} and no ${KEY}_FILE",
             fix="export ACCEL_UI_KEY=$(accel keys create ui --role operator --role inference)",
         )
-    notebook = Path(__file__).resolve().parents[2] / NOTEBOOK
+    notebook = Path(__file__).resolve().parents[3] / NOTEBOOK
     if not notebook.is_file():
         raise MachineError(
             "The web UI is not part of this installation of accel_lib.",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from accel_lib.measurement import tidy
+from accel_lib.measurement import to_frame
 from accel_lib.simulation.service_time import Cost, ServiceTime
 from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig, TensorSpec
@@ -78,7 +78,7 @@ def _predicted(
     )
     config = config.replace(max_batch_size=max(1, config.max_batch_size // rows))
     service = ServiceTime(
-        frame=tidy([{"rows": rows, "ms": alone_ms + row_ms}]),
+        frame=to_frame([{"rows": rows, "ms": alone_ms + row_ms}]),
         costs={instance_count: Cost(execution=alone_ms, call=0.0, row=row_ms, token=0.0, square=0.0)},
         noise=(1.0,),
         lengths=(8,),

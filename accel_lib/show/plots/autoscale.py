@@ -26,7 +26,7 @@ _LETTER = 0.0105  # width of a label's letter, of the axes'
 def signals(replica: Curve) -> Axes:
     """Queue time and both utilisations of one replica, each relative to its value at half load, by load."""
     frame = replica.frame
-    ax = canvas(replica.finding, rows=6)
+    ax = canvas(replica.headline, rows=6)
     measured = [signal for signal in findings.SIGNALS if not frame[signal].isna().any()]
     ax.set_yscale("log")
     for signal, (colour, width) in zip(measured, _LINES, strict=False):
@@ -69,7 +69,7 @@ def day(chosen: Policies, *names: str) -> Axes:
 def costs(chosen: Policies, unit: str = "USD") -> Axes:
     """Cost of a million requests against the share that came late, one point a policy."""
     frame = chosen.frame
-    ax = canvas(chosen.finding, rows=6)
+    ax = canvas(chosen.headline, rows=6)
     late = 100 * frame["late"]
     ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())

@@ -40,7 +40,7 @@ def paths(experiment: Experiment) -> Axes:
         What ``vary`` returns, at two loads or more.
     """
     frame = experiment.frame
-    ax = canvas(experiment.finding, rows=7)
+    ax = canvas(experiment.headline, rows=7)
     for color, (name, part) in zip(_COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
         x, y = part["p95_ms"].to_numpy(), part["sentences_per_s"].to_numpy()
         ax.errorbar(x, y, yerr=ends(part, "sentences_per_s"), fmt="none", ecolor=color, alpha=0.35, elinewidth=1.4)
@@ -68,7 +68,7 @@ def bars(experiment: Experiment) -> Axes:
         What ``vary`` returns; of several loads the highest is drawn.
     """
     frame = experiment.frame[experiment.frame["load"] == experiment.frame["load"].max()].reset_index(drop=True)
-    ax = canvas(experiment.finding, rows=len(frame))
+    ax = canvas(experiment.headline, rows=len(frame))
     y = rows(ax, frame["setting"])
     ax.barh(y, frame["sentences_per_s"], color=[GREY, *_COLORS * len(frame)][: len(frame)], height=0.62)
     ax.errorbar(

@@ -31,7 +31,7 @@ def latency(curve: RateCurve) -> Axes:
         What ``rate_curve`` returns.
     """
     frame = curve.frame
-    ax = canvas(curve.finding, rows=6)
+    ax = canvas(curve.headline, rows=6)
     x = frame["offered_per_s"].to_numpy()
     ax.axvline(curve.capacity, color=LIGHT, linewidth=1.4, zorder=0)
     lines = (("p95_ms", VERMILLION, "from when it was due", 9), ("naive_p95_ms", BLUE, "on the client's clock", -15))

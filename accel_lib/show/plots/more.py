@@ -26,7 +26,7 @@ def gain(result: CacheGain) -> Axes:
     result
         What ``cache_gain`` returns.
     """
-    ax = canvas(result.finding, rows=6)
+    ax = canvas(result.headline, rows=6)
     cached = result.frame[result.frame["setting"] == "cache"]
     share = np.linspace(0, min(0.995, float(cached["repeated"].max()) * 1.01), 200)
     ax.plot(100 * share, 1 / (1 - share), color=LIGHT, linewidth=1.6, zorder=0)
@@ -78,7 +78,7 @@ def lookups(result: Lookups) -> Axes:
         What ``lookups`` returns.
     """
     frame = result.frame
-    ax = canvas(result.finding, rows=len(frame))
+    ax = canvas(result.headline, rows=len(frame))
     y = rows(ax, [f"{workload}: {name}" for workload, name in zip(frame["workload"], frame["name"], strict=True)])
     ax.barh(y, frame["ms"], color=[GREEN if name == "hit" else BLUE for name in frame["name"]], height=0.62)
     ax.errorbar(frame["ms"], y, xerr=ends(frame, "ms"), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
@@ -99,7 +99,7 @@ def sharing(result: Sharing) -> Axes:
         What ``share`` returns.
     """
     frame = result.frame
-    ax = canvas(result.finding, rows=len(frame))
+    ax = canvas(result.headline, rows=len(frame))
     y = rows(ax, frame["setting"])
     colors = [GREY if setting == ALONE else BLUE for setting in frame["setting"]]
     ax.barh(y, frame["p95_ms"], color=colors, height=0.62)
@@ -124,7 +124,7 @@ def race(result: Layouts) -> Axes:
         What ``race`` returns.
     """
     frame = result.frame
-    ax = canvas(result.finding, rows=len(frame))
+    ax = canvas(result.headline, rows=len(frame))
     names = [f"{workload}: {setting}" for workload, setting in zip(frame["workload"], frame["setting"], strict=True)]
     y = rows(ax, names)
     colors = [{INSTANCES: BLUE, HALVES: VERMILLION}.get(setting, GREY) for setting in frame["setting"]]

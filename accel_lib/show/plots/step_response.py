@@ -26,7 +26,7 @@ def control(test: StepTest) -> Axes:
     test
         What `accel_lib.tuning.step_response.step_test` returned; its first seed is shown.
     """
-    ax = canvas(test.finding, rows=8)
+    ax = canvas(test.headline, rows=8)
     target = test.runs["controller"].p95_ms
     first = test.runs["controller"].frame
     window_s = float(first["start_s"].iloc[1] - first["start_s"].iloc[0]) if len(first) > 1 else 1.0

@@ -66,7 +66,7 @@ def memory(fit: MemoryFit) -> Axes:
     fit
         What `accel_lib.bench.memory.fit_memory` returned.
     """
-    ax = canvas(fit.finding, rows=6)
+    ax = canvas(fit.headline, rows=6)
     frame, model = fit.frame, fit.model
     top = float(frame["tokens"].max()) * 1.15
     tokens = np.array([0.0, top])

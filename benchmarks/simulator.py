@@ -1,6 +1,6 @@
 """How long the simulator takes for 100,000 requests, and the sliders for one redraw:
 
-python tests/performance/bench_simulator.py
+python -m benchmarks.simulator
 """
 
 import statistics
@@ -36,7 +36,7 @@ def main():
 
     def redraw():
         run = simulate(service, delayed, rate=float(np.random.default_rng().uniform(100, 400)), requests=5_000)
-        answer.show(run.finding, {"now": (run.frame["ms"].to_numpy(), run.batch_sizes)})
+        answer.show(run.headline, {"now": (run.frame["ms"].to_numpy(), run.batch_sizes)})
 
     redraw()
     median, longest = seconds(redraw)

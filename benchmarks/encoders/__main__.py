@@ -24,9 +24,9 @@ import accel_lib as accel
 from accel_lib.measurement import machine_line
 from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
-from bench import inprocess, kernels, quality, report, served, startup
+from benchmarks.encoders import inprocess, kernels, quality, report, served, startup
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 OUTPUT = ROOT / "out" / "bench"
 PARTS = ("startup", "quality", "inprocess", "served")

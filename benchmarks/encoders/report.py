@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.figure import draw
+from benchmarks.encoders.figure import draw
 
 BATCHED_32 = (("ONNX Runtime", 2.0), ("sentence-transformers, ONNX", 2.0))
 AT_BEST = 1.15

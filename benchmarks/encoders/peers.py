@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from bench.environments import python_of
+from benchmarks.encoders.environments import python_of
 
 HERE = Path(__file__).parent
 START_S = 120

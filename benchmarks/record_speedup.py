@@ -2,7 +2,7 @@
 
 Run on a machine with a GPU; notebook 02 shows the file it writes:
 
-    python tests/performance/record_speedup.py accel_lib/data/recorded_speedup.csv
+    python -m benchmarks.record_speedup accel_lib/data/recorded_speedup.csv
 """
 
 import sys
@@ -32,7 +32,7 @@ def main(path: str) -> None:
     )
     frame.to_csv(path, index=False, float_format="%.5g")
     print(frame[["batch_size", "tokens", "baseline_ms", "candidate_ms", "speedup"]].to_string(index=False))
-    print(result.finding)
+    print(result.headline)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The load generator and a plain ``tritonclient.grpc.aio`` client, 32 requests under way, take turns on one Triton:
 
-    python tests/performance/generator_ceiling.py
+    python -m benchmarks.generator_ceiling
 
 Prints requests a second of each turn, and the ratio of the medians. Under 4,000 on two cores the generator would only
 measure itself where a model is fast.
@@ -24,7 +24,7 @@ from accel_lib.measurement import machine_line
 from accel_lib.triton.server import serve
 from accel_lib.triton.wire import serialize
 
-ECHO = Path(__file__).parents[1] / "integration" / "models" / "echo"
+ECHO = Path(__file__).parents[1] / "tests" / "integration" / "models" / "echo"
 CONCURRENCY, SECONDS, TURNS = 32, 2.0, 5
 IDS = np.arange(1, 9, dtype=np.int64)[None, :]
 

@@ -26,7 +26,7 @@ from accel_lib.triton.server import Server
 from accel_lib.triton.wire import serialize
 from accel_lib.tuning.cores import share_cores
 from accel_lib.tuning.findings_tune import setting
-from bench.peers import JSON, Service, Way, peers, started
+from benchmarks.encoders.peers import JSON, Service, Way, peers, started
 
 HERE = Path(__file__).parent
 CONCURRENCIES = (1, 8, 32, 64, 256)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import accel_lib as accel
 from accel_lib.bench.agreement import agreement
-from bench.environments import python_of
+from benchmarks.encoders.environments import python_of
 
 WORKER = Path(__file__).parent / "worker.py"
 OWN, THEIRS = ("1", "8", "32", "t512"), ("1", "8", "32")

@@ -1,6 +1,6 @@
 """The proof on a GPU: engines, a real Triton with GPU instances, its metrics, memory to its end, and the tests.
 
-    python tests/performance/gpu_check.py --output results [--seconds 480] [--note "..."] [--rehearse]
+    python -m benchmarks.gpu_check --output results [--seconds 480] [--note "..."] [--rehearse]
 
 Writes ``gpu.json`` after every step and ``gpu.png`` at the end, dated, with the card's name. A step that fails or would
 start too late is said, and the others go on. ``--rehearse`` takes small sizes, also on a CPU. ``--draw gpu.json
@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-import gpu_figure
 import numpy as np
 import torch
 
@@ -31,8 +30,9 @@ from accel_lib.load.monitor import watch
 from accel_lib.load.vary import vary
 from accel_lib.machine import inspect_machine
 from accel_lib.measurement import columns, take_turns
+from benchmarks import gpu_figure
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 T4_BYTES = 15 * 2**30
 NEWEST_NOTEBOOK = "05_dynamic_batching"
 
@@ -117,7 +117,7 @@ class Proof:
         candidates = [self.model, *([self.artifact] if self.device == "cuda" else [])]
         result = accel.compare(candidates, self.texts, seconds=4 if self.asked.rehearse else 30)
         print(result)
-        return {"rows": result.frame.to_dict("records"), "finding": result.finding}
+        return {"rows": result.frame.to_dict("records"), "finding": result.headline}
 
     def served(self) -> dict:
         """GPU instances, queue delay and batch size in a real Triton, with its own metrics of the GPU."""
@@ -140,8 +140,12 @@ class Proof:
                     settings = dict(list(settings.items())[:2]) if self.asked.rehearse else settings
                     at = (many,) if name == "batch size" else (min(8, many // 2), many)
                     result = vary(served, self.texts, settings, concurrency=at, seconds=seconds, repeats=1, rows=rows)
-                    print(name, result, result.because, sep="\n", flush=True)
-                    kept[name] = {"rows": _plain(result.frame), "finding": result.finding, "because": result.because}
+                    print(name, result, result.explanation, sep="\n", flush=True)
+                    kept[name] = {
+                        "rows": _plain(result.frame),
+                        "finding": result.headline,
+                        "because": result.explanation,
+                    }
             metrics = seen.result.metrics
             gpu = metrics[metrics["name"].str.startswith("nv_gpu_")].groupby("name")["value"].max().to_dict()
             on_gpu = "GPU device 0" in server.log
@@ -155,7 +159,7 @@ class Proof:
         sizes, check = ((2, 4), 8) if self.asked.rehearse else ((256, 512, 1024), 4096)
         result = fit_memory(self.artifact, length=128, sizes=sizes, check=check, device=self.device)
         print(result)
-        return {"rows": result.frame.to_dict("records"), "error": result.error, "finding": result.finding}
+        return {"rows": result.frame.to_dict("records"), "error": result.error, "finding": result.headline}
 
     def t4_budget(self) -> dict:
         """A T4's 15 GB as this card's limit: the course's batches fit, and a search ends in a real out-of-memory."""

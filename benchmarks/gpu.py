@@ -2,7 +2,7 @@
 
 Run on a machine with a GPU (under five minutes, some of it compiling):
 
-    python tests/performance/gpu.py --output gpu.json
+    python -m benchmarks.gpu --output gpu.json
 
 Every time is the median of calls that start with NumPy arrays on the host and end with NumPy arrays on the host.
 """
@@ -34,7 +34,7 @@ from accel_lib.machine import inspect_machine
 from accel_lib.models import Model
 from accel_lib.triton.wire import serialize
 
-ECHO = Path(__file__).parents[1] / "integration" / "models" / "echo"
+ECHO = Path(__file__).parents[1] / "tests" / "integration" / "models" / "echo"
 SHAPES = ((1, 16), (8, 128), (256, 128))
 MODELS = ("MiniLM-L12-H384-random", "all-MiniLM-L6-v2")
 TARGETS_MS = {("MiniLM-L12-H384-random", 1, 16): 0.60, ("MiniLM-L12-H384-random", 256, 128): 6.2}

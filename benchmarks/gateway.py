@@ -1,6 +1,6 @@
 """What the gateway costs: sentences a second in process, through Triton, and through the gateway in front of it.
 
-    python tests/performance/gateway.py
+    python -m benchmarks.gateway
 
 Three ways take turns on the same artifact and the same texts of mixed length, at saturation; a verdict comes last.
 """
