@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,13 +33,11 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Convert a transformer encoder, serve it with a real Triton server, and run the course.",
+    help="Convert a transformer encoder, serve it with a real Triton server, and measure it.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-course = typer.Typer(help="Run the notebooks of the course, or keep their frame.", no_args_is_help=True)
-app.add_typer(course, name="course")
 keys = typer.Typer(help="Make, list and revoke the gateway's API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
 
@@ -229,61 +226,6 @@ app.command()(tune.memory)
 app.command()(simulate.simulate)
 
 
-@course.command("run")
-def run_course(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Notebooks, such as 00_start_here; more names those of more/."),
-    ] = None,
-    but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
-    ] = False,
-    nbval: Annotated[bool, typer.Option("--nbval", help="Have nbval execute them in papermill's place.")] = False,
-    write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
-    parameter: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
-    ] = None,
-    cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
-) -> None:
-    """Run notebooks headless, by default the course; show a table, and fail if one fails."""
-    from accel_lib.course import MORE, NOTEBOOKS, keep_outputs, run_notebooks
-    from accel_lib.frame import project_root
-
-    if write and nbval:
-        raise AccelError("nbval keeps no outputs.", seen="--write --nbval", fix="--write alone")
-    values = dict(_value(text) for text in parameter or [])
-    asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
-    chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
-    paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
-    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
-    passed = sum(not run.failure for run in runs)
-    _table(
-        f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s",
-        ("notebook", "seconds", "verdict"),
-        [(run.name, f"{run.seconds:.1f}", run.verdict) for run in runs],
-    )
-    if write:
-        for path, run in zip(paths, runs, strict=True):
-            if not run.failure:
-                keep_outputs(path, output / path.name)
-    raise typer.Exit(0 if passed == len(runs) else 1)
-
-
-@course.command()
-def frame(
-    write: Annotated[bool, typer.Option("--write", help="Rewrite what differs.")] = False,
-) -> None:
-    """Compare badges and set-up cells with [project.urls] Repository in pyproject.toml."""
-    from accel_lib.frame import frame as compare
-
-    differing = compare(write=write)
-    for name in differing:
-        print(f"{'rewritten' if write else 'differs'}: {name}")
-    raise typer.Exit(1 if differing and not write else 0)
-
-
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
@@ -329,23 +271,6 @@ def _keys() -> Iterator[Keys]:
 
     with State(Settings().state_file) as state:
         yield Keys(state)
-
-
-def _notebook(path: Path) -> Path:
-    if path.is_file():
-        return path
-    known = ", ".join(file.stem for file in sorted(path.parent.glob("*.ipynb")))
-    raise AccelError("The course has no such notebook.", seen=path.stem, fix=f"accel course run with one of: {known}")
-
-
-def _value(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (name.isidentifier() and equals):
-        raise AccelError("A parameter is NAME=VALUE.", seen=text, fix="accel course run -p QUICK=False")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -29,7 +29,7 @@ FLOORS = (
     ("tuning",),
     ("service",),
     ("show",),
-    ("frame", "prepare", "build", "course", "cli"),
+    ("prepare", "build", "cli"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from accel_lib.course import MORE, NOTEBOOKS
-from accel_lib.frame import badges, setup_cell
+from tools.badges import badges, setup_cell
+from tools.notebooks import MORE, NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"

@@ -1,17 +1,19 @@
-"""The frame every notebook of the course has: badges and a set-up cell, generated from one setting.
+"""Write badges and set-up cells from one setting, ``[project.urls] Repository`` in pyproject.toml.
 
-The setting is ``[project.urls] Repository`` in pyproject.toml. Change it, then run ``accel course frame --write``: the
-badges in notebooks and pages, the set-up cells, ``colab/bootstrap.py`` and ``kaggle/run_course.py`` follow.
+Change it, then run ``python -m tools.badges --write``: the badges in notebooks and pages, the set-up cells,
+``colab/bootstrap.py`` and ``kaggle/run_course.py`` follow.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from pathlib import Path
 
-from accel_lib.course import MORE, NOTEBOOKS
-from accel_lib.errors import MachineError, require
+import typer
+
+from accel_lib.errors import require
+from accel_lib.machine import project_root, repository_url
+from tools.notebooks import MORE, NOTEBOOKS
 
 _BRANCH = "main"
 _BADGE = re.compile(r"\[!\[Open in (Colab|Kaggle)\]\([^)]*\)\]\([^)]*/((?:notebooks|colab)/[\w/]+)\.ipynb\)")
@@ -30,30 +32,6 @@ if importlib.util.find_spec("accel_lib") is None:  # an empty Colab or Kaggle ma
 import accel_lib as accel"""
 
 
-def project_root() -> Path:
-    """The checkout that holds the notebooks.
-
-    Raises
-    ------
-    MachineError
-        accel_lib is installed without them.
-    """
-    root = Path(__file__).resolve().parents[1]
-    if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir():
-        return root
-    raise MachineError(
-        "The course is not part of this installation of accel_lib.",
-        seen="no notebooks folder beside the package",
-        fix=f"git clone {repository_url()} && cd {repository_url().rpartition('/')[2]} && make course",
-    )
-
-
-def repository_url() -> str:
-    """Address of the project's repository, from the installed package's metadata."""
-    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("accel_lib").get_all("Project-URL", []))
-    return str(urls["Repository"])
-
-
 def badges(notebook: str) -> str:
     """Two badges in a line: open a notebook, such as ``"00_start_here"``, on an empty Colab or Kaggle machine."""
     return f"{_badge('Colab', f'notebooks/{notebook}')} {_badge('Kaggle', f'notebooks/{notebook}')}"
@@ -64,7 +42,7 @@ def setup_cell() -> str:
     return _SETUP.format(slug=_slug(), branch=_BRANCH)
 
 
-def frame(*, write: bool = False) -> list[str]:
+def outdated(*, write: bool = False) -> list[str]:
     """Compare each generated line in the checkout with the setting.
 
     Parameters
@@ -139,3 +117,15 @@ def _badge(place: str, notebook: str) -> str:
 
 def _slug() -> str:
     return "/".join(repository_url().rstrip("/").removesuffix(".git").split("/")[-2:])
+
+
+def main(*, write: bool = False) -> None:
+    """Compare badges and set-up cells with the setting; --write rewrites what differs."""
+    differing = outdated(write=write)
+    for name in differing:
+        print(f"{'rewritten' if write else 'differs'}: {name}")
+    raise typer.Exit(1 if differing and not write else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

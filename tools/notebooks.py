@@ -1,7 +1,8 @@
-"""The course: its notebooks in reading order, side paths that are run when they are named, and the headless runner."""
+"""Run the course's notebooks headless: ``python -m tools.notebooks --help``."""
 
 from __future__ import annotations
 
+import ast
 import base64
 import contextlib
 import dataclasses
@@ -14,10 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from accel_lib.errors import require
-from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.machine import cache_dir, inspect_machine, project_root
 
 NOTEBOOKS = (
     "00_start_here",
@@ -215,3 +218,57 @@ def _surroundings(fresh: bool) -> Iterator[None]:
 
 def _read(path: Path) -> Any:
     return require("nbformat", extra="notebook").read(path, as_version=4)
+
+
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; more names those of more/.")
+    ] = None,
+    but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
+    ] = False,
+    nbval: Annotated[bool, typer.Option("--nbval", help="Execute by nbval instead of papermill.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
+    ] = None,
+    cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
+) -> None:
+    """Run notebooks headless, by default the course; print a table, and exit with 1 if one fails."""
+    if write and nbval:
+        raise typer.BadParameter("nbval keeps no outputs: --write alone")
+    asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
+    chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
+    paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
+    values = dict(_value(text) for text in parameter or [])
+    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
+    passed = sum(not run.failure for run in runs)
+    print(f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s")
+    if write:
+        for path, run in zip(paths, runs, strict=True):
+            if not run.failure:
+                keep_outputs(path, output / path.name)
+    raise typer.Exit(0 if passed == len(runs) else 1)
+
+
+def _notebook(path: Path) -> Path:
+    if path.is_file():
+        return path
+    known = ", ".join(file.stem for file in sorted(path.parent.glob("*.ipynb")))
+    raise typer.BadParameter(f"the course has no notebook {path.stem}; it has {known}")
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise typer.BadParameter(f"a parameter is NAME=VALUE, such as -p QUICK=False: {text}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+if __name__ == "__main__":
+    typer.run(main)
