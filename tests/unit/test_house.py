@@ -17,7 +17,20 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "accel_lib"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = (
-    ("errors", "version", "machine", "choice", "checkup", "texts", "corpus", "tables", "stats", "progress", "ragged"),
+    (
+        "errors",
+        "version",
+        "machine",
+        "choice",
+        "checkup",
+        "texts",
+        "corpus",
+        "tables",
+        "stats",
+        "progress",
+        "ragged",
+        "scores",
+    ),
     ("models", "artifact"),
     ("engines",),
     ("convert",),
