@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -59,14 +60,14 @@ class Tokenizer:
         return list(self.counted(texts, prompt=prompt)[0])
 
     def counted(
-        self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str] | None = None
+        self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str | None] | None = None
     ) -> tuple[Ragged, NDArray[np.int64]]:
         """Tokenize texts or pairs, and count the tokens each had before it was cut.
 
         Parameters
         ----------
         seconds
-            The second halves of pairs, one a text.
+            The second halves of pairs, one a text; None beside a text that is none.
 
         Returns
         -------
@@ -81,11 +82,13 @@ class Tokenizer:
             As `__call__`.
         """
         checked = clean(texts)
+        others = [None] * len(checked) if seconds is None else seconds
+        clean(other for other in others if other is not None)
         firsts = [prompt + text for text in checked]
         encoded = self._backend.encode_batch(
-            firsts if seconds is None else list(zip(firsts, clean(seconds), strict=True))
+            [first if other is None else (first, other) for first, other in zip(firsts, others, strict=True)]
         )
-        special = self._backend.num_special_tokens_to_add(seconds is not None)
+        special = [self._backend.num_special_tokens_to_add(other is not None) for other in others]
         rows = Ragged.of([np.array(item.ids, dtype=np.int64) for item in encoded])
         if not rows.lengths.all():
             index = int(rows.lengths.argmin())
@@ -97,8 +100,39 @@ class Tokenizer:
         if self._single_segments or (self.segments and seconds is not None):
             segments = Ragged.of([np.array(item.type_ids, dtype=np.int64) for item in encoded]).ids
             rows = dataclasses.replace(rows, segments=segments)
-        lengths = [len(item.ids) + sum(len(rest.ids) - special for rest in item.overflowing) for item in encoded]
+        lengths = [
+            len(item.ids) + sum(len(rest.ids) - extra for rest in item.overflowing)
+            for item, extra in zip(encoded, special, strict=True)
+        ]
         return rows, np.array(lengths, dtype=np.int64)
+
+    def spell(self, text: str, *, special: bool = True) -> list[dict[str, Any]]:
+        """What a text becomes, uncut: of each token its id, the text that it stands for, and where that is.
+
+        Returns
+        -------
+        list of dict
+            ``id``, ``text``, ``special``, and ``start`` and ``stop`` in bytes of UTF-8; None for special tokens, which
+            are left out unless `special`.
+        """
+        found = self._backend.encode(text, add_special_tokens=special)
+        places = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+        facts = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return [
+            {
+                "id": number,
+                "text": token if added else text[start:stop],
+                "special": bool(added),
+                "start": None if added else places[start],
+                "stop": None if added else places[stop],
+            }
+            for number, token, added, (start, stop) in facts
+        ]
+
+    def read(self, rows: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
+        """The texts that rows of token ids stand for, with or without special tokens; unknown ids are left out."""
+        found: list[str] = self._backend.decode_batch(rows, skip_special_tokens=not special)
+        return found
 
     def cutting(self, side: Literal["left", "right"]) -> Tokenizer:
         """The same tokenizer, which cuts what is too long at this side."""

@@ -16,7 +16,7 @@ A request finds these on ``request.app.state``:
 ``limits``       `Limits`: admission, quotas, drain
 ``metrics``      `Metrics`, for Prometheus
 ``telemetry``    `Telemetry`, for traces
-``pool``         threads for what burns CPU
+``pool``         ``workers`` threads for what burns CPU
 ===============  ====================================================================================================
 
 A handler says who may call it, ``Depends(needs("inference"))``, and refuses by raising `problems.Problem`.
@@ -37,7 +37,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from accel_lib.errors import AccelError, RequestError
-from accel_lib.service import health, inference, operate, problems, status, tei
+from accel_lib.service import health, inference, operate, problems, status, tei, validation
 from accel_lib.service.audit import Audit
 from accel_lib.service.auth import Authenticator
 from accel_lib.service.edge import Edge
@@ -68,7 +68,7 @@ log = logging.getLogger("accel.gateway")
 
 
 class _App(FastAPI):
-    """FastAPI, whose document says what `problems.install` does: 422 is a 400 here."""
+    """FastAPI, whose document says what `validation.install` does: 422 is a 400 here."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -136,10 +136,12 @@ def create_app(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
     )
     app.state.shadows = Shadows(app.state.path, app.state.catalogue, app.state.experiments, clock)
-    app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1), thread_name_prefix="accel-gateway")
+    app.state.workers = min(_MOST_THREADS, os.cpu_count() or 1)
+    app.state.pool = ThreadPoolExecutor(app.state.workers, thread_name_prefix="accel-gateway")
     for room in (inference, tei, health, operate, status):
         app.include_router(room.router)
     problems.install(app)
+    validation.install(app)
     telemetry = app.state.telemetry
     app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, telemetry=telemetry, clock=clock)
     return app

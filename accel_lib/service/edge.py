@@ -29,7 +29,7 @@ from accel_lib.service.telemetry import Telemetry
 DEADLINE_HEADER = "x-request-timeout-ms"
 _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the openai client with every request
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_ALWAYS_OPEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
+_ALWAYS_OPEN = ("/health", "/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
 _DRAIN_RETRY_S = 1.0
 _CLOSING = {"connection": "close"}
 _DISCARDED = 4  # times the largest body is read for the sake of an answer
@@ -88,7 +88,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, headers = self._clock(), Headers(scope=scope)
+        began, headers = self._clock(), MutableHeaders(scope=scope)
+        headers["content-type"] = "application/json"  # as every body is, whatever curl -d says of it
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
         record = Record(request_id=request_id, deadline=Deadline(began + self._settings.deadline_s, self._clock))

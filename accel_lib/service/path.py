@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.batching import padding_share, plan_batches
 from accel_lib.errors import require
-<<<<<<< HEAD
-=======
-from accel_lib.lab.wire import serialize
 from accel_lib.ragged import Ragged
->>>>>>> b-segments
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.problems import Problem

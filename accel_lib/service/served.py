@@ -18,7 +18,7 @@ from accel_lib.service.problems import Problem
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
-from accel_lib.triton.repository import ARTIFACT_FOLDER
+from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names
 from accel_lib.triton.statistics import Statistics
 
 Truncate = Literal["NONE", "START", "END"]
@@ -38,17 +38,21 @@ class Inputs:
     Parameters
     ----------
     texts, seconds
-        The texts; of pairs, the first and the second halves.
+        The texts; of pairs, the first and the second halves, None beside a text that is no pair.
     truncate
         Where one that is too long is cut; NONE refuses it.
     input_type
         What they are for, if the client said so.
+    by_name, prompt_name
+        Whether the client speaks of prompts by their names, and the name it sent; none is the model's default prompt.
     """
 
     texts: Sequence[str]
-    seconds: Sequence[str] | None = None
+    seconds: Sequence[str | None] | None = None
     truncate: Truncate = "NONE"
     input_type: InputType | None = None
+    by_name: bool = False
+    prompt_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,25 @@ class ServedVersion:
         """Whether queries and passages are embedded differently."""
         return self._prompt("query") != self._prompt("passage")
 
+    def prompt(self, inputs: Inputs) -> str:
+        """The text to put in front of each of them.
+
+        Raises
+        ------
+        Problem
+            400: the model has no prompt of that name, or it must be told what the texts are for.
+        """
+        prompts, name = self.manifest.prompts, inputs.prompt_name
+        if name is not None and name not in prompts:
+            message = f"{self.name} has no prompt of that name; it has {', '.join(prompts) or 'none'}."
+            raise Problem(400, message, param="prompt_name", code="unknown_prompt")
+        if inputs.input_type is not None:
+            return self._prompt(inputs.input_type)
+        if self.asymmetric and not inputs.by_name:
+            message = f"{self.name} embeds queries and passages differently: say which these are."
+            raise Problem(400, message, param="input_type", code="missing")
+        return prompt_text(prompts, self.manifest.default_prompt, name)
+
     def tokenize(self, inputs: Inputs, *, max_tokens: int) -> Ragged:
         """Rows of ids, shortened or refused as asked; burns CPU, so not for an event loop.
 
@@ -96,9 +119,6 @@ class ServedVersion:
         if inputs.seconds is not None and not self.manifest.pairs:
             message = f"{self.name} takes single texts, not pairs; if it is a cross-encoder, convert it again."
             raise Problem(400, message, param="inputs", code="no_pairs")
-        if self.asymmetric and inputs.input_type is None:
-            message = f"{self.name} embeds queries and passages differently: say which these are."
-            raise Problem(400, message, param="input_type", code="missing")
         parts: list[Ragged] = []
         done, tokens = 0, 0
         while done < len(inputs.texts):
@@ -112,8 +132,7 @@ class ServedVersion:
 
     def _rows(self, inputs: Inputs, start: int) -> Ragged:
         """The rows of the next texts that are tokenized together."""
-        kind = inputs.input_type
-        prompt = self._prompt(kind) if kind else prompt_text(self.manifest.prompts, self.manifest.default_prompt)
+        prompt = self.prompt(inputs)
         texts = self._chunk(inputs, start)
         seconds = None if inputs.seconds is None else inputs.seconds[start : start + len(texts)]
         tokenizer = self.tokenizers["left" if inputs.truncate == "START" else "right"]
@@ -199,8 +218,7 @@ class Catalogue:
         Problem
             404, or 503 while Triton is away.
         """
-        if not self._supervisor.running or not self._asked:
-            raise Problem(503, "Triton is starting; try again soon.", code="not_ready", retry_after_s=_STARTING_S)
+        self._check_awake()
         known = [each for each in self.versions if each.name == name]
         fitting = [each for each in known if version in ("", each.version)]
         if fitting:
@@ -213,19 +231,54 @@ class Catalogue:
                 param="x-model-version",
                 code="version_not_found",
             )
-        names = ", ".join(sorted({each.name for each in self.versions})) or "none"
-        raise Problem(404, f"There is no model {name!r}; loaded: {names}.", param="model", code="model_not_found")
+        message = f"There is no model {name!r}; loaded: {self._loaded()}."
+        raise Problem(404, message, param="model", code="model_not_found")
 
-    def first(self, task: Task) -> ServedVersion:
-        """The newest version of the first model for a task, for clients that name none.
+    def first(self, task: Task) -> str:
+        """The name of the first model for a task, for clients that cannot name one.
 
         Raises
         ------
         Problem
             404, or 503 while Triton is away.
         """
-        names = [each.name for each in self.versions if each.manifest.task == task]
-        return self.find(names[0] if names else task)
+        return self._names(task)[0]
+
+    def only(self, task: Task) -> str:
+        """The name of the one model for a task, for a request that names none.
+
+        Raises
+        ------
+        Problem
+            400: there are several; and as `first`.
+        """
+        names = self._names(task)
+        if len(names) > 1:
+            raise Problem(400, f"model is missing; one of {', '.join(names)}.", param="model", code="missing")
+        return names[0]
+
+    def tasks(self) -> set[Task]:
+        """What the versions that answer are for."""
+        return {each.manifest.task for each in self._versions.values()}
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of exactly this name, loaded or not."""
+        return name in {each.name for each in self.versions} or name in model_names(self._supervisor.server.repository)
+
+    def _names(self, task: Task) -> list[str]:
+        self._check_awake()
+        names = sorted({each.name for each in self.versions if each.manifest.task == task})
+        if not names:
+            message = f"No model for {task} is loaded; loaded: {self._loaded()}."
+            raise Problem(404, message, param="model", code="model_not_found")
+        return names
+
+    def _check_awake(self) -> None:
+        if not self._supervisor.running or not self._asked:
+            raise Problem(503, "Triton is starting; try again soon.", code="not_ready", retry_after_s=_STARTING_S)
+
+    def _loaded(self) -> str:
+        return ", ".join(sorted({each.name for each in self.versions})) or "none"
 
     def queue_share(self, name: str) -> float:
         """Share of the time in Triton that requests last spent queueing, 0 to 1, from Triton's own counters."""
