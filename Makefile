@@ -33,7 +33,7 @@ setup: $(STAMP) ## make the environment in .venv and install the project
 
 .PHONY: course
 course: setup ## run the course's notebooks headless into out/; NB=more the further experiments
-	@$(BIN)/accel course run $(NB)
+	@$(BIN)/python -m tools.notebooks $(NB)
 
 .PHONY: test
 test: packages lint types unit integration environments ui-check deploy-check notebooks ## all of the checks below, as CI runs them
@@ -46,7 +46,7 @@ packages: ## Chromium, Prometheus and Alertmanager from Debian, which some check
 lint: setup ## ruff: rules and format, notebooks too; badges and set-up cells
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/accel course frame
+	@$(BIN)/python -m tools.badges
 
 .PHONY: types
 types: setup ## mypy --strict
@@ -74,17 +74,17 @@ soak: setup ## half an hour at 80% of what the gateway can
 
 .PHONY: notebooks
 notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
-	@$(BIN)/accel course run $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
-	@$(BIN)/accel course run $(ALONE) $(addprefix --but ,$(NBVAL))
-	@$(BIN)/accel course run --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 more
+	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
+	@$(BIN)/python -m tools.notebooks $(ALONE) $(addprefix --but ,$(NBVAL))
+	@$(BIN)/python -m tools.notebooks --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 more
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)
-	@$(BIN)/python tests/environments/check.py colab $(if $(LIGHT),--light)
+	@$(BIN)/python -m tests.environments.check colab $(if $(LIGHT),--light)
 
 .PHONY: kaggle-check
 kaggle-check: setup ## the same for Kaggle, by its script kernel
-	@$(BIN)/python tests/environments/check.py kaggle $(if $(LIGHT),--light)
+	@$(BIN)/python -m tests.environments.check kaggle $(if $(LIGHT),--light)
 
 .PHONY: environments
 environments: setup ## the light form of both
@@ -92,19 +92,19 @@ environments: setup ## the light form of both
 
 .PHONY: drift
 drift: setup ## the unit tests with the newest and with the lowest allowed dependencies; says what broke
-	@$(BIN)/python tests/environments/drift.py
+	@$(BIN)/python -m tests.environments.drift
 
 .PHONY: gpu-check
 gpu-check: setup ## on a machine with a GPU: engines, Triton, memory and tests, into out/gpu
-	@$(BIN)/python tests/performance/gpu_check.py --output out/gpu
+	@$(BIN)/python -m benchmarks.gpu_check --output out/gpu
 
 .PHONY: outputs
 outputs: setup ## run notebooks and keep their outputs in notebooks/
-	@$(BIN)/accel course run --write $(NB)
+	@$(BIN)/python -m tools.notebooks --write $(NB)
 
 .PHONY: bench
 bench: setup ## ours beside what you would pick instead, with a verdict; QUICK=1 takes under ten minutes
-	@PYTHONPATH=tests/performance $(BIN)/python -m bench $(if $(QUICK),--quick)
+	@$(BIN)/python -m benchmarks.encoders $(if $(QUICK),--quick)
 
 .PHONY: lab
 lab: setup ## open JupyterLab

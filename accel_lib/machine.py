@@ -20,6 +20,8 @@ from typing import Literal
 import platformdirs
 import psutil
 
+from accel_lib.errors import MachineError
+
 Place = Literal["colab", "kaggle", "wsl2", "linux", "mac", "other"]
 
 PACKAGES = (
@@ -146,6 +148,30 @@ def inspect_machine() -> Machine:
         versions=_versions(),
         libraries=_libraries(),
     )
+
+
+def project_root() -> Path:
+    """The checkout that holds the notebooks.
+
+    Raises
+    ------
+    MachineError
+        accel_lib is installed without them.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir():
+        return root
+    raise MachineError(
+        "The course is not part of this installation of accel_lib.",
+        seen="no notebooks folder beside the package",
+        fix=f"git clone {repository_url()} && cd {repository_url().rpartition('/')[2]} && make course",
+    )
+
+
+def repository_url() -> str:
+    """Address of the project's repository, from the installed package's metadata."""
+    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("accel_lib").get_all("Project-URL", []))
+    return str(urls["Repository"])
 
 
 def libpython() -> str:

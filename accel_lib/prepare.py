@@ -15,9 +15,8 @@ from accel_lib.artifact import Artifact, Format
 from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
 from accel_lib.errors import AccelError, ArtifactError, require
-from accel_lib.frame import project_root
-from accel_lib.lab.words import listed
-from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.formatting import listed
+from accel_lib.machine import cache_dir, inspect_machine, project_root
 from accel_lib.triton.repository import write_model
 
 if TYPE_CHECKING:

@@ -47,9 +47,10 @@ def set_up(dry_run):
 def run_course(names):
     """Run notebooks on the first GPU, then use both; returns the exit status."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "0"
-    from accel_lib.course import NOTEBOOKS, run_notebooks, summarize
-    from accel_lib.frame import project_root
-    from accel_lib.machine import inspect_machine
+    from accel_lib.machine import inspect_machine, project_root
+
+    sys.path.insert(0, str(Path(find_spec("accel_lib").origin).parents[1]))
+    from tools.notebooks import NOTEBOOKS, run_notebooks, summarize
 
     folder = project_root() / "notebooks"
     output = WORKING / "course"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import accel_lib as accel
-from accel_lib.lab.parallel import instances, splitting
+from accel_lib.load.multi_gpu import instances, splitting
 
 if __name__ == "__main__":
     texts = accel.load_texts("mixed", limit=512)
@@ -19,5 +19,5 @@ if __name__ == "__main__":
     ]
     for result in results:
         print(result, end="\n\n", flush=True)
-    found = [{"finding": result.finding, "rows": result.frame.to_dict("records")} for result in results]
+    found = [{"finding": result.headline, "rows": result.frame.to_dict("records")} for result in results]
     Path(sys.argv[1]).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

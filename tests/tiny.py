@@ -72,9 +72,12 @@ def end_at_once(server):
 
 def tiny_artifact(
     folder, table, *, precision="fp32", validated=True, target="any", form="onnx", task="embedding", labels=(),
-    packed=False,
+    packed=False, unit=True, **facts,
 ):  # fmt: skip
-    """A real ONNX file of the same network, with the manifest that a converter would write."""
+    """A real ONNX file of the same network, with the manifest that a converter would write.
+
+    Without `unit` its vectors are the sums, of any length; `facts` are further fields of the manifest.
+    """
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["found"]),
         helper.make_node("MatMul", ["found", "same"], ["words"]),
@@ -82,7 +85,9 @@ def tiny_artifact(
         helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
         helper.make_node("Mul", ["words", "weights"], ["kept"]),
         helper.make_node("ReduceSum", ["kept", "sequence"], ["sum"], keepdims=0),
-        helper.make_node("LpNormalization", ["sum"], ["sentence_embedding"], axis=-1, p=2),
+        helper.make_node("LpNormalization", ["sum"], ["sentence_embedding"], axis=-1, p=2)
+        if unit
+        else helper.make_node("Identity", ["sum"], ["sentence_embedding"]),
     ]
     inputs = [
         helper.make_tensor_value_info(n, TensorProto.INT64, ["batch", "seq"]) for n in ("input_ids", "attention_mask")
@@ -97,7 +102,7 @@ def tiny_artifact(
     graph = helper.make_graph(
         nodes, "tiny", inputs, [output], [numpy_helper.from_array(v, name=k) for k, v in constants.items()]
     )
-    facts = {"model": "tiny", "source": "made here", "task": task, "output_name": "sentence_embedding"}
+    facts |= {"model": "tiny", "source": "made here", "task": task, "output_name": "sentence_embedding"}
     manifest = Manifest(
         **facts, format=form, precision=precision, dimension=table.shape[1], max_length=LONGEST, target=target,
         labels=labels, packed=packed,

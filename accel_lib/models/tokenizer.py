@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -65,9 +66,11 @@ class Tokenizer:
         Longest row in tokens, special tokens included.
     pad_id
         Id that `pad` fills with; it is masked, so it never changes a result.
+    segments
+        Whether the model takes segment ids, which tell the texts of a pair apart.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int, segments: bool = False) -> None:
         self._side = str((backend.truncation or {}).get("direction", "right"))
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
@@ -75,6 +78,8 @@ class Tokenizer:
         self._frames = {pair: _frame(self._backend, pair) for pair in (False, True)}
         self.max_length = max_length
         self.pad_id = pad_id
+        self.segments = segments
+        self._single_segments = segments and any(run.segments.any() for run in self._frames[False])
 
     def __call__(self, texts: Sequence[str], *, prompt: str = "") -> list[NDArray[np.int64]]:
         """Tokenize texts, each with `prompt` in front.
@@ -89,22 +94,22 @@ class Tokenizer:
         TextError
             A text is blank, not a string, holds lone surrogates, or leaves no token at all.
         """
-        return self.counted(texts, prompt=prompt)[0]
+        return list(self.counted(texts, prompt=prompt)[0])
 
     def counted(
-        self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str] | None = None
-    ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-        """Tokenize texts, and count the tokens each had before it was cut.
+        self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str | None] | None = None
+    ) -> tuple[Ragged, NDArray[np.int64]]:
+        """Tokenize texts or pairs, and count the tokens each had before it was cut.
 
         Parameters
         ----------
         seconds
-            The second halves of pairs, one a text.
+            The second halves of pairs, one a text; None beside a text that is none.
 
         Returns
         -------
         rows
-            As `__call__` gives them.
+            The ids of each row; for a model that takes them, with segment ids, cut where the ids are.
         lengths
             int64 ``[n]``: more than the row has if it was cut.
 
@@ -114,14 +119,22 @@ class Tokenizer:
             As `__call__`.
         """
         found = list(self.rows(texts, prompt=prompt, seconds=seconds))
-        return [row.ids for row in found], np.array([row.length for row in found], dtype=np.int64)
+        lengths = np.array([row.length for row in found], dtype=np.int64)
+        return self.together(found, pairs=seconds is not None), lengths
+
+    def together(self, rows: Sequence[Row], *, pairs: bool) -> Ragged:
+        """Rows of `rows`, with segment ids if the model takes them and they are not all 0."""
+        found = Ragged.of([row.ids for row in rows])
+        if not rows or not (self._single_segments or (self.segments and pairs)):
+            return found
+        return dataclasses.replace(found, segments=np.concatenate([row.segments for row in rows]))
 
     def rows(
         self,
         texts: Sequence[str],
         *,
         prompt: str = "",
-        seconds: Sequence[str] | None = None,
+        seconds: Sequence[str | None] | None = None,
         count_to: int | None = None,
     ) -> Iterator[Row]:
         """Tokenize texts or pairs one after the other, in memory that does not grow with their number.
@@ -139,24 +152,53 @@ class Tokenizer:
             As `__call__`.
         """
         checked = clean(texts)
-        pair = seconds is not None
+        halves = [None] * len(checked) if seconds is None else seconds
         firsts = self._contents([prompt + text for text in checked], count_to)
-        others = self._contents(clean(seconds), count_to) if seconds is not None else itertools.repeat(_NOTHING)
-        special = self._backend.num_special_tokens_to_add(pair)
-        for index in range(len(checked)):
+        others = self._contents(clean(half for half in halves if half is not None), count_to)
+        for index, half in enumerate(halves):
+            pair = half is not None
             try:
-                halves = (next(firsts), next(others))
+                parts = (next(firsts), next(others) if pair else _NOTHING)
             except TextError as error:
                 raise TextError(f"Text {index}: {error.cause}", seen=error.seen, fix=error.fix) from error
-            kept = _longest_first(halves[0].total, halves[1].total, self.max_length - special)
-            row = self._framed([self._cut(half.ids, most) for half, most in zip(halves, kept, strict=True)], pair)
+            special = self._backend.num_special_tokens_to_add(pair)
+            kept = _longest_first(parts[0].total, parts[1].total, self.max_length - special)
+            row = self._framed([self._cut(part.ids, most) for part, most in zip(parts, kept, strict=True)], pair)
             if not row.ids.size:
                 raise TextError(
                     f"Text {index} has no token this tokenizer knows.",
                     seen=repr(checked[index][:40]),
                     fix="leave it out",
                 )
-            yield row._replace(length=halves[0].total + halves[1].total + special)
+            yield row._replace(length=parts[0].total + parts[1].total + special)
+
+    def spell(self, text: str, *, special: bool = True) -> list[dict[str, Any]]:
+        """What a text becomes, uncut: of each token its id, the text that it stands for, and where that is.
+
+        Returns
+        -------
+        list of dict
+            ``id``, ``text``, ``special``, and ``start`` and ``stop`` in bytes of UTF-8; None for special tokens, which
+            are left out unless `special`.
+        """
+        found = self._backend.encode(text, add_special_tokens=special)
+        places = [0, *itertools.accumulate(len(character.encode()) for character in text)]
+        facts = zip(found.ids, found.tokens, found.special_tokens_mask, found.offsets, strict=True)
+        return [
+            {
+                "id": number,
+                "text": token if added else text[start:stop],
+                "special": bool(added),
+                "start": None if added else places[start],
+                "stop": None if added else places[stop],
+            }
+            for number, token, added, (start, stop) in facts
+        ]
+
+    def read(self, rows: Sequence[Sequence[int]], *, special: bool = False) -> list[str]:
+        """The texts that rows of token ids stand for, with or without special tokens; unknown ids are left out."""
+        found: list[str] = self._backend.decode_batch(rows, skip_special_tokens=not special)
+        return found
 
     def _contents(self, texts: Sequence[str], count_to: int | None) -> Iterator[_Content]:
         """The tokens of each text without special tokens; texts of some ten thousand characters at once."""
@@ -164,13 +206,13 @@ class Tokenizer:
         chars = 0
         for text in texts:
             if group and chars + len(text) > PIECE_CHARS:
-                yield from self._together(group, count_to)
+                yield from self._encoded(group, count_to)
                 group, chars = [], 0
             group.append(text)
             chars += len(text)
-        yield from self._together(group, count_to)
+        yield from self._encoded(group, count_to)
 
-    def _together(self, group: list[str], count_to: int | None) -> Iterator[_Content]:
+    def _encoded(self, group: list[str], count_to: int | None) -> Iterator[_Content]:
         if len(group) == 1 and len(group[0]) > 2 * PIECE_CHARS:
             yield self._in_pieces(group[0], count_to)
             return
@@ -221,8 +263,8 @@ class Tokenizer:
         backend.save(str(path))
 
     @classmethod
-    def load(cls, path: str | Path, max_length: int | None = None) -> Tokenizer:
-        """Read what `save` wrote; `max_length` shortens the file's own limit.
+    def load(cls, path: str | Path, max_length: int | None = None, *, segments: bool = False) -> Tokenizer:
+        """Read what `save` wrote; `max_length` shortens the file's own limit, `segments` is as for the class.
 
         Raises
         ------
@@ -238,7 +280,8 @@ class Tokenizer:
             missing = "truncation" if not backend.truncation else "padding id"
             raise ArtifactError(f"{path.name} was not saved by this library.", seen=f"no {missing}", fix=_REBUILD)
         limit = int(backend.truncation["max_length"])
-        return cls(backend, max_length=min(limit, max_length or limit), pad_id=int(backend.padding["pad_id"]))
+        pad_id = int(backend.padding["pad_id"])
+        return cls(backend, max_length=min(limit, max_length or limit), pad_id=pad_id, segments=segments)
 
 
 def _frame(backend: tokenizers.Tokenizer, pair: bool) -> list[_Run]:
@@ -268,7 +311,8 @@ def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int6
     input_ids, attention_mask
         int64 arrays of shape ``[batch, longest row]``; the mask is 1 on tokens and 0 on padding.
     """
-    return Ragged.of(rows).padded(pad_id)
+    input_ids, attention_mask = Ragged.of(rows).padded(pad_id)
+    return input_ids, attention_mask
 
 
 def prompt_text(prompts: Mapping[str, str], default_prompt: str | None, asked: str | None = None) -> str:

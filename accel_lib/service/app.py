@@ -16,7 +16,7 @@ A request finds these on ``request.app.state``:
 ``limits``       `Limits`: admission, quotas, drain
 ``metrics``      `Metrics`, for Prometheus
 ``telemetry``    `Telemetry`, for traces
-``pool``         threads for what burns CPU
+``pool``         ``workers`` threads for what burns CPU
 ``metrics_port`` where only the metrics are shown; 0 where there is none
 ===============  ====================================================================================================
 
@@ -38,7 +38,7 @@ from fastapi import FastAPI
 
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.machine import cores
-from accel_lib.service import health, inference, operate, problems, status, tei
+from accel_lib.service import health, inference, operate, problems, status, tei, validation
 from accel_lib.service.audit import Audit
 from accel_lib.service.auth import Authenticator
 from accel_lib.service.edge import Edge
@@ -69,7 +69,7 @@ log = logging.getLogger("accel.gateway")
 
 
 class _App(FastAPI):
-    """FastAPI, whose document says what `problems.install` does: 422 is a 400 here."""
+    """FastAPI, whose document says what `validation.install` does: 422 is a 400 here."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
@@ -138,10 +138,12 @@ def create_app(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
     )
     app.state.shadows = Shadows(app.state.path, app.state.catalogue, app.state.experiments, clock)
-    app.state.pool = ThreadPoolExecutor(min(_MOST_THREADS, cores()), thread_name_prefix="accel-gateway")
+    app.state.workers = min(_MOST_THREADS, cores())
+    app.state.pool = ThreadPoolExecutor(app.state.workers, thread_name_prefix="accel-gateway")
     for room in (inference, tei, health, operate, status):
         app.include_router(room.router)
     problems.install(app)
+    validation.install(app)
     telemetry = app.state.telemetry
     app.add_middleware(Edge, settings=settings, limits=limits, metrics=metrics, telemetry=telemetry, clock=clock)
     return app

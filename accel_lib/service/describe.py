@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from accel_lib.service.schemas import ErrorBody
 
@@ -43,13 +43,13 @@ _ASKED_HEADERS = {
 }
 
 
-def described(request: type[BaseModel], response: type[BaseModel] | None, **more: Any) -> dict[str, Any]:
+def described(request: Any, response: type[BaseModel] | None, **more: Any) -> dict[str, Any]:
     """Arguments for the route of an endpoint that takes texts.
 
     Parameters
     ----------
     request, response
-        Its bodies; a response that is no model is described by `more`.
+        Its bodies, models or unions of them; a response that is no model is described by `more`.
     more
         Overrides the description of the answer with status 200.
     """
@@ -60,8 +60,9 @@ def described(request: type[BaseModel], response: type[BaseModel] | None, **more
         {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": text}
         for name, (kind, text) in _ASKED_HEADERS.items()
     ]
-    schema = request.model_json_schema()
-    content = {"application/json": {"schema": schema, "examples": _named(schema.pop("examples", []))}}
+    schema = _inlined(TypeAdapter(request).json_schema())
+    examples = [example for part in (schema, *schema.get("anyOf", [])) for example in part.pop("examples", [])]
+    content = {"application/json": {"schema": schema, "examples": _named(examples)}}
     return {
         "response_model": None,
         "responses": {200: answer, **problems(*_TEXT_CODES)},
@@ -81,6 +82,23 @@ def _problem(code: int) -> dict[str, Any]:
     if code == 504:
         headers["x-should-retry"] = {"schema": {"type": "string", "enum": ["false"]}, "description": "Do not retry."}
     return {"model": ErrorBody, "description": _ERRORS[code], "headers": headers}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with each definition where it is referred to: a document knows no definitions inside an endpoint."""
+    definitions = schema.pop("$defs", {})
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, list):
+            return [filled(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return filled(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: filled(value) for name, value in part.items()}
+
+    found: dict[str, Any] = filled(schema)
+    return found
 
 
 def _named(examples: list[Any]) -> dict[str, Any]:

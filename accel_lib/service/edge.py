@@ -32,7 +32,7 @@ from accel_lib.service.telemetry import Telemetry
 DEADLINE_HEADER = "x-request-timeout-ms"
 _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the openai client with every request
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_ALWAYS_OPEN = ("/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
+_ALWAYS_OPEN = ("/health", "/v1/health/live", "/v1/health/ready", "/v1/metrics", "/metrics")
 _DRAIN_RETRY_S = 1.0
 _CLIENT_GONE = 499  # nginx's number for it; only in the log and the metrics
 
@@ -90,7 +90,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, headers, method = self._clock(), Headers(scope=scope), scope["method"]
+        began, headers, method = self._clock(), MutableHeaders(scope=scope), scope["method"]
+        headers["content-type"] = "application/json"  # as every body is, whatever curl -d says of it
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # the server keeps the body to itself
         asked = headers.get("x-request-id", "")

@@ -22,13 +22,18 @@ class Health(BaseModel):
     ready: bool
 
 
+_READY: dict[str, Any] = {"responses": {503: {"model": Health, "description": "Not ready."}}}
+
+
 @router.get("/v1/health/live")
 async def live() -> Health:
     """Whether this process answers."""
     return Health(message="live", ready=True)
 
 
-@router.get("/v1/health/ready", responses={503: {"model": Health, "description": "Not ready."}})
+@router.get("/", **_READY)
+@router.get("/health", **_READY)
+@router.get("/v1/health/ready", **_READY)
 async def ready(request: Request, response: Response) -> Health:
     """Whether Triton and every served model answer; asks them."""
     state = request.app.state

@@ -16,14 +16,15 @@ from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Task
+from accel_lib.ragged import Ragged
+from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import described
 from accel_lib.service.edge import Record
 from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Route
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse, parse
-from accel_lib.service.served import Inputs, InputType, ServedVersion
-from accel_lib.service.shadow import Rows
+from accel_lib.service.served import Catalogue, Inputs, InputType, ServedVersion
 
 router = APIRouter(tags=["inference"])
 Caller = Annotated[Principal, Depends(needs("inference"))]
@@ -56,18 +57,17 @@ class Answer:
     headers: dict[str, str]
 
 
+@router.post("/embeddings", **described(EmbeddingRequest, EmbeddingResponse))
 @router.post("/v1/embeddings", **described(EmbeddingRequest, EmbeddingResponse))
 async def embeddings(request: Request, caller: Caller) -> Response:
     """Embed one text or many."""
     asked = parse(EmbeddingRequest, await request.body())
-    model, input_type = asked.model, asked.input_type
-    for suffix, kind in _SUFFIXES.items():
-        if model.endswith(suffix):
-            model, input_type = model.removesuffix(suffix), input_type or kind
+    catalogue: Catalogue = request.app.state.catalogue
+    model, input_type = _addressed(catalogue, asked.model or catalogue.only("embedding"))
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    inputs = Inputs(texts=texts, truncate=asked.truncate, input_type=input_type)
+    inputs = Inputs(texts=texts, truncate=asked.truncate, input_type=asked.input_type or input_type)
     answer = await infer(request, caller, "embedding", inputs, model=model, user=asked.user)
-    vectors = shortened(answer.output, asked.dimensions)
+    vectors = answer.output if asked.dimensions is None else normalized(shortened(answer.output, asked.dimensions))
 
     def body() -> bytes:
         written: Any = vectors
@@ -76,7 +76,8 @@ async def embeddings(request: Request, caller: Caller) -> Response:
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(written)]
         usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
         space = answer.served.vector_space_id + (f"/{asked.dimensions}" if asked.dimensions else "")
-        return to_json({"object": "list", "data": data, "model": asked.model, "usage": usage, "vector_space_id": space})
+        name = asked.model or model
+        return to_json({"object": "list", "data": data, "model": name, "usage": usage, "vector_space_id": space})
 
     return await respond(request, answer, body)
 
@@ -87,25 +88,27 @@ async def classify(request: Request, caller: Caller) -> Response:
     asked = parse(ClassifyRequest, await request.body())
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     inputs = Inputs(texts=texts, truncate=asked.truncate)
-    answer = await infer(request, caller, "classification", inputs, model=asked.model, user=asked.user)
-    labels = answer.served.manifest.labels
+    model = asked.model or request.app.state.catalogue.only("classification")
+    answer = await infer(request, caller, "classification", inputs, model=model, user=asked.user)
+    manifest = answer.served.manifest
+    labels, names = manifest.labels, unique_labels(manifest.labels)
     data = [
         {
             "index": index,
             "label": labels[int(row.argmax())],
             "probs": row,
             "num_classes": len(labels),
-            "scores": dict(zip(labels, row.tolist(), strict=True)),
+            "scores": dict(zip(names, row.tolist(), strict=True)),
         }
-        for index, row in enumerate(probabilities(answer.output))
+        for index, row in enumerate(to_scores(answer.output, manifest.activation))
     ]
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
-    head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": asked.model}
+    head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
     return await respond(request, answer, lambda: to_json(head | {"data": data, "usage": usage}))
 
 
 async def infer(
-    request: Request, caller: Principal, task: Task, inputs: Inputs, *, model: str = "", user: str | None = None
+    request: Request, caller: Principal, task: Task, inputs: Inputs, *, model: str, user: str | None = None
 ) -> Answer:
     """The one way that texts go: version, place, tokens, quota, admission, Triton.
 
@@ -114,7 +117,7 @@ async def infer(
     task
         What the endpoint is for.
     model
-        Name of a served model; empty takes the first for the task.
+        Name of a served model.
     user
         Whom the caller asks for; experiments stick to it.
 
@@ -130,13 +133,13 @@ async def infer(
         began = time.perf_counter()
         most = state.settings.max_request_tokens
 
-        def tokenize(version: ServedVersion) -> Awaitable[Rows]:
+        def tokenize(version: ServedVersion) -> Awaitable[Ragged]:
             return off_loop(request, lambda: version.tokenize(inputs, max_tokens=most))
 
         rows = await tokenize(served)
         tokenized = time.perf_counter()
         record.deadline.check()
-        record.tokens = sum(map(len, rows))
+        record.tokens = len(rows.ids)
         state.limits.charge(caller.id, record.tokens)
         with (
             state.limits.admitted(served.name, record.tokens, record.deadline),
@@ -159,27 +162,31 @@ async def infer(
 
 
 def shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[np.float32]:
-    """The first numbers of each vector, of length 1 again.
+    """The first numbers of each vector.
 
     Raises
     ------
     Problem
         400: the model's vectors have fewer.
     """
-    if dimensions is None or dimensions == vectors.shape[1]:
-        return vectors
-    if dimensions > vectors.shape[1]:
+    if dimensions is not None and dimensions > vectors.shape[1]:
         message = f"The vectors have {vectors.shape[1]} dimensions."
         raise Problem(400, message, param="dimensions", code="unsupported_dimensions")
-    kept = vectors[:, :dimensions]
-    norms = np.linalg.norm(kept, axis=1, keepdims=True)
-    return np.ascontiguousarray(kept / np.where(norms > 0, norms, 1), dtype=np.float32)
+    return vectors[:, :dimensions]
 
 
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the classes, float32 ``[n, classes]``."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.ascontiguousarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same directions at length 1.
+
+    Raises
+    ------
+    Problem
+        500: a vector is zero, which only one that was shortened can be.
+    """
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    if not norms.all():
+        raise Problem(500, "A vector is zero in all dimensions that were asked for.", code="invalid_output")
+    return np.asarray(vectors / norms, dtype=np.float32)
 
 
 async def respond(request: Request, answer: Answer, body: Callable[[], bytes]) -> Response:
@@ -198,12 +205,19 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def _addressed(catalogue: Catalogue, name: str) -> tuple[str, InputType | None]:
+    """The model that a name means, and what its suffix says of the texts, if it is a suffix and not the model's own."""
+    for suffix, kind in _SUFFIXES.items():
+        if name.endswith(suffix) and not catalogue.knows(name):
+            return name.removesuffix(suffix), kind
+    return name, None
+
+
 def _version(request: Request, task: Task, model: str, user: str | None) -> tuple[ServedVersion, Route]:
     """The version that answers: the one that is asked for, else an experiment's choice, else the live one."""
     catalogue, asked = request.app.state.catalogue, request.headers.get(VERSION_HEADER, "")
-    name = model or catalogue.first(task).name
-    route: Route = request.app.state.experiments.route(name, user=user, pinned=asked)
-    served: ServedVersion = catalogue.find(name, route.version)
+    route: Route = request.app.state.experiments.route(model, user=user, pinned=asked)
+    served: ServedVersion = catalogue.find(model, route.version)
     if served.manifest.task != task:
         other = "/v1/classify" if task == "embedding" else "/v1/embeddings"
         raise Problem(400, f"{served.name} is a model for {other}.", param="model", code="wrong_task")

@@ -97,7 +97,7 @@ class Quota:
 class Limits:
     """Admission to one gateway; used from its event loop only.
 
-    It is an `accel_lib.lab.actuators.Actuator` too: a controller may set the number of requests under way.
+    It is an `accel_lib.tuning.actuators.Actuator` too: a controller may set the number of requests under way.
     """
 
     name = "admission"

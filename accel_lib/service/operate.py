@@ -25,6 +25,7 @@ from accel_lib.service.operate_schemas import (
     Batching,
     BatchingChange,
     DynamicBatching,
+    ExperimentChange,
     ExperimentPlan,
     ExperimentView,
     InstanceGroup,
@@ -119,9 +120,7 @@ def experiment(request: Request, name: _Name, _: _Operator) -> ExperimentView:
 
 
 @router.put("/v1/experiments/{name}", responses=problems(400, 401, 403, 404, 409, 503))
-def change_experiment(
-    request: Request, name: _Name, change: ExperimentPlan | Promotion | Rollback, who: _Operator
-) -> ExperimentView:
+def change_experiment(request: Request, name: _Name, change: ExperimentChange, who: _Operator) -> ExperimentView:
     """Begin an experiment or change its plan, promote one of its versions, or roll back."""
     found = _experiments(request)
     action = "experiment" if isinstance(change, ExperimentPlan) else change.action

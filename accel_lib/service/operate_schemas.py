@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from accel_lib.service.keys import Role
 from accel_lib.service.routing import Plan, Sticky
-from accel_lib.service.schemas import Body
+from accel_lib.service.schemas import Body, one_or_many
 
 _Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", examples=["2"])]
 
@@ -51,7 +51,15 @@ class BatchingChange(Body):
 
     dynamic_batching: DynamicBatching | None = None
     instance_group: InstanceGroup | None = None
-    version_policy: Literal["all", "latest"] | _Versions | None = None
+    version_policy: (
+        Annotated[
+            Annotated[Literal["all", "latest"], Tag("one")] | Annotated[_Versions, Tag("many")],
+            Discriminator(
+                one_or_many, custom_error_type="wrong_type", custom_error_message="a word or a list of numbers"
+            ),
+        ]
+        | None
+    ) = None
     response_cache: ResponseCache | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -127,6 +135,24 @@ class Rollback(Body):
     """End an experiment, or undo its promotion: what was live before answers everything."""
 
     action: Literal["rollback"]
+
+
+def _change(value: Any) -> str | None:
+    """Which change a body is meant to be: its action says so, and a plan has none."""
+    action = value.get("action", "plan") if isinstance(value, dict) else None
+    return action if action in ("plan", "promote", "rollback") else None
+
+
+ExperimentChange = Annotated[
+    Annotated[ExperimentPlan, Tag("plan")]
+    | Annotated[Promotion, Tag("promote")]
+    | Annotated[Rollback, Tag("rollback")],
+    Discriminator(
+        _change,
+        custom_error_type="wrong_type",
+        custom_error_message="a plan, or an object whose action is 'promote' or 'rollback',",
+    ),
+]
 
 
 class Interval(BaseModel):

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -97,10 +96,6 @@ def install(app: FastAPI) -> None:
     async def _problem(_: Request, problem: Problem) -> JSONResponse:
         return problem.response()
 
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return from_validation(error).response()
-
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
         return Problem(error.status_code, str(error.detail), headers=error.headers).response()
@@ -113,11 +108,3 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _unforeseen(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
         return Problem(500, "The gateway failed on this request; its log has the cause.", code="internal").response()
-
-
-def from_validation(error: RequestValidationError) -> Problem:
-    """The first thing that FastAPI found wrong, as a 400 that names the field."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    field = ".".join(place) or None
-    return Problem(400, f"{field}: {first['msg']}" if field else str(first["msg"]), param=field, code=first["type"])

@@ -1,23 +1,80 @@
-"""Bodies of requests and answers, as OpenAPI shows them; a field that nobody knows is refused by name."""
+"""Bodies of requests and answers, as OpenAPI shows them; a field that is not listed here is refused by name."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from accel_lib.service.problems import Problem
 from accel_lib.service.served import InputType, Truncate
+from accel_lib.service.validation import explained, read_json
 
 MAX_INPUTS = 2048
 _REFUSED: Literal["forbid"] = "forbid"
-_Text = Annotated[str, Field(min_length=1)]
-Texts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_INPUTS)]
+_NULL = {"type": "null"}
+
+
+def _not_blank(text: str) -> str:
+    if text.isspace():
+        raise PydanticCustomError("invalid_text", "is blank: a text has more than spaces")
+    return text
+
+
+def one_or_many(value: Any) -> str | None:
+    """Which alternative of a single value or a list of them a value is meant to be."""
+    return "one" if isinstance(value, str) else "many" if isinstance(value, list) else None
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+Texts = Annotated[
+    Annotated[Text, Tag("one")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("many")],
+    Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of texts"),
+]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra=_REFUSED, frozen=True)
+    """A request's body: no type is converted into another, and null is as good as absent."""
+
+    model_config = ConfigDict(extra=_REFUSED, frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = {name: value for name, value in data.items() if name in cls.model_fields and value is not None}
+        unknown = next((name for name in data if name not in cls.model_fields), None)
+        return known if unknown is None else known | {unknown: None}  # one is enough to refuse, of however many
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Says of every optional field of a request that it may be null."""
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        for name, field in own.get("properties", {}).items():
+            if (
+                handler.mode == "validation"
+                and name not in own.get("required", [])
+                and _NULL not in field.get("anyOf", [])
+            ):
+                facts = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+                own["properties"][name] = {"anyOf": [field, _NULL], **facts}
+        return schema
 
 
 class _TextBody(Body):
@@ -40,16 +97,23 @@ class EmbeddingRequest(_TextBody):
         }
     )
 
-    model: str = Field(description="A served model; a -query or -passage suffix says the input_type.")
+    model: ModelName | None = Field(
+        default=None,
+        description="A served model; may be left out where only one embeds. "
+        "A -query or -passage suffix that is no part of a model's name says the input_type.",
+    )
     input: Texts
     input_type: InputType | None = None
     encoding_format: Literal["float", "base64"] = Field(
         default="float", description="base64 is little-endian float32: a quarter of the bytes."
     )
-    dimensions: int | None = Field(default=None, ge=1, description="Keep so many, and normalize again.")
+    dimensions: int | None = Field(default=None, ge=1, description="Keep that many, and normalize.")
     truncate: Truncate = Field(default="NONE", description="Where to cut a text that is too long; NONE refuses it.")
     embedding_type: Literal["float"] = "float"
-    modality: Literal["text"] | list[Literal["text"]] = "text"
+    modality: Annotated[
+        Annotated[Literal["text"], Tag("one")] | Annotated[list[Literal["text"]], Field(fail_fast=True), Tag("many")],
+        Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="'text'"),
+    ] = "text"
     user: str | None = Field(default=None, description="Whom the request is for; experiments stick to it.")
 
 
@@ -99,7 +163,7 @@ class ClassifyRequest(_TextBody):
         json_schema_extra={"examples": [{"model": "sentiment", "input": ["what a lovely day", "never again"]}]}
     )
 
-    model: str
+    model: ModelName | None = Field(default=None, description="May be left out where only one model classifies.")
     input: Texts
     truncate: Truncate = "NONE"
     user: str | None = None
@@ -149,40 +213,6 @@ class ClassifyResponse(BaseModel):
     usage: Usage
 
 
-class EmbedRequest(Body):
-    """text-embeddings-inference's ``/embed``."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": ["a cat on a mat"], "truncate": True}]})
-
-    inputs: Texts
-    normalize: bool = True
-    truncate: bool = False
-    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
-    prompt_name: str | None = None
-    dimensions: int | None = Field(default=None, ge=1)
-
-
-_Pair = Annotated[list[_Text], Field(min_length=1, max_length=2)]
-
-
-class PredictRequest(Body):
-    """text-embeddings-inference's ``/predict``: a text, one pair ``["a", "b"]``, or a batch ``[["a"], ["b", "c"]]``."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"inputs": [["what a lovely day"], ["never again"]]}]})
-
-    inputs: _Text | _Pair | Annotated[list[_Pair], Field(min_length=1, max_length=MAX_INPUTS)]
-    raw_scores: bool = False
-    truncate: bool = False
-    truncation_direction: Literal["Left", "Right", "left", "right"] = "Right"
-
-
-class Prediction(BaseModel):
-    """One class of one text."""
-
-    label: str
-    score: float
-
-
 class ErrorDetail(BaseModel):
     """OpenAI's error."""
 
@@ -221,8 +251,6 @@ class ErrorBody(BaseModel):
     type: str
 
 
-# Which alternative of a union was tried stands in an error's place beside the field; clients have no use for it.
-_BRANCH = re.compile(r"(constrained-)?(str|list|literal)\b")
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
@@ -234,14 +262,11 @@ def parse(schema: type[_Request], body: bytes) -> _Request:
     Problem
         400 that names the first field at fault.
     """
+    data = read_json(body)
     try:
-        return schema.model_validate_json(body)
+        return schema.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = [str(part) for part in first["loc"] if not _BRANCH.match(str(part))]
-        field = ".".join(place) or None
-        message = f"{field}: {first['msg']}" if field else first["msg"]
-        raise Problem(400, message, param=field, code=first["type"]) from error
+        raise explained(error.errors(include_url=False)[0], data) from error
 
 
 def refuse_token_ids(data: Any) -> None:

@@ -8,17 +8,15 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest, Task
 from accel_lib.errors import AccelError, RequestError, ServerError
-from accel_lib.models.tokenizer import Tokenizer, prompt_text
+from accel_lib.models.tokenizer import Row, Tokenizer, prompt_text
+from accel_lib.ragged import SEGMENTS, Ragged
 from accel_lib.service.problems import Problem
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
-from accel_lib.triton.repository import ARTIFACT_FOLDER
+from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names
 from accel_lib.triton.statistics import Statistics
 
 Truncate = Literal["NONE", "START", "END"]
@@ -36,17 +34,21 @@ class Inputs:
     Parameters
     ----------
     texts, seconds
-        The texts; of pairs, the first and the second halves.
+        The texts; of pairs, the first and the second halves, None beside a text that is no pair.
     truncate
         Where one that is too long is cut; NONE refuses it.
     input_type
         What they are for, if the client said so.
+    by_name, prompt_name
+        Whether the client speaks of prompts by their names, and the name it sent; none is the model's default prompt.
     """
 
     texts: Sequence[str]
-    seconds: Sequence[str] | None = None
+    seconds: Sequence[str | None] | None = None
     truncate: Truncate = "NONE"
     input_type: InputType | None = None
+    by_name: bool = False
+    prompt_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,35 +85,53 @@ class ServedVersion:
         """Whether queries and passages are embedded differently."""
         return self._prompt("query") != self._prompt("passage")
 
-    def tokenize(self, inputs: Inputs, *, max_tokens: int) -> list[NDArray[np.int64]]:
+    def prompt(self, inputs: Inputs) -> str:
+        """The text to put in front of each of them.
+
+        Raises
+        ------
+        Problem
+            400: the model has no prompt of that name, or it must be told what the texts are for.
+        """
+        prompts, name = self.manifest.prompts, inputs.prompt_name
+        if name is not None and name not in prompts:
+            message = f"{self.name} has no prompt of that name; it has {', '.join(prompts) or 'none'}."
+            raise Problem(400, message, param="prompt_name", code="unknown_prompt")
+        if inputs.input_type is not None:
+            return self._prompt(inputs.input_type)
+        if self.asymmetric and not inputs.by_name:
+            message = f"{self.name} embeds queries and passages differently: say which these are."
+            raise Problem(400, message, param="input_type", code="missing")
+        return prompt_text(prompts, self.manifest.default_prompt, name)
+
+    def tokenize(self, inputs: Inputs, *, max_tokens: int) -> Ragged:
         """Rows of ids, shortened or refused as asked; burns CPU, so not for an event loop.
 
         Raises
         ------
         Problem
-            400: a text is too long, blank or no text, or there are too many tokens.
+            400: a text is too long, blank or no text, the model takes no pairs, or there are too many tokens.
         """
-        if self.asymmetric and inputs.input_type is None:
-            message = f"{self.name} embeds queries and passages differently: say which these are."
-            raise Problem(400, message, param="input_type", code="missing")
-        kind = inputs.input_type
-        prompt = self._prompt(kind) if kind else prompt_text(self.manifest.prompts, self.manifest.default_prompt)
+        if inputs.seconds is not None and not self.manifest.pairs:
+            message = f"{self.name} takes single texts, not pairs; if it is a cross-encoder, convert it again."
+            raise Problem(400, message, param="inputs", code="no_pairs")
+        prompt, pairs = self.prompt(inputs), inputs.seconds is not None
         tokenizer = self.tokenizers["left" if inputs.truncate == "START" else "right"]
-        counted = max_tokens if inputs.truncate == "NONE" or inputs.seconds is not None else 0
-        rows: list[NDArray[np.int64]] = []
+        counted = max_tokens if inputs.truncate == "NONE" or pairs else 0
+        rows: list[Row] = []
         tokens = 0
         try:
             for row in tokenizer.rows(inputs.texts, prompt=prompt, seconds=inputs.seconds, count_to=counted):
                 if inputs.truncate == "NONE" and row.length > len(row.ids):
                     raise self._too_long(len(rows), row.length, max_tokens)
-                rows.append(row.ids)
+                rows.append(row)
                 tokens += len(row.ids)
                 if tokens > max_tokens:
                     message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
                     raise Problem(400, message, param="input", code="too_many_tokens")
         except AccelError as error:
             raise Problem(400, f"{error.cause} Fix: {error.fix}.", param="input", code="invalid_text") from error
-        return rows
+        return tokenizer.together(rows, pairs=pairs)
 
     def _too_long(self, index: int, length: int, counted_to: int) -> Problem:
         size = f"{length:,}" if length <= counted_to else f"more than {counted_to:,}"
@@ -170,8 +190,7 @@ class Catalogue:
         Problem
             404, or 503 while Triton is away.
         """
-        if not self._supervisor.running or not self._asked:
-            raise Problem(503, "Triton is starting; try again soon.", code="not_ready", retry_after_s=_STARTING_S)
+        self._check_awake()
         known = [each for each in self.versions if each.name == name]
         fitting = [each for each in known if version in ("", each.version)]
         if fitting:
@@ -184,19 +203,54 @@ class Catalogue:
                 param="x-model-version",
                 code="version_not_found",
             )
-        names = ", ".join(sorted({each.name for each in self.versions})) or "none"
-        raise Problem(404, f"There is no model {name!r}; loaded: {names}.", param="model", code="model_not_found")
+        message = f"There is no model {name!r}; loaded: {self._loaded()}."
+        raise Problem(404, message, param="model", code="model_not_found")
 
-    def first(self, task: Task) -> ServedVersion:
-        """The newest version of the first model for a task, for clients that name none.
+    def first(self, task: Task) -> str:
+        """The name of the first model for a task, for clients that cannot name one.
 
         Raises
         ------
         Problem
             404, or 503 while Triton is away.
         """
-        names = [each.name for each in self.versions if each.manifest.task == task]
-        return self.find(names[0] if names else task)
+        return self._names(task)[0]
+
+    def only(self, task: Task) -> str:
+        """The name of the one model for a task, for a request that names none.
+
+        Raises
+        ------
+        Problem
+            400: there are several; and as `first`.
+        """
+        names = self._names(task)
+        if len(names) > 1:
+            raise Problem(400, f"model is missing; one of {', '.join(names)}.", param="model", code="missing")
+        return names[0]
+
+    def tasks(self) -> set[Task]:
+        """What the versions that answer are for."""
+        return {each.manifest.task for each in self._versions.values()}
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of exactly this name, loaded or not."""
+        return name in {each.name for each in self.versions} or name in model_names(self._supervisor.server.repository)
+
+    def _names(self, task: Task) -> list[str]:
+        self._check_awake()
+        names = sorted({each.name for each in self.versions if each.manifest.task == task})
+        if not names:
+            message = f"No model for {task} is loaded; loaded: {self._loaded()}."
+            raise Problem(404, message, param="model", code="model_not_found")
+        return names
+
+    def _check_awake(self) -> None:
+        if not self._supervisor.running or not self._asked:
+            raise Problem(503, "Triton is starting; try again soon.", code="not_ready", retry_after_s=_STARTING_S)
+
+    def _loaded(self) -> str:
+        return ", ".join(sorted({each.name for each in self.versions})) or "none"
 
     def queue_share(self, name: str) -> float:
         """Share of the time in Triton that requests last spent queueing, 0 to 1, from Triton's own counters."""
@@ -211,7 +265,8 @@ class Catalogue:
         if known and self._texts.get((name, version)) == text:
             return dataclasses.replace(known, config=config)
         manifest = Manifest.from_json(text)
-        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length)
+        segments = SEGMENTS in manifest.inputs
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
         self._texts[name, version] = text
         return ServedVersion(
             name=name,

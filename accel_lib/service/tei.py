@@ -1,23 +1,60 @@
-"""text-embeddings-inference's ``/embed`` and ``/predict``: its shapes, our models."""
+"""text-embeddings-inference's endpoints: its shapes, our models.
+
+There is one model behind each: the first that embeds, or the first that classifies. What needs other outputs than a
+model's own (``/embed_all``, ``/embed_sparse``) is not here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from accel_lib.service.describe import described
-from accel_lib.service.inference import Caller, infer, probabilities, respond, shortened, to_json
+from accel_lib.artifact import Task
+from accel_lib.scores import to_scores
+from accel_lib.service.auth import Principal, needs
+from accel_lib.service.describe import described, problems
+from accel_lib.service.inference import (
+    VERSION_HEADER,
+    Answer,
+    Caller,
+    infer,
+    normalized,
+    off_loop,
+    respond,
+    shortened,
+    to_json,
+)
 from accel_lib.service.problems import Problem
-from accel_lib.service.schemas import EmbedRequest, Prediction, PredictRequest, parse
-from accel_lib.service.served import Inputs, InputType, Truncate
+from accel_lib.service.schemas import parse
+from accel_lib.service.served import Catalogue, Inputs, ServedVersion
+from accel_lib.service.tei_schemas import (
+    MOST_TOKENS,
+    Classes,
+    ClassifierType,
+    DecodeRequest,
+    EmbeddingType,
+    EmbedRequest,
+    Info,
+    Pooling,
+    Prediction,
+    PredictRequest,
+    SimilarityRequest,
+    Token,
+    TokenizeRequest,
+)
+from accel_lib.service.validation import read_json
+from accel_lib.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"])
-_PROMPTS: dict[str, InputType] = {"query": "query", "passage": "passage", "document": "passage"}
-_VECTORS = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_VECTORS = {"type": "array", "items": _NUMBERS}
 _CLASSES = {"type": "array", "items": Prediction.model_json_schema()}
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_TOKENS = {"type": "array", "items": {"type": "array", "items": Token.model_json_schema()}}
+_DTYPES = {"fp32": "float32", "fp16": "float16"}
 _ONE_OR_MANY = {"anyOf": [_CLASSES, {"type": "array", "items": _CLASSES}]}
 
 
@@ -29,37 +66,123 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
     asked = parse(EmbedRequest, await request.body())
-    if not asked.normalize:
-        raise Problem(400, "The models' vectors have length 1 by construction.", param="normalize", code="unsupported")
-    if asked.prompt_name is not None and asked.prompt_name not in _PROMPTS:
-        raise Problem(400, f"There are the prompts {', '.join(_PROMPTS)}.", param="prompt_name", code="unknown_prompt")
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-    kind = _PROMPTS.get(asked.prompt_name or "")
-    inputs = Inputs(texts=texts, truncate=_truncate(asked), input_type=kind)
-    answer = await infer(request, caller, "embedding", inputs)
+    inputs = Inputs(texts=texts, truncate=asked.side, by_name=True, prompt_name=asked.prompt_name)
+    answer = await _infer(request, caller, "embedding", inputs)
     vectors = shortened(answer.output, asked.dimensions)
+    vectors = normalized(vectors) if asked.normalize else np.ascontiguousarray(vectors)
     return await respond(request, answer, lambda: to_json(vectors))
+
+
+@router.post("/similarity", **described(SimilarityRequest, None, content=_content(_NUMBERS)))
+async def similarity(request: Request, caller: Caller) -> Response:
+    """Cosine of a text with each of some others, by the first model that embeds."""
+    asked = parse(SimilarityRequest, await request.body())
+    how, texts = asked.parameters, [asked.inputs.source_sentence, *asked.inputs.sentences]
+    inputs = Inputs(texts=texts, truncate=how.side, by_name=True, prompt_name=how.prompt_name)
+    answer = await _infer(request, caller, "embedding", inputs)
+    source, *others = normalized(answer.output)
+    return await respond(request, answer, lambda: to_json(np.array(others) @ source))
 
 
 @router.post("/predict", **described(PredictRequest, None, content=_content(_ONE_OR_MANY)))
 async def predict(request: Request, caller: Caller) -> Response:
-    """Classify a text, a pair of texts, or a batch of them, with the first model for it."""
+    """Classify a text, a pair of texts, or a batch of either, with the first model for it."""
     asked = parse(PredictRequest, await request.body())
     batch = isinstance(asked.inputs, list) and isinstance(asked.inputs[0], list)
     parts: Sequence[Any] = asked.inputs if batch else [asked.inputs]
     items = [[part] if isinstance(part, str) else part for part in parts]
-    if len({len(item) for item in items}) > 1:
-        raise Problem(400, "A batch holds single texts or pairs, not both.", param="inputs", code="mixed_batch")
-    seconds = [item[1] for item in items] if len(items[0]) == 2 else None
-    inputs = Inputs(texts=[item[0] for item in items], seconds=seconds, truncate=_truncate(asked))
-    answer = await infer(request, caller, "classification", inputs)
-    scores = answer.output if asked.raw_scores else probabilities(answer.output)
-    labels = answer.served.manifest.labels
+    seconds = [item[1] if len(item) == 2 else None for item in items]
+    inputs = Inputs(texts=[item[0] for item in items], seconds=seconds if any(seconds) else None, truncate=asked.side)
+    answer = await _infer(request, caller, "classification", inputs)
+    manifest = answer.served.manifest
+    scores = to_scores(answer.output, "identity" if asked.raw_scores else manifest.activation)
+    labels = manifest.labels
     classes = [[{"label": labels[i], "score": row[i].item()} for i in np.argsort(-row)] for row in scores]
     return await respond(request, answer, lambda: to_json(classes if batch else classes[0]))
 
 
-def _truncate(asked: EmbedRequest | PredictRequest) -> Truncate:
-    if not asked.truncate:
-        return "NONE"
-    return "START" if asked.truncation_direction.lower() == "left" else "END"
+@router.post(
+    "/",
+    **described(
+        EmbedRequest | SimilarityRequest | PredictRequest,
+        None,
+        content=_content({"anyOf": [_VECTORS, _NUMBERS, *_ONE_OR_MANY["anyOf"]]}),
+    ),
+)
+async def root(request: Request, caller: Caller) -> Response:
+    """What the served model is for: embed (or compare, if there is a `source_sentence`); if none embeds, classify."""
+    asked = read_json(await request.body())
+    if _task(request) == "classification":
+        return await predict(request, caller)
+    compare = isinstance(asked, dict) and isinstance(asked.get("inputs"), dict)
+    return await (similarity if compare else embed)(request, caller)
+
+
+@router.post("/tokenize", **described(TokenizeRequest, None, content=_content(_TOKENS)))
+async def tokenize(request: Request, _: Caller) -> Response:
+    """The tokens of each text, uncut, by the tokenizer of the model behind these endpoints."""
+    asked = parse(TokenizeRequest, await request.body())
+    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    _check_size(sum(map(len, texts)), "inputs", "characters")
+    served = _served(request)
+    prompt = served.prompt(Inputs(texts=texts, by_name=True, prompt_name=asked.prompt_name))
+    tokenizer, special = served.tokenizers["right"], asked.add_special_tokens
+    tokens = await off_loop(
+        request, lambda: to_json([tokenizer.spell(prompt + text, special=special) for text in texts])
+    )
+    return Response(tokens, media_type="application/json")
+
+
+@router.post("/decode", **described(DecodeRequest, None, content=_content(_TEXTS)))
+async def decode(request: Request, _: Caller) -> Response:
+    """The texts that token ids of the model behind these endpoints stand for."""
+    asked = parse(DecodeRequest, await request.body())
+    rows: Sequence[Any] = asked.ids if isinstance(asked.ids[0], list) else [asked.ids]
+    _check_size(sum(map(len, rows)), "ids", "tokens")
+    tokenizer, special = _served(request).tokenizers["right"], not asked.skip_special_tokens
+    return Response(
+        await off_loop(request, lambda: to_json(tokenizer.read(rows, special=special))), media_type="application/json"
+    )
+
+
+@router.get("/info", responses=problems(401, 403, 404, 503))
+async def info(request: Request, _: Annotated[Principal, Depends(needs("viewer"))]) -> Info:
+    """The model behind these endpoints, and the limits of a request."""
+    state, served = request.app.state, _served(request)
+    manifest, settings = served.manifest, state.settings
+    names = {str(index): label for index, label in enumerate(manifest.labels)}
+    classes = Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
+    return Info(
+        model_id=manifest.model,
+        model_dtype=_DTYPES.get(manifest.precision, manifest.precision),
+        served_model_name=served.name,
+        model_type=ClassifierType(classifier=classes) if names else EmbeddingType(embedding=Pooling()),
+        max_concurrent_requests=settings.max_in_flight,
+        max_input_length=manifest.max_length,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_client_batch_size=settings.max_inputs,
+        tokenization_workers=state.workers,
+        version=__version__,
+    )
+
+
+def _task(request: Request) -> Task:
+    """What the model behind the root is for."""
+    return "embedding" if "embedding" in request.app.state.catalogue.tasks() else "classification"
+
+
+def _served(request: Request) -> ServedVersion:
+    catalogue: Catalogue = request.app.state.catalogue
+    return catalogue.find(catalogue.first(_task(request)), request.headers.get(VERSION_HEADER, ""))
+
+
+def _check_size(size: int, field: str, unit: str) -> None:
+    """Tokens take a hundred bytes each here, so that a request of many would fill the memory."""
+    if size > MOST_TOKENS:
+        message = f"{field} has {size:,} {unit}; at most {MOST_TOKENS:,} are taken at once. Send several requests."
+        raise Problem(400, message, param=field, code="too_many_tokens")
+
+
+async def _infer(request: Request, caller: Caller, task: Task, inputs: Inputs) -> Answer:
+    return await infer(request, caller, task, inputs, model=request.app.state.catalogue.first(task))

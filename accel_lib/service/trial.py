@@ -6,18 +6,19 @@ import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.measure import Result, tidy
-from accel_lib.lab.shares import Difference, compare_shares, narrowing
+from accel_lib.measurement import Result, to_frame
 from accel_lib.service.gateway import Gateway
 from accel_lib.stats import wilson
+from accel_lib.stats.proportions import Difference, compare_shares
 from accel_lib.texts import Texts
 
 _CLIENTS = 8
@@ -52,13 +53,13 @@ class Trial(Result):
         return _difference(self.answers, self.a, self.b)
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """Which version has more right answers, if either has."""
         return self.difference.sentence(f"version {self.a}", f"version {self.b}", "right answers")
 
     @property
     def course(self) -> pd.DataFrame:
-        """How the difference settled, request by request: see `accel_lib.lab.shares.narrowing`."""
+        """How the difference settled, request by request: see `narrowing`."""
         return narrowing(self.answers["version"].to_list(), self.answers["right"], a=self.a, b=self.b)
 
 
@@ -185,4 +186,32 @@ def _by_version(answers: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
         low, high = wilson(right, n) if n else (0.0, 1.0)
         shares = {"right": right / max(1, n), "right_low": low, "right_high": high}
         rows.append({"name": f"version {version}", "requests": n} | shares | {"p50_ms": own["ms"].median()})
-    return tidy(rows)
+    return to_frame(rows)
+
+
+def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, looks: int = 40) -> pd.DataFrame:
+    """How the difference of two versions settles as requests come in.
+
+    Parameters
+    ----------
+    versions, right
+        One entry a request, in their order: the version that answered, and whether it was right.
+    a, b
+        The versions to compare.
+    looks
+        Rows of the table, closer together at the beginning.
+
+    Returns
+    -------
+    DataFrame
+        ``requests``, ``difference``, ``low``, ``high``, ``anytime_low``, ``anytime_high``.
+    """
+    who, hits = np.asarray(versions), np.asarray(right, dtype=bool)
+    rows = []
+    for n in np.unique(np.geomspace(20, max(20, len(who)), looks).astype(int)):
+        first, second = hits[:n][who[:n] == a], hits[:n][who[:n] == b]
+        if len(first) and len(second):
+            found = compare_shares(first, second)
+            ends = ("difference", "low", "high", "anytime_low", "anytime_high")
+            rows.append({"requests": int(n)} | {name: getattr(found, name) for name in ends})
+    return to_frame(rows)

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.bench.agreement import overlap
 from accel_lib.errors import RequestError
-from accel_lib.lab import findings_service
-from accel_lib.lab.agreement import overlap
-from accel_lib.lab.measure import Result, tidy
+from accel_lib.measurement import Result, to_frame
+from accel_lib.service import findings_service
 
 _FLOAT, _BASE64 = "float", "base64"
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}
@@ -35,7 +35,7 @@ class Waterfall(Result):
         return float(self.frame["compute_infer_ms"].iloc[0] / self.frame["total_ms"].iloc[0])
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """How the model's share changes with what is sent along."""
         return findings_service.waterfall(self.frame)
 
@@ -45,7 +45,7 @@ class Payload(Result):
     """What a vector weighs; `frame` has one row a way to ask: ``request``, ``bytes_each``, ``top10_overlap``."""
 
     @property
-    def finding(self) -> str:
+    def headline(self) -> str:
         """What each way saves, and what it costs."""
         return findings_service.payload(self.frame)
 
@@ -68,7 +68,7 @@ def take_apart(client: httpx.Client, texts: Sequence[str], *, model: str, repeat
         {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]}
         for kind, ones in spent.items()
     ]
-    return Waterfall(frame=tidy(rows))
+    return Waterfall(frame=to_frame(rows))
 
 
 def weigh(client: httpx.Client, texts: Sequence[str], *, model: str, dimensions: Sequence[int]) -> Payload:
@@ -85,7 +85,7 @@ def weigh(client: httpx.Client, texts: Sequence[str], *, model: str, dimensions:
         whole = vectors if whole is None else whole
         each = len(answer.content) / len(texts)
         rows.append({"request": name, "bytes_each": each, "top10_overlap": overlap(vectors, whole)})
-    return Payload(frame=tidy(rows))
+    return Payload(frame=to_frame(rows))
 
 
 def read_vectors(body: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from accel_lib.errors import AccelError, require
-from accel_lib.lab.autoscale import Hpa
+from accel_lib.tuning.autoscale import Hpa
 
 _WHY = {
     "Deployment": "keeps pods running and replaces them one by one",
@@ -100,7 +100,7 @@ def excerpt(folder: Path, kind: str, *path: str | int) -> str:
 
 
 def autoscaler(folder: Path) -> Hpa:
-    """The autoscaler that the manifests install, for `accel_lib.lab.autoscale.replay`."""
+    """The autoscaler that the manifests install, for `accel_lib.tuning.autoscale.replay`."""
     spec = next(thing for thing in _read(folder) if thing["kind"] == "HorizontalPodAutoscaler")["spec"]
     pods = next(metric["pods"] for metric in spec["metrics"] if metric["type"] == "Pods")
     seconds = _quantity(str(pods["target"]["averageValue"]))

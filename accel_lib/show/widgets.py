@@ -11,10 +11,10 @@ from importlib import import_module
 from typing import Any
 
 from accel_lib.errors import AccelError, require
-from accel_lib.lab.service_time import ServiceTime
 from accel_lib.progress import live_notebook
-from accel_lib.show.playground import Knobs, Playground
-from accel_lib.show.plots_simulator import Answer
+from accel_lib.show.plots.simulator import Answer
+from accel_lib.show.simulator_ui import Knobs, Playground
+from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.triton.client import ServedModel
 
 _CALIBRATE = "Calibrate, 20 s"
@@ -195,7 +195,7 @@ def sliders(
     rate
         Requests a second to begin with.
     calibrated
-        What `calibrate` returned for the models, in their order.
+        What `fit_simulator` returned for the models, in their order.
     most_instances
         Where the slider of instances ends.
 

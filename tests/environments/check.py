@@ -1,6 +1,6 @@
 """Whether the set-up works on a machine of Colab's or Kaggle's shape, without one: its Python, its pinned packages.
 
-    python tests/environments/check.py colab|kaggle [--light]
+    python -m tests.environments.check colab|kaggle [--light]
 
 Both forms resolve the project against the pins, then make a fresh environment with them, run the real bootstrap there
 and see that nothing pinned has changed; the doctor and a real Triton follow. The light form leaves out torch, and with
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from accel_lib.course import NOTEBOOKS
+from tools.notebooks import NOTEBOOKS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -9,13 +9,13 @@ import pytest
 import accel_lib
 from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
-from accel_lib.lab import replica
-from accel_lib.lab.calibrate import calibrate
-from accel_lib.lab.curve import latency_curve
-from accel_lib.lab.fidelity import Setting, check_fidelity, verdict_line
-from accel_lib.lab.pinning import apart
-from accel_lib.lab.simulate import simulate
-from accel_lib.show.playground import Knobs, Playground
+from accel_lib.load.cpu_affinity import apart
+from accel_lib.show.simulator_ui import Knobs, Playground
+from accel_lib.simulation.calibrate import fit_simulator
+from accel_lib.simulation.curve import latency_curve
+from accel_lib.simulation.fidelity import Setting, check_fidelity, verdict_line
+from accel_lib.simulation.simulator import simulate
+from accel_lib.tuning import replica
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -33,14 +33,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(tiny):
-    return calibrate(tiny, TEXTS, seconds=0.5)
+    return fit_simulator(tiny, TEXTS, seconds=0.5)
 
 
 def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
     assert service.lengths == tuple(len(ids) for ids in tiny._tokenize(TEXTS, None)[1])
     assert (service.frame["ms"] > 0).all()
     assert service.costs[1].execution + service.costs[1].call > 0
-    assert "An execution takes" in service.finding
+    assert "An execution takes" in service.headline
     assert service.transport_ms >= service.client_ms > 0
 
 
@@ -59,23 +59,23 @@ def test_a_calibration_counts_tokens_as_the_engine_it_measured_cuts_them(service
 
 def test_calibrating_puts_the_own_configuration_back(tiny):
     before = tiny.config
-    calibrate(tiny, TEXTS, instance_counts=(1, 2), seconds=0.3)
+    fit_simulator(tiny, TEXTS, instance_counts=(1, 2), seconds=0.3)
     assert tiny.config == before
 
 
 def test_simulated_and_measured_runs_answer_the_same_questions(tiny, service):
-    run, guess = accel_lib.load(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1), simulate(service, rate=50)
+    run, guess = accel_lib.load_test(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1), simulate(service, rate=50)
     shared = {"sentences_per_s", "p95_ms", "queue_ms", "compute_infer_ms", "client_ms", "mean_batch_size", "errors"}
     assert shared <= set(run.summary) & set(guess.summary)
 
 
 def test_measured_points_stand_beside_the_curve(tiny, service):
     curve = latency_curve(service, shares=(0.5, 0.8, 0.95), requests=2_000)
-    run = accel_lib.load(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1)
+    run = accel_lib.load_test(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1)
     beside = latency_curve(service, shares=(0.5, 0.8, 0.95), measured={0.1: run}, requests=2_000)
     assert beside.capacity == pytest.approx(curve.capacity)
     assert beside.frame["kind"].value_counts().to_dict() == {"simulated": 4, "measured": 1}
-    assert "Measured, the prediction is off by" in beside.finding
+    assert "Measured, the prediction is off by" in beside.headline
 
 
 def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):
@@ -115,5 +115,5 @@ def test_the_measure_button_stops_when_the_interval_suffices_and_puts_the_config
 def test_a_refused_number_of_instances_leaves_the_model_as_it_was(tiny):
     before = tiny.config
     with pytest.raises(AccelError):
-        calibrate(tiny, TEXTS, instance_counts=(0,), seconds=0.3)
+        fit_simulator(tiny, TEXTS, instance_counts=(0,), seconds=0.3)
     assert tiny.config == before

@@ -9,10 +9,10 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError
-from accel_lib.lab.actuators import Admission, Batching, Instances, apply
-from accel_lib.lab.arrivals import constant
-from accel_lib.lab.live import live
-from accel_lib.lab.steptest import capacity
+from accel_lib.load.arrivals import constant
+from accel_lib.tuning.actuators import Admission, Batching, Instances, apply
+from accel_lib.tuning.controlled_load import live
+from accel_lib.tuning.step_response import capacity
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -54,7 +54,7 @@ def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_
     assert not run.frame["met"].iloc[0]
     assert after.frame["met"].all()
     assert [number for number, _ in told] == list(range(5))
-    assert run.finding in run._repr_html_()
+    assert run.headline in run._repr_html_()
 
 
 def test_without_a_controller_the_setting_stays(tiny):
@@ -72,7 +72,7 @@ def test_a_request_that_is_not_let_in_is_a_miss_and_not_a_loss(tiny):
     assert run.frame["within"].iloc[0] + run.frame["shed"].iloc[0] == pytest.approx(1)
     assert run.lost == 0
     assert gate.under_way == 0
-    assert "were not let in" in run.finding
+    assert "were not let in" in run.headline
 
 
 def test_a_request_that_finds_no_place_waits_for_one_within_its_timeout(tiny):
@@ -120,4 +120,4 @@ def test_a_server_that_dies_leaves_the_windows_so_far(artifact, tmp_path):
         )  # fmt: skip
     assert run.frame["met"].iloc[0]
     assert run.stopped == "Triton cannot be reached."
-    assert "It ended early" in run.finding
+    assert "It ended early" in run.headline

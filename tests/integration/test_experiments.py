@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import accel_lib
 from accel_lib.cli import app
 from accel_lib.errors import AccelError, RequestError
-from accel_lib.lab import experiment as experimenting
-from accel_lib.lab.experiment import vary
-from accel_lib.lab.load import LoadRun
-from accel_lib.lab.scrape import read_metrics, watch
+from accel_lib.load import vary as experimenting
+from accel_lib.load.monitor import read_metrics, watch
+from accel_lib.load.runner import LoadRun
+from accel_lib.load.vary import vary
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
@@ -74,7 +74,7 @@ def test_metrics_of_a_server_that_is_gone_are_an_error():
 def test_watching_sees_what_was_asked_meanwhile(tiny):
     tiny.settled()
     with watch(tiny, every_s=0.1) as seen:
-        run = accel_lib.load(tiny, TEXTS, rate=100, seconds=1, warmup_s=0)
+        run = accel_lib.load_test(tiny, TEXTS, rate=100, seconds=1, warmup_s=0)
         tiny.settled()
     frame = seen.result.frame
     assert (frame["requests_per_s"] * frame["seconds"]).sum() == pytest.approx(len(run.frame))
@@ -82,18 +82,18 @@ def test_watching_sees_what_was_asked_meanwhile(tiny):
     assert frame["busy"].between(0, 1).all()
     assert not frame["reset"].any()
     assert set(seen.result.metrics["name"]) >= {"nv_inference_count", "nv_inference_pending_request_count"}
-    assert seen.result.finding in repr(seen.result)
+    assert seen.result.headline in repr(seen.result)
 
 
 def test_a_reload_while_watching_is_noticed_and_nothing_is_negative(tiny):
-    accel_lib.load(tiny, TEXTS, concurrency=4, seconds=0.3, warmup_s=0)
+    accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=0.3, warmup_s=0)
     with watch(tiny, every_s=0.1) as seen:
         tiny.configure(max_queue_delay_us=100)
-        accel_lib.load(tiny, TEXTS, concurrency=4, seconds=0.3, warmup_s=0)
+        accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=0.3, warmup_s=0)
     tiny.configure(max_queue_delay_us=0)
     assert seen.result.frame["reset"].sum() == 1
     assert (seen.result.frame[["requests_per_s", "sentences_per_s", "queue_ms"]] >= 0).all(axis=None)
-    assert "Loaded anew once" in seen.result.finding
+    assert "Loaded anew once" in seen.result.headline
 
 
 def test_a_model_unloaded_while_watched_leaves_a_gap_and_not_an_error(server, tiny):
@@ -121,8 +121,8 @@ def test_a_delay_is_measured_against_none_and_put_back(tiny, delayed):
     assert alone.loc["80 ms", "p95_ratio_low"] > 1
     assert delayed.frame.query("setting == 'no delay'")["speedup"].eq(1).all()
     assert delayed.stopped == ""
-    assert "80 ms" in delayed.finding
-    assert "the queue never holds two requests" in delayed.because or "batches" in delayed.because
+    assert "80 ms" in delayed.headline
+    assert "the queue never holds two requests" in delayed.explanation or "batches" in delayed.explanation
 
 
 def test_waiting_for_company_costs_at_most_the_time_an_instance_was_free(delayed):
@@ -137,7 +137,7 @@ def test_a_refused_configuration_keeps_what_was_measured_and_says_why(tiny):
     partial = vary(tiny, TEXTS, wrong, concurrency=(2,), **SHORT)
     assert set(partial.frame["setting"]) == {"no delay", "80 ms"}
     assert "tiny did not load" in partial.stopped
-    assert "It ended early: tiny did not load" in partial.finding
+    assert "It ended early: tiny did not load" in partial.headline
     assert tiny.config == before
     assert np.isfinite(tiny.encode(TEXTS[:1])).all()
 
@@ -158,8 +158,8 @@ def test_a_full_queue_is_reported_with_the_time_its_refusals_took(tiny):
     assert set(full.rejections["setting"]) == {"8 may wait"}
     assert set(full.rejections["error"]) == {"The model's queue is full."}
     assert (full.rejections["ms"] > 0).all()
-    assert "of the requests refused with 32 requests under way" in full.finding
-    assert "of the requests are refused" in full.because
+    assert "of the requests refused with 32 requests under way" in full.headline
+    assert "of the requests are refused" in full.explanation
 
 
 def test_priorities_are_told_apart(tiny):
@@ -172,7 +172,7 @@ def test_priorities_are_told_apart(tiny):
 
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
 def test_a_saved_run_comes_back_with_its_machine_and_versions(tiny, tmp_path, suffix):
-    run = accel_lib.load(tiny, TEXTS, rate=100, seconds=0.5, warmup_s=0, rows=[1, 2])
+    run = accel_lib.load_test(tiny, TEXTS, rate=100, seconds=0.5, warmup_s=0, rows=[1, 2])
     again = LoadRun.open(run.save(tmp_path / f"run.{suffix}"))
     assert repr(again) == repr(run)
     pd.testing.assert_frame_equal(again.frame, run.frame, rtol=1e-12)
@@ -181,7 +181,7 @@ def test_a_saved_run_comes_back_with_its_machine_and_versions(tiny, tmp_path, su
 
 
 def test_a_run_is_kept_as_json_or_parquet_and_read_as_what_it_is(tiny, tmp_path):
-    run = accel_lib.load(tiny, TEXTS, concurrency=1, seconds=0.2, warmup_s=0)
+    run = accel_lib.load_test(tiny, TEXTS, concurrency=1, seconds=0.2, warmup_s=0)
     with pytest.raises(AccelError, match="JSON or Parquet"):
         run.save(tmp_path / "run.csv")
     (tmp_path / "other.json").write_text("{}")
@@ -192,16 +192,16 @@ def test_a_run_is_kept_as_json_or_parquet_and_read_as_what_it_is(tiny, tmp_path)
 
 
 def test_requests_of_several_sizes_are_sent_in_turn(tiny):
-    run = accel_lib.load(tiny, TEXTS, rows=[1, 4], concurrency=2, seconds=0.4, warmup_s=0)
+    run = accel_lib.load_test(tiny, TEXTS, rows=[1, 4], concurrency=2, seconds=0.4, warmup_s=0)
     assert set(run.frame["rows"]) == {1, 4}
 
 
 def test_a_client_with_few_connections_sends_late_and_its_own_clock_hides_it(tiny):
     tiny.configure(max_batch_size=1)
     try:
-        capacity = accel_lib.load(tiny, TEXTS, concurrency=4, seconds=0.5, warmup_s=0.1).throughput
+        capacity = accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=0.5, warmup_s=0.1).throughput
         # Four times what was measured is too much also where a busy machine measured half of what it can.
-        over = accel_lib.load(tiny, TEXTS, rate=4 * capacity, seconds=0.5, connections=4, warmup_s=0)
+        over = accel_lib.load_test(tiny, TEXTS, rate=4 * capacity, seconds=0.5, connections=4, warmup_s=0)
     finally:
         tiny.configure(max_batch_size=64)
     assert over.p95_ms > 3 * over.naive_p95_ms
@@ -211,10 +211,10 @@ def test_a_requests_own_timeout_counts_where_the_model_allows_it(tiny):
     tiny.configure(max_batch_size=1, queue_timeout_us=60_000_000, allow_timeout_override=True)
     wishes = {"concurrency": 64, "seconds": 0.5, "warmup_s": 0, "queue_timeout_us": [0, 1_000]}
     try:
-        hasty = accel_lib.load(tiny, TEXTS, **wishes)
+        hasty = accel_lib.load_test(tiny, TEXTS, **wishes)
         while not hasty.errors and wishes["seconds"] < 4:  # a busy machine may leave nobody waiting for long
             wishes["seconds"] *= 2
-            hasty = accel_lib.load(tiny, TEXTS, **wishes)
+            hasty = accel_lib.load_test(tiny, TEXTS, **wishes)
     finally:
         tiny.configure(max_batch_size=64, queue_timeout_us=0, allow_timeout_override=False)
     assert list(hasty.errors) == ["The request waited longer than the queue's timeout."]
@@ -240,7 +240,7 @@ def test_the_command_refuses_a_protocol_that_does_not_exist():
 
 def test_a_server_that_dies_in_an_experiment_leaves_what_was_measured(artifact, tmp_path, monkeypatch):
     (tmp_path / "model_repository").mkdir()
-    load, measured = experimenting.load, itertools.count()
+    load_test, measured = experimenting.load_test, itertools.count()
     with serve(tmp_path / "model_repository") as server:
         doomed = server.add("doomed", artifact)
         killing = threading.Timer(0.5, os.kill, (server.pid, signal.SIGKILL))
@@ -248,9 +248,9 @@ def test_a_server_that_dies_in_an_experiment_leaves_what_was_measured(artifact, 
         def load_and_kill(*arguments, **how):
             if next(measured) == 2:
                 killing.start()
-            return load(*arguments, **how)
+            return load_test(*arguments, **how)
 
-        monkeypatch.setattr(experimenting, "load", load_and_kill)
+        monkeypatch.setattr(experimenting, "load_test", load_and_kill)
         partial = vary(doomed, TEXTS, DELAYS, concurrency=(1, 2), seconds=2, warmup_s=0.1, repeats=9)
     assert not partial.frame.empty
     assert any(words in partial.stopped for words in ("Triton cannot be reached", "Socket closed"))

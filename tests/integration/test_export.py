@@ -72,9 +72,9 @@ def test_an_export_holds_what_serves_and_names_no_place_of_this_machine(mine, tm
 
 
 def test_the_readme_tells_versions_settings_and_what_was_measured(mine, tmp_path):
-    run = accel.load(mine, TEXTS, concurrency=2, seconds=0.3, warmup_s=0.1)
+    run = accel.load_test(mine, TEXTS, concurrency=2, seconds=0.3, warmup_s=0.1)
     text = readme(mine.export(tmp_path / "export.zip", run, "0.25 € an hour"))
-    for said in (run.finding, run.machine, "0.25 € an hour", "Triton 2.51", "accel.serve('model_repository')"):
+    for said in (run.headline, run.machine, "0.25 € an hour", "Triton 2.51", "accel.serve('model_repository')"):
         assert said in text
     assert "docker run --rm --shm-size" in text
 

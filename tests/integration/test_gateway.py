@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 
 import httpx
@@ -124,6 +125,14 @@ def test_a_text_that_is_too_long_is_refused_or_cut_where_asked(client):
         assert cut.json()["usage"]["total_tokens"] == 64
 
 
+def test_a_model_may_be_left_out_where_one_is_for_the_task(client):
+    named, left_out, null = ask(client), ask(client, model=None), client.post("/embeddings", json={"input": TEXTS[0]})
+    assert {answer.json()["model"] for answer in (named, left_out, null)} == {"embedding"}
+    np.testing.assert_array_equal(vectors(left_out), vectors(null))
+    classes = client.post("/v1/classify", json={"input": TEXTS[0], "model": None, "truncate": None}).json()
+    assert classes["model"] == "sentiment"
+
+
 def test_a_classification_names_label_and_probabilities(client):
     body = client.post("/v1/classify", json={"model": "sentiment", "input": TEXTS[:2]}).json()
     assert set(body) == {"id", "object", "created", "model", "data", "usage"}
@@ -137,7 +146,6 @@ def test_text_embeddings_inference_shapes(client):
     one, many = client.post("/embed", json={"inputs": "w1 w2"}), client.post("/embed", json={"inputs": TEXTS[:2]})
     assert np.array(one.json()).shape == (1, WIDTH)
     assert np.array(many.json()).shape == (2, WIDTH)
-    refused(client.post("/embed", json={"inputs": "w1", "normalize": False}), 400, "unsupported", "normalize")
     single, pair, batch = (
         client.post("/predict", json={"inputs": inputs}).json()
         for inputs in ("w1 w2", ["w1", "w2"], [["w1 w2"], ["w3"]])
@@ -148,8 +156,20 @@ def test_text_embeddings_inference_shapes(client):
     assert {one["label"]: one["score"] for one in batch[0]} == pytest.approx({o["label"]: o["score"] for o in single})
     raw = client.post("/predict", json={"inputs": "w1 w2", "raw_scores": True}).json()
     assert sum(one["score"] for one in raw) != pytest.approx(1)
-    mixed = client.post("/predict", json={"inputs": [["w1"], ["w1", "w2"]]})
-    refused(mixed, 400, "mixed_batch", "inputs")
+    mixed = client.post("/predict", json={"inputs": [["w1 w2"], ["w1", "w2"]]}).json()
+    for found, alone in zip(mixed, (single, pair), strict=True):
+        assert [each["label"] for each in found] == [each["label"] for each in alone]
+        assert [each["score"] for each in found] == pytest.approx([each["score"] for each in alone])
+
+
+def test_tokens_of_a_text_and_the_text_of_tokens(client):
+    tokens = client.post("/tokenize", json={"inputs": ["w1 w2", "w3"], "prompt_name": None}).json()
+    assert [[each["id"] for each in row] for row in tokens] == [[1, 2], [3]]
+    assert tokens[0][1] == {"id": 2, "text": "w2", "special": False, "start": 3, "stop": 5}
+    assert client.post("/decode", json={"ids": [[1, 2], [3]]}).json() == ["w1 w2", "w3"]
+    assert client.post("/decode", json={"ids": [1, 2]}).json() == ["w1 w2"]
+    refused(client.post("/tokenize", json={"inputs": ["w1 " * 30_000]}), 400, "too_many_tokens", "inputs")
+    refused(client.post("/decode", json={"ids": [-1]}), 400, "invalid_value", "ids[0]")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +180,8 @@ def test_text_embeddings_inference_shapes(client):
         ({"input": []}, None, "input"),
         ({"input": ["w1"] * 2049}, None, "input"),
         ({"input": "   "}, "invalid_text", "input"),
+        ({"input": ["w1 " * 60] * 400 + [" "], "truncate": "END"}, "invalid_text", "input[400]"),
+        ({"dimensions": "16"}, "wrong_type", "dimensions"),
         ({"input": ["w1 w2 w3"] * 700}, "too_many_tokens", "input"),
         ({"input": [[1, 2, 3]]}, "token_ids", "input"),
         ({"encoding_format": "hex"}, None, "encoding_format"),
@@ -175,7 +197,16 @@ def test_a_wrong_field_is_a_400_that_names_it(client, fields, code, param):
 
 
 def test_what_is_no_json_is_a_400(client):
-    refused(client.post("/v1/embeddings", content=b"{"), 400)
+    refused(client.post("/v1/embeddings", content=b"{"), 400, "invalid_json")
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_json_is_read_whatever_the_client_calls_it(client, kind):
+    headers = {"content-type": kind} if kind else {}
+    body = json.dumps({"model": "embedding", "input": "w1"}).encode()
+    assert client.post("/v1/embeddings", content=body, headers=headers).status_code == 200
+    answer = client.put("/v1/models/sentiment/batching", content=b'{"instance_group": {"count": "2"}}', headers=headers)
+    refused(answer, 400, "wrong_type", "instance_group.count")
 
 
 def test_token_ids_name_the_setting_that_sends_text(client):
@@ -258,7 +289,7 @@ def test_the_metrics_count_by_endpoint_model_version_and_code(client):
 
 def test_openapi_shows_every_code_with_an_example_of_the_request(client):
     document = client.get("/openapi.json").json()
-    for path in ("/v1/embeddings", "/v1/classify", "/embed", "/predict"):
+    for path in ("/v1/embeddings", "/embeddings", "/v1/classify", "/embed", "/predict", "/similarity", "/"):
         operation = document["paths"][path]["post"]
         assert set(operation["responses"]) >= {"200", "400", "401", "403", "404", "413", "429", "500", "503", "504"}
         assert operation["requestBody"]["content"]["application/json"]["examples"]

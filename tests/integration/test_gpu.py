@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from accel_lib import ensure, load, open_engine, serve, to_onnx, to_tensorrt, to_torch
+from accel_lib import ensure, load_test, open_engine, serve, to_onnx, to_tensorrt, to_torch
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.graphs import supported
 from accel_lib.engines.memory import safe_tokens
 from accel_lib.engines.trt import compute_target, installed
 from accel_lib.errors import EngineError
-from accel_lib.lab.scrape import read_metrics
+from accel_lib.load.monitor import read_metrics
 from accel_lib.machine import inspect_machine
 
 GPUS = inspect_machine().gpus
@@ -144,7 +144,7 @@ def test_more_instances_on_the_gpu_are_added_in_place_and_give_the_same_vectors(
     served.configure(instance_kind="gpu", instance_count=2)
     assert smallest_cosine(served.encode(texts), expected) >= 0.999
     assert server.log.count("(GPU device 0)") > before
-    run = load(served, texts, concurrency=16, seconds=2)
+    run = load_test(served, texts, concurrency=16, seconds=2)
     assert not (run.frame["error"] != "").any()
     metrics = read_metrics(server.metrics_url)
     assert {"nv_gpu_utilization", "nv_gpu_power_usage"} <= set(metrics["name"])

@@ -13,8 +13,8 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError, RequestError
-from accel_lib.lab import load as loading
-from accel_lib.lab.tune import tune
+from accel_lib.load import runner as loading
+from accel_lib.tuning.tune import tune
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -43,7 +43,7 @@ def tiny(server, artifact):
 
 @pytest.fixture(scope="module")
 def run(tiny):
-    return accel_lib.load(tiny, TEXTS, concurrency=8, seconds=1, warmup_s=1)
+    return accel_lib.load_test(tiny, TEXTS, concurrency=8, seconds=1, warmup_s=1)
 
 
 @pytest.fixture
@@ -103,20 +103,20 @@ def test_the_time_splits_into_client_queue_and_model(run):
 
 def test_a_run_shows_units_its_finding_and_the_machine(run):
     page = run._repr_html_()
-    for words in ("p95, ms", "sentences/s", "queue, ms", run.finding, run.machine):
+    for words in ("p95, ms", "sentences/s", "queue, ms", run.headline, run.machine):
         assert words in page
-    assert "8 requests under way" in run.finding
+    assert "8 requests under way" in run.headline
 
 
 def test_one_request_at_a_time_is_never_batched(tiny):
     tiny.settled()
-    alone = accel_lib.load(tiny, TEXTS, concurrency=1, seconds=0.5, warmup_s=0.1)
+    alone = accel_lib.load_test(tiny, TEXTS, concurrency=1, seconds=0.5, warmup_s=0.1)
     assert list(alone.batch_sizes.index) == [1]
 
 
 def test_it_works_inside_a_running_event_loop(tiny):
     async def cell():
-        return accel_lib.load(tiny, TEXTS, concurrency=2, seconds=0.2, warmup_s=0)
+        return accel_lib.load_test(tiny, TEXTS, concurrency=2, seconds=0.2, warmup_s=0)
 
     assert asyncio.run(cell()).throughput > 0
 
@@ -124,63 +124,63 @@ def test_it_works_inside_a_running_event_loop(tiny):
 def test_refused_requests_are_counted_by_cause_and_the_run_goes_on(tiny):
     tiny.configure(max_queue_size=1)
     try:
-        full = accel_lib.load(tiny, TEXTS, concurrency=16, seconds=1, warmup_s=0.1)
+        full = accel_lib.load_test(tiny, TEXTS, concurrency=16, seconds=1, warmup_s=0.1)
     finally:
         tiny.configure(max_queue_size=0)
     assert list(full.errors) == ["The model's queue is full."]
     assert full.throughput > 0
     assert full.stopped == ""
-    assert "Failed: " in full.finding
+    assert "Failed: " in full.headline
 
 
 def test_a_model_unloaded_meanwhile_leaves_the_answers_so_far(server, tiny, meanwhile):
     unloading = meanwhile(server.unload, "tiny")
-    run = accel_lib.load(tiny, TEXTS, concurrency=4, seconds=60, warmup_s=0.2)
+    run = accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=60, warmup_s=0.2)
     unloading.join()
     server.load("tiny")
     assert run.seconds < 55
     assert run.throughput > 0
     assert run.stopped == "Triton does not serve that model or version."
-    assert "It ended early" in run.finding
+    assert "It ended early" in run.headline
 
 
 @pytest.mark.parametrize("asked", [{"texts": []}, {"concurrency": 0}, {"seconds": 0}])
 def test_a_load_of_nothing_is_refused(tiny, asked):
     with pytest.raises(AccelError, match=r"accel_lib\.load\("):
-        accel_lib.load(tiny, **{"texts": TEXTS} | asked)
+        accel_lib.load_test(tiny, **{"texts": TEXTS} | asked)
 
 
 def test_an_interrupt_ends_the_run_and_leaves_no_thread(tiny, meanwhile):
     meanwhile(_thread.interrupt_main)
     with pytest.raises(KeyboardInterrupt):
-        accel_lib.load(tiny, TEXTS, concurrency=4, seconds=60)
+        accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=60)
     assert not [thread for thread in threading.enumerate() if thread.name == "accel-load"]
     assert tiny.encode(TEXTS[:2]).shape == (2, TABLE.shape[1])
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_an_open_loop_sends_when_requests_are_due_and_answers_them_all(tiny, protocol):
-    open_run = accel_lib.load(tiny, TEXTS, rate=150, seconds=2, warmup_s=0.1, protocol=protocol)
+    open_run = accel_lib.load_test(tiny, TEXTS, rate=150, seconds=2, warmup_s=0.1, protocol=protocol)
     assert open_run.errors == {}
     assert len(open_run.frame) == pytest.approx(300, rel=0.2)
     # Triton counts a batch after it has answered it: the last one may be missing, and the two of the warm-up be in it.
     assert open_run.statistics.inferences == pytest.approx(len(open_run.frame), abs=tiny.config.max_batch_size + 2)
     assert open_run.offered == pytest.approx(150, rel=0.2)
     assert not open_run.concurrency
-    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.finding
+    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.headline
 
 
 def test_latency_counts_from_when_a_request_was_due(tiny):
-    burst = accel_lib.load(tiny, TEXTS, arrivals=[0.0] * 400, warmup_s=0.1)
+    burst = accel_lib.load_test(tiny, TEXTS, arrivals=[0.0] * 400, warmup_s=0.1)
     assert (burst.frame["ms"] >= burst.frame["naive_ms"]).all()
     assert burst.p95_ms >= burst.naive_p95_ms
     assert burst.frame["start_s"].eq(0).all()
 
 
 def test_a_generator_that_cannot_keep_up_says_so_and_not_that_the_server_is_slow(tiny):
-    late = accel_lib.load(tiny, TEXTS, rate=40_000, seconds=0.25, warmup_s=0)
+    late = accel_lib.load_test(tiny, TEXTS, rate=40_000, seconds=0.25, warmup_s=0)
     assert late.generator_bound
-    assert "The generator was the bottleneck" in late.finding
+    assert "The generator was the bottleneck" in late.headline
 
 
 def test_goodput_counts_what_came_in_time(run):
@@ -191,7 +191,7 @@ def test_goodput_counts_what_came_in_time(run):
 
 def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
     tiny.settled()
-    wide = accel_lib.load(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
+    wide = accel_lib.load_test(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
     assert set(wide.frame["rows"]) == {4}
     assert wide.throughput == pytest.approx(4 * len(wide.frame) / wide.seconds)
     assert set(wide.batch_sizes.index) <= {4, 8}
@@ -200,7 +200,7 @@ def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
 def test_a_client_that_waits_too_short_gets_nothing_and_the_run_says_so(tiny):
     tiny.configure(max_batch_size=1)
     try:
-        hasty = accel_lib.load(tiny, TEXTS, concurrency=64, seconds=0.5, warmup_s=0, timeout_s=0.005).errors
+        hasty = accel_lib.load_test(tiny, TEXTS, concurrency=64, seconds=0.5, warmup_s=0, timeout_s=0.005).errors
     except RequestError as nothing:  # on a busy machine not even the first one of them got its answer
         hasty = {nothing.cause}
     finally:
@@ -212,7 +212,7 @@ def test_a_client_that_waits_too_short_gets_nothing_and_the_run_says_so(tiny):
 def test_urgent_requests_overtake_the_others(tiny):
     tiny.configure(max_batch_size=1, priority_levels=2, default_priority_level=2)
     try:
-        mixed = accel_lib.load(tiny, TEXTS, concurrency=32, seconds=2, priority=[2, 2, 2, 1], warmup_s=0.1)
+        mixed = accel_lib.load_test(tiny, TEXTS, concurrency=32, seconds=2, priority=[2, 2, 2, 1], warmup_s=0.1)
     finally:
         tiny.configure(max_batch_size=64, priority_levels=0, default_priority_level=0)
     waited = mixed.frame.groupby("priority")["ms"].median()
@@ -222,7 +222,7 @@ def test_urgent_requests_overtake_the_others(tiny):
 @pytest.mark.parametrize("times", [[], [-1.0], [2.0, 1.0], [float("nan")], [[0.0]]])
 def test_what_are_no_arrivals_is_refused(tiny, times):
     with pytest.raises(AccelError, match="no arrivals"):
-        accel_lib.load(tiny, TEXTS, arrivals=times)
+        accel_lib.load_test(tiny, TEXTS, arrivals=times)
 
 
 def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
@@ -231,7 +231,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
     assert tiny.config == before
     assert tuning.frame["max_batch_tokens"].tolist() == [64, 2_048]
     assert tuning.frame["runs"].tolist() == [2, 2]
-    assert "sentences/s at a p95 of" in tuning.finding
+    assert "sentences/s at a p95 of" in tuning.headline
     assert f'string_value: "{tuning.best["max_batch_tokens"]}"' in tuning.config
     assert tuning.apply().max_batch_tokens == tuning.best["max_batch_tokens"]
     assert tiny.config.max_batch_tokens == tuning.best["max_batch_tokens"]
@@ -239,7 +239,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
 
 def test_a_target_that_nothing_meets_names_the_closest_setting(tiny):
     tuning = tune(tiny, TEXTS, p95_ms=1e-3, concurrency=4, seconds=0.3, grid=SMALL | {"max_batch_tokens": (64,)})
-    assert tuning.finding.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
+    assert tuning.headline.startswith("No setting meets a p95 of 0.001 ms: the closest, 1 instance")
 
 
 def test_a_grid_of_something_else_is_refused_with_what_there_is(tiny):
@@ -260,9 +260,9 @@ def test_a_server_that_dies_leaves_the_answers_so_far_and_then_an_error(artifact
     with accel_lib.serve(tmp_path / "model_repository") as server:
         doomed = server.add("doomed", artifact)
         meanwhile(os.kill, server.pid, signal.SIGKILL)
-        run = accel_lib.load(doomed, TEXTS, concurrency=4, seconds=60, warmup_s=0.2)
+        run = accel_lib.load_test(doomed, TEXTS, concurrency=4, seconds=60, warmup_s=0.2)
         assert run.seconds < 55
         assert run.throughput > 0
         assert run.stopped == "Triton cannot be reached."
         with pytest.raises(RequestError, match="cannot be reached"):
-            accel_lib.load(doomed, TEXTS, seconds=0.5)
+            accel_lib.load_test(doomed, TEXTS, seconds=0.5)

@@ -8,9 +8,9 @@ import pytest
 import accel_lib
 from accel_lib.convert.halves import cut
 from accel_lib.errors import ServerError
-from accel_lib.lab.cache import cache_gain, lookups
-from accel_lib.lab.layouts import MODELS, race, write_layouts
-from accel_lib.lab.limiter import share
+from accel_lib.load.rate_limiter import share
+from accel_lib.load.response_cache import cache_gain, lookups
+from accel_lib.load.split_model import MODELS, race, write_layouts
 from accel_lib.triton.limiter import RATE_LIMIT
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
@@ -40,7 +40,7 @@ def test_the_cache_answers_what_repeats_and_nothing_else(server):
     assert rows.loc["cache", "hits"] > 0.5
     assert gain.stopped == ""
     assert served.config == own
-    assert "hits" in gain.because
+    assert "hits" in gain.explanation
 
 
 def test_a_hit_needs_a_cache(server):
@@ -74,4 +74,4 @@ def test_an_ensemble_of_halves_answers_as_the_whole_does(tiny_model):
     assert set(result.frame["setting"]) == set(MODELS)
     assert result.frame["text_ms"].gt(0).all()
     assert result.stopped == ""
-    assert "documents" in result.finding.lower()
+    assert "documents" in result.headline.lower()

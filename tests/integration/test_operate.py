@@ -26,6 +26,12 @@ ENDPOINTS = {
     ("POST", "/v1/classify"): "inference",
     ("POST", "/embed"): "inference",
     ("POST", "/predict"): "inference",
+    ("POST", "/similarity"): "inference",
+    ("POST", "/tokenize"): "inference",
+    ("POST", "/decode"): "inference",
+    ("POST", "/embeddings"): "inference",
+    ("POST", "/"): "inference",
+    ("GET", "/info"): "viewer",
     ("GET", "/v1/models"): "viewer",
     ("GET", "/v1/models/{model}"): "viewer",
     ("GET", "/v1/models/{model}/statistics"): "viewer",
@@ -39,6 +45,8 @@ ENDPOINTS = {
     ("GET", "/v1/experiments/{name}"): "operator",
     ("PUT", "/v1/experiments/{name}"): "operator",
     ("GET", "/v1/audit"): "admin",
+    ("GET", "/"): None,
+    ("GET", "/health"): None,
     ("GET", "/v1/health/live"): None,
     ("GET", "/v1/health/ready"): None,
     ("GET", "/v1/metrics"): None,
@@ -352,7 +360,7 @@ def test_a_trial_finds_the_better_version_and_stops_when_it_is_sure(gateway, cli
     assert len(trial.answers) % 50 == 0  # what came in after the decision is not counted
     assert len(trial.answers) < 400
     assert trial.frame.loc[1, "right"] == 1
-    assert trial.finding.startswith("version 2 has more right answers than version 1: ")
+    assert trial.headline.startswith("version 2 has more right answers than version 1: ")
     assert trial.course["requests"].iloc[-1] == len(trial.answers)
     with pytest.raises(AccelError, match="no version 9 that answers"):
         run_trial(gateway, "trial", Texts(TEXTS, labels=labels), {"1": 1, "9": 1}, requests=10)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import accel_lib
-from accel_lib.lab.generator import Generator
-from accel_lib.lab.scheduler import Scheduler
-from accel_lib.lab.wire import serialize
+from accel_lib.load.generator import Generator
+from accel_lib.simulation.scheduler import Scheduler
 from accel_lib.triton.refusals import request_error
+from accel_lib.triton.wire import serialize
 
 pytestmark = pytest.mark.triton
 MODELS = Path(__file__).parent / "models"

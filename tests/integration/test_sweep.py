@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 
 import accel_lib
+from accel_lib.bench.memory import instance_bytes, room_for
 from accel_lib.errors import AccelError
-from accel_lib.lab import cores
-from accel_lib.lab import sweep as sweeping
-from accel_lib.lab.cores import share_cores
-from accel_lib.lab.memory import instance_bytes, room_for
-from accel_lib.lab.sweep import sweep
 from accel_lib.triton.repository import read_config
+from accel_lib.tuning import cores
+from accel_lib.tuning import sweep as sweeping
+from accel_lib.tuning.cores import share_cores
+from accel_lib.tuning.sweep import sweep
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -54,7 +54,7 @@ def test_a_sweep_compares_versions_and_sizes_writes_the_best_and_says_why(tiny):
     assert "instead of" in found.why
     folder = found.write()
     assert read_config(folder).max_batch_size == found.best["max_batch_size"]
-    assert found.finding in found._repr_html_().replace("&#x27;", "'")
+    assert found.headline in found._repr_html_().replace("&#x27;", "'")
 
 
 def test_a_setting_that_triton_refuses_is_named_and_the_others_are_measured(tiny):
@@ -62,7 +62,7 @@ def test_a_setting_that_triton_refuses_is_named_and_the_others_are_measured(tiny
     assert found.frame["preferred_batch_size"].tolist() == [0]
     (refusal,) = found.refused
     assert refusal.startswith("preferably 500: ")
-    assert "Not measured" in found.finding
+    assert "Not measured" in found.headline
 
 
 def test_a_killed_sweep_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
@@ -73,10 +73,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
         seen.append(settings["concurrency"])
         if len(seen) == 3:  # the one that is alone, the first setting, and then
             raise KeyboardInterrupt
-        return load(*arguments, **settings)
+        return load_test(*arguments, **settings)
 
-    load = sweeping.load
-    monkeypatch.setattr(sweeping, "load", loaded)
+    load_test = sweeping.load_test
+    monkeypatch.setattr(sweeping, "load_test", loaded)
     before = tiny.config
     with pytest.raises(KeyboardInterrupt):
         sweep(tiny, TEXTS, grid=grid, repeats=1, file=file, **QUICK)
@@ -93,7 +93,7 @@ def test_memory_that_would_not_hold_another_copy_is_noticed_before_it_is_loaded(
     monkeypatch.setattr(sweeping, "room_for", lambda *_: "1 more need 8 MB, 4 MB are free")
     found = sweep(tiny, TEXTS, grid={"max_batch_size": (64, 16)}, repeats=1, **QUICK)
     assert found.frame["max_batch_size"].tolist() == [64]
-    assert "4 MB are free" in found.finding
+    assert "4 MB are free" in found.headline
 
 
 @pytest.mark.parametrize("grid", [{}, {"max_batch_size": ()}, [{}], [{"instance_count": 1, "treads": 2}]])
@@ -119,7 +119,7 @@ def test_a_server_that_dies_during_a_sweep_leaves_what_was_measured(artifact, tm
         killer.join()
     assert 1 <= len(found.frame) < 32
     assert found.stopped
-    assert "It ended early" in found.finding
+    assert "It ended early" in found.headline
 
 
 def test_instances_and_threads_are_chosen_together_and_written(tiny, monkeypatch):
@@ -129,4 +129,4 @@ def test_instances_and_threads_are_chosen_together_and_written(tiny, monkeypatch
     assert sorted(tried) == [(1, 1), (1, 2), (2, 1)]
     written = read_config(found.write())
     assert {"instance_count": written.instance_count, "threads": written.threads} == found.best
-    assert "thread" in found.finding
+    assert "thread" in found.headline

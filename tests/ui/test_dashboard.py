@@ -14,7 +14,7 @@ import pytest
 
 from accel_lib.prepare import ensure
 from accel_lib.service.gateway import serve_gateway
-from accel_lib.show.dashboard import TABS
+from accel_lib.show.dashboard.app import TABS
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
 from tests.rig import LABELS

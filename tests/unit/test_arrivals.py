@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.arrivals import constant, poisson, ramp, steps
+from accel_lib.load.arrivals import constant, poisson, ramp, steps
 
 
 def test_constant_arrivals_are_evenly_spaced():

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.autoscale import SYNC_S, Hpa, day, policies, replay
-from accel_lib.lab.measure import tidy
-from accel_lib.lab.replica import Curve, curve
-from accel_lib.lab.service_time import Cost, ServiceTime
-from accel_lib.lab.simulate import simulate
-from accel_lib.show import plots_autoscale
+from accel_lib.measurement import to_frame
+from accel_lib.show import plots
 from accel_lib.show.manifests import autoscaler, excerpt, objects, render, values
+from accel_lib.simulation.service_time import Cost, ServiceTime
+from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig, TensorSpec
+from accel_lib.tuning.autoscale import SYNC_S, Hpa, day, policies, replay
+from accel_lib.tuning.replica import Curve, curve
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "deploy" / "k8s"
@@ -92,8 +92,8 @@ def test_a_signal_that_was_not_measured_is_refused(replica):
     blind = dataclasses.replace(replica, frame=replica.frame.assign(cpu=float("nan")))
     with pytest.raises(AccelError, match="no such signal"):
         run(blind, [100.0], Hpa(signal="cpu", target=0.7))
-    assert "CPU" not in blind.finding
-    assert plots_autoscale.signals(blind).get_xlabel()
+    assert "CPU" not in blind.headline
+    assert plots.signals(blind).get_xlabel()
 
 
 def test_what_waits_longer_than_the_deadline_is_turned_away_and_counted_late(replica):
@@ -120,9 +120,9 @@ def test_pods_that_start_are_paid_for(replica):
 def test_the_cheapest_policy_that_keeps_the_target_is_named(replica):
     chosen = {"one": 1, "enough": 8, "far too many": 30}
     compared = policies(replica, day(300.0), chosen, p95_ms=100, start_s=60)
-    assert compared.finding.startswith("Enough keeps the target for the least")
+    assert compared.headline.startswith("Enough keeps the target for the least")
     none = policies(replica, day(300.0), {"one": 1}, p95_ms=100, start_s=60)
-    assert "No policy keeps the target" in none.finding
+    assert "No policy keeps the target" in none.headline
 
 
 def test_who_is_back_first_after_the_burst_is_named_or_all_are_alike(replica):
@@ -136,9 +136,9 @@ def test_who_is_back_first_after_the_burst_is_named_or_all_are_alike(replica):
 
 def test_the_finding_of_a_curve_follows_its_numbers(replica):
     said = "From half load to the limit queue time grows 120×, CPU utilisation 2.0× and GPU utilisation 1.8×"
-    assert replica.finding == said
+    assert replica.headline == said
     calm = dataclasses.replace(replica, frame=replica.frame.assign(queue_ms=1 + LOADS))
-    assert calm.finding.endswith("here utilisation tells as much")
+    assert calm.headline.endswith("here utilisation tells as much")
 
 
 def test_replicas_that_are_needed_keep_the_p95(replica):
@@ -179,9 +179,9 @@ def test_every_object_of_the_manifests_has_its_reason():
 def test_figures_are_drawn(replica):
     compared = policies(replica, day(300.0), {"a": Hpa(), "b": 4}, p95_ms=100, start_s=60)
     for ax in (
-        plots_autoscale.signals(replica),
-        plots_autoscale.day(compared, "a", "b"),
-        plots_autoscale.costs(compared),
+        plots.signals(replica),
+        plots.day(compared, "a", "b"),
+        plots.costs(compared),
     ):
         assert ax.get_xlabel()
 
@@ -192,7 +192,7 @@ def service():
     tensor = TensorSpec(name="input_ids", data_type="INT64", dims=(-1,), ragged=True)
     output = TensorSpec(name="vector", data_type="FP32", dims=(1,))
     return ServiceTime(
-        frame=tidy([{"rows": 1, "ms": 10.0}]),
+        frame=to_frame([{"rows": 1, "ms": 10.0}]),
         costs={1: Cost(execution=2.0, call=0.0, row=8.0, token=0.0, square=0.0, cores=1.5, request_cpu=0.4)},
         noise=(1.0,),
         lengths=(8,),

@@ -2,21 +2,18 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-PERFORMANCE = Path(__file__).parents[1] / "performance"
-KEPT = sorted((PERFORMANCE / "results").glob("*-two-cores.json"))
+ROOT = Path(__file__).parents[2]
+KEPT = sorted((ROOT / "benchmarks" / "results").glob("*-two-cores.json"))
 
 
 @pytest.fixture
 def report(monkeypatch):
-    monkeypatch.syspath_prepend(PERFORMANCE)
-    yield importlib.import_module("bench.report")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "bench"]:
-        del sys.modules[name]
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.encoders.report")
 
 
 def served(**changed):

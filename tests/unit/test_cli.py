@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 import accel_lib
 from accel_lib.cli import app
-from accel_lib.course import NOTEBOOKS
 
 ACCEL = Path(sys.executable).with_name("accel")
 
@@ -23,7 +22,7 @@ def run(*words):
 def test_help_names_every_subcommand():
     done = run("--help")
     assert done.returncode == 0
-    for name in ("doctor", "report", "models", "convert", "sweep", "control", "memory", "course", "keys"):
+    for name in ("doctor", "report", "models", "convert", "sweep", "control", "memory", "keys"):
         assert name in done.stdout
 
 
@@ -59,9 +58,6 @@ def test_a_report_is_markdown_without_paths_or_names():
         (("convert", "--model", "all-MiniLM-L6-v2", "--precision", "fp7", "--output", "x"), "fp7", "fp16"),
         (("convert", "--model", "all-MiniLM-L6-v2", "--texts", "no.csv", "--output", "x"), "no.csv", "fix:"),
         (("simulate", "--model", "no-such-model"), "no-such-model", "embedding"),
-        (("course", "run", "99_missing"), "99_missing", "accel course run"),
-        (("course", "run", "-p", "QUICK", "00_start_here"), "QUICK", "-p QUICK=False"),
-        (("course", "run", "--but", "99_missing", "--nbval", "--write"), "--nbval", "--write alone"),
     ],
 )
 def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):
@@ -78,11 +74,6 @@ def test_a_missing_option_shows_usage_and_exit_2():
     result = CliRunner().invoke(app, ["convert", "--model", "all-MiniLM-L6-v2"])
     assert result.exit_code == 2
     assert "--output" in result.output
-
-
-def test_the_course_runs_its_notebooks_by_default():
-    assert list(NOTEBOOKS) == sorted(NOTEBOOKS)
-    assert "by default the course" in run("course", "run", "--help").stdout
 
 
 def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypatch):

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from accel_lib.bench import findings
+from accel_lib.bench.agreement import neighbours, overlap
+from accel_lib.bench.batching import compare_batching, map_speedup
+from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Contender, budget
+from accel_lib.bench.compare import choose, compare, decide
+from accel_lib.bench.timing import Pace
 from accel_lib.errors import EngineError, ModelError, TextError
-from accel_lib.lab import findings
-from accel_lib.lab.agreement import neighbours, overlap
-from accel_lib.lab.batching import compare_batching, map_speedup
-from accel_lib.lab.compare import choose, compare, decide
-from accel_lib.lab.contenders import AS_THEY_COME, ONE_BY_ONE, SORTED, Contender, budget
-from accel_lib.lab.measure import spread, take_turns
-from accel_lib.lab.race import Pace
+from accel_lib.measurement import spread, take_turns
 from tests.tiny import NOISE, TABLE, tiny_artifact, tiny_model, tiny_texts
 
 
@@ -76,9 +76,9 @@ def test_every_candidate_says_how_it_was_batched(comparison):
 
 def test_a_comparison_shows_units_the_finding_and_the_machine(comparison):
     page = comparison._repr_html_()
-    for words in ("sentences/s", "one text, ms", "size, MB", comparison.finding, comparison.machine, "<b>"):
+    for words in ("sentences/s", "one text, ms", "size, MB", comparison.headline, comparison.machine, "<b>"):
         assert words in page
-    assert comparison.finding in repr(comparison)
+    assert comparison.headline in repr(comparison)
 
 
 def test_a_comparison_without_a_model_takes_the_reference_it_is_given(exact, model, texts):
@@ -192,7 +192,7 @@ def test_batching_counts_real_and_padded_tokens(candidate, request, texts, model
     per_text = frame["tokens_per_s"] / frame["sentences_per_s"]
     assert per_text.to_numpy() == pytest.approx(model.lengths(texts).mean(), rel=1e-6)
     assert (frame["padded_tokens_per_s"] * (1 - frame["padding"])).to_numpy() == pytest.approx(frame["tokens_per_s"])
-    assert result.finding.startswith("32 as they come: ")
+    assert result.headline.startswith("32 as they come: ")
 
 
 def test_batching_can_be_asked_for_other_strategies(model, texts):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from accel_lib.errors import ServerError
-from accel_lib.lab.actuators import Admission, apply
-from accel_lib.lab.arrivals import steps
-from accel_lib.lab.control import Controller, Window
-from accel_lib.lab.plan import BatchTime, Serving, admissible, admission, fit_batch_time, prospect
+from accel_lib.load.arrivals import steps
 from accel_lib.triton.statistics import Statistics
+from accel_lib.tuning.actuators import Admission, apply
+from accel_lib.tuning.control import Controller, Window
+from accel_lib.tuning.queueing import BatchTime, Serving, admissible, admission, fit_batch_time, prospect
 
 WINDOW_S, TARGET_MS = 5.0, 50.0
 NOTHING = dict.fromkeys(

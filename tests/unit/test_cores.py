@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from accel_lib.lab import findings_tune
-from accel_lib.lab.sweep import Sweep
+from accel_lib.tuning import findings_tune
+from accel_lib.tuning.sweep import Sweep
 
 
 def test_ways_to_share_cores_are_told_apart_in_the_table_of_a_sweep():

@@ -11,10 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from accel_lib import course
-from accel_lib import frame as frame_module
+from accel_lib import machine
 from accel_lib.errors import AccelError, MachineError
 from accel_lib.prepare import ensure
+from tools import badges
+from tools import notebooks as course
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,50 +119,50 @@ def test_an_unknown_model_of_the_course_is_refused_with_the_known_ones():
 
 def test_badges_and_set_up_cell_come_from_the_setting():
     setting = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    assert frame_module.repository_url() == setting, "pyproject.toml changed: run `make setup`"
+    assert badges.repository_url() == setting, "pyproject.toml changed: run `make setup`"
     slug = setting.removeprefix("https://github.com/")
-    badges = frame_module.badges("00_start_here")
-    assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/00_start_here.ipynb" in badges
-    assert f"https://kaggle.com/kernels/welcome?src={setting}/blob/main/notebooks/00_start_here.ipynb" in badges
-    assert f"https://raw.githubusercontent.com/{slug}/main/colab/bootstrap.py" in frame_module.setup_cell()
+    line = badges.badges("00_start_here")
+    assert f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/00_start_here.ipynb" in line
+    assert f"https://kaggle.com/kernels/welcome?src={setting}/blob/main/notebooks/00_start_here.ipynb" in line
+    assert f"https://raw.githubusercontent.com/{slug}/main/colab/bootstrap.py" in badges.setup_cell()
 
 
 def test_every_generated_line_of_the_checkout_agrees_with_the_setting():
-    assert frame_module.frame() == [], "run `accel course frame --write`"
+    assert badges.outdated() == [], "run python -m tools.badges --write"
 
 
 def test_a_new_setting_reaches_badges_set_up_cells_and_bootstrap(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "colab").mkdir()
-    (tmp_path / "README.md").write_text(f"# A project\n\n| 00 | {frame_module.badges('00_start_here')} |\n")
+    (tmp_path / "README.md").write_text(f"# A project\n\n| 00 | {badges.badges('00_start_here')} |\n")
     (tmp_path / "colab" / "bootstrap.py").write_text((ROOT / "colab" / "bootstrap.py").read_text())
     cells = [
-        nbformat.v4.new_markdown_cell(f"# 00\n\n{frame_module.badges('00_start_here')}\n\nkept"),
-        nbformat.v4.new_code_cell(frame_module.setup_cell()),
+        nbformat.v4.new_markdown_cell(f"# 00\n\n{badges.badges('00_start_here')}\n\nkept"),
+        nbformat.v4.new_code_cell(badges.setup_cell()),
         nbformat.v4.new_code_cell("kept = 'bootstrap.py'"),
     ]
     book = tmp_path / "notebooks" / "00_start_here.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), book)
-    monkeypatch.setattr(frame_module, "project_root", lambda: tmp_path)
-    assert frame_module.frame() == []
+    monkeypatch.setattr(badges, "project_root", lambda: tmp_path)
+    assert badges.outdated() == []
 
-    monkeypatch.setattr(frame_module, "repository_url", lambda: "https://github.com/someone/faster")
+    monkeypatch.setattr(badges, "repository_url", lambda: "https://github.com/someone/faster")
     changed = ["README.md", "colab/bootstrap.py", "notebooks/00_start_here.ipynb"]
-    assert sorted(frame_module.frame()) == changed
-    assert sorted(frame_module.frame(write=True)) == changed
-    assert frame_module.frame() == []
+    assert sorted(badges.outdated()) == changed
+    assert sorted(badges.outdated(write=True)) == changed
+    assert badges.outdated() == []
     markdown, setup, rest = nbformat.read(book, as_version=4).cells
-    assert markdown.source == f"# 00\n\n{frame_module.badges('00_start_here')}\n\nkept"
-    assert setup.source == frame_module.setup_cell()
+    assert markdown.source == f"# 00\n\n{badges.badges('00_start_here')}\n\nkept"
+    assert setup.source == badges.setup_cell()
     assert rest.source == "kept = 'bootstrap.py'"
-    assert frame_module.badges("00_start_here") in (tmp_path / "README.md").read_text()
+    assert badges.badges("00_start_here") in (tmp_path / "README.md").read_text()
     assert 'REPOSITORY = "https://github.com/someone/faster"' in (tmp_path / "colab" / "bootstrap.py").read_text()
 
 
 def test_an_installation_without_notebooks_says_how_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(frame_module, "__file__", str(tmp_path / "accel_lib" / "frame.py"))
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "accel_lib" / "machine.py"))
     with pytest.raises(MachineError, match=r"git clone .* && make course"):
-        frame_module.project_root()
+        machine.project_root()
 
 
 def test_bootstrap_pins_what_is_already_there():

@@ -6,12 +6,12 @@ import httpx
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.show import dashboard_html as page
-from accel_lib.show.dashboard import TABS, Dashboard, _weights
-from accel_lib.show.dashboard_api import Api, parse_metrics
-from accel_lib.show.dashboard_live import Batches, Live, quantile
-from accel_lib.show.dashboard_server import secret
-from accel_lib.show.dashboard_simulator import fitted, predicted_sizes
+from accel_lib.show.dashboard import html as page
+from accel_lib.show.dashboard.api import Api, parse_metrics
+from accel_lib.show.dashboard.app import TABS, Dashboard, _weights
+from accel_lib.show.dashboard.live import Batches, Live, quantile
+from accel_lib.show.dashboard.server import secret
+from accel_lib.show.dashboard.simulator import fitted, predicted_sizes
 
 STATUS = {
     "ready": True,

@@ -111,9 +111,9 @@ class TestImages:
             for name in (
                 "cli",
                 "service.command",
-                "show.dashboard_server",
-                "show.dashboard",
-                "show.dashboard_simulator",
+                "show.dashboard.server",
+                "show.dashboard.app",
+                "show.dashboard.simulator",
             )
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,13 +12,14 @@ import pytest
 
 matplotlib.use("Agg")
 
-from accel_lib.lab import findings_curve, findings_experiment, findings_queue, findings_watch
-from accel_lib.lab.crossover import fit
-from accel_lib.lab.experiment import Experiment
-from accel_lib.lab.load import LoadRun
-from accel_lib.lab.rate_curve import RateCurve
-from accel_lib.lab.scrape import Watched, change, delay_loss, parse_metrics, watch
-from accel_lib.show import plots_experiment, plots_load
+from accel_lib.bench import findings_curve
+from accel_lib.bench.roofline import fit
+from accel_lib.load import findings_experiment, findings_queue, findings_watch
+from accel_lib.load.monitor import Watched, change, delay_loss, parse_metrics, watch
+from accel_lib.load.rate_curve import RateCurve
+from accel_lib.load.runner import LoadRun
+from accel_lib.load.vary import Experiment
+from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.statistics import Statistics
 
@@ -133,9 +134,9 @@ def test_the_table_of_an_experiment_counts_the_requests_under_way():
 
 def test_the_figures_of_an_experiment_carry_its_finding():
     experiment = Experiment(frame=settings(2.0), runs={}, target_ms=100)
-    for draw in (plots_experiment.bars, plots_experiment.paths):
-        assert title(draw(experiment)) == experiment.finding
-    assert "p95 15 ms" in plots_experiment.bars(Experiment(frame=settings(2.0, 0.5), runs={})).texts[1].get_text()
+    for draw in (plots.bars, plots.paths):
+        assert title(draw(experiment)) == experiment.headline
+    assert "p95 15 ms" in plots.bars(Experiment(frame=settings(2.0, 0.5), runs={})).texts[1].get_text()
 
 
 def rates(p95, naive, share=(0.5, 0.9, 1.1)):
@@ -171,8 +172,8 @@ def test_the_curve_is_drawn_with_its_finding():
     frame = pd.DataFrame({"start_s": [0.0], "ms": [20.0], "naive_ms": [20.0], "rows": [1], "error": [""]})
     closed = LoadRun(frame=frame, concurrency=8, offered=float("nan"), seconds=0.1, generator_busy=0.1, statistics=None)
     curve = RateCurve(frame=rates([10, 14, 300], [10, 13, 30]), closed=closed)
-    assert title(plots_load.latency(curve)) == curve.finding
-    assert title(plots_load.split(curve.frame)) == findings_curve.split(curve.frame)
+    assert title(plots.latency(curve)) == curve.headline
+    assert title(plots.split(curve.frame)) == findings_curve.split(curve.frame)
 
 
 def sizes(batch_ms, token_us):
@@ -203,7 +204,7 @@ def test_the_two_parts_are_found_again():
     frame = sizes(2.0, 70)
     batch_ms, token_ms = fit(frame["batch_tokens"].to_numpy(dtype=float), frame["ms"].to_numpy())
     assert (batch_ms, token_ms) == (pytest.approx(2.0), pytest.approx(0.07))
-    assert title(plots_load.crossover(frame)) == findings_curve.crossover(frame)
+    assert title(plots.crossover(frame)) == findings_curve.crossover(frame)
 
 
 def test_tokens_that_cost_nothing_are_said_so_and_have_no_crossover():
@@ -212,7 +213,7 @@ def test_tokens_that_cost_nothing_are_said_so_and_have_no_crossover():
     assert (batch_ms, token_ms) == (pytest.approx(3.0, rel=0.03), 0)
     frame = frame.assign(token_ms=frame["ms"] / frame["batch_tokens"], batch_ms=batch_ms, token_us=0.0)
     assert "more tokens cost nothing to be measured" in findings_curve.limits(frame.iloc[0])
-    assert title(plots_load.crossover(frame)) == findings_curve.crossover(frame)
+    assert title(plots.crossover(frame)) == findings_curve.crossover(frame)
 
 
 def pressure(good):
@@ -243,8 +244,8 @@ def test_rejections_are_late_or_on_time_or_there_are_none():
     assert findings_queue.rejections(late, 100) == said
     assert findings_queue.rejections(late.assign(ms=[101.0, 105.0, 110.0]), 100).endswith("about when it says")
     assert findings_queue.rejections(late.head(0), 100) == "Nothing was rejected by a timeout of 100 ms"
-    assert title(plots_experiment.rejections(late, 100)) == said
-    assert plots_experiment.rejections(late.head(0), 100)
+    assert title(plots.rejections(late, 100)) == said
+    assert plots.rejections(late.head(0), 100)
     lost = pd.concat([late, late.head(1).assign(error="No answer came in time.", ms=2_000.0)])
     assert findings_queue.rejections(lost, 100) == f"{said}; 1 requests had no answer at all when their client gave up"
 
@@ -261,7 +262,7 @@ def test_priorities_help_and_cost_or_do_neither():
     assert findings_queue.priorities(ranks([100.0, 100.0, 101.0, 99.0])) == (
         "Levels do not help the urgent requests: a p95 of 101 ms, 100 ms without; the others stay at 99 ms"
     )
-    ax = plots_experiment.priorities(ranks([100.0, 100.0, 30.0, 130.0]))
+    ax = plots.priorities(ranks([100.0, 100.0, 30.0, 130.0]))
     assert "Levels bring" in title(ax)
 
 
@@ -288,7 +289,7 @@ def test_a_watched_model_is_drawn():
         batch_sizes=pd.Series({2: 30}),
         config=DELAYED,
     )
-    assert title(plots_load.watching(seen)) == seen.finding
+    assert title(plots.watching(seen)) == seen.headline
 
 
 def test_a_delay_costs_no_more_than_free_time_or_waiting_or_its_own_length():

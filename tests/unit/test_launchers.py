@@ -13,8 +13,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from accel_lib.course import NOTEBOOKS
-from accel_lib.frame import repository_url, setup_cell
+from accel_lib.machine import repository_url
+from tools.badges import setup_cell
+from tools.notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
 METADATA = json.loads((ROOT / "kaggle" / "kernel-metadata.json").read_text())
@@ -149,8 +150,8 @@ def test_the_script_kernel_runs_a_notebook_in_kaggle_s_folders_and_sums_up(tmp_p
     code = f"""
 import runpy, sys
 from pathlib import Path
-from accel_lib import frame
-frame.project_root = lambda: Path({str(tmp_path)!r})
+from accel_lib import machine
+machine.project_root = lambda: Path({str(tmp_path)!r})
 script = runpy.run_path({str(ROOT / "kaggle" / "run_course.py")!r}, run_name="kernel")
 sys.exit(script["main"](sys.argv[1:]))
 """

@@ -3,8 +3,8 @@ from __future__ import annotations
 import ipywidgets
 import pytest
 
-from accel_lib.show import lesson
-from accel_lib.show.lesson import check, predict, reveal
+from accel_lib.show import quiz as lesson
+from accel_lib.show.quiz import check, guess, reveal
 
 
 @pytest.fixture
@@ -14,28 +14,28 @@ def _reader(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *_: None)
 
 
-def said(capsys, guess, actual):
-    reveal(guess, actual)
+def said(capsys, given, actual):
+    reveal(given, actual)
     return capsys.readouterr().out.strip()
 
 
 def test_without_a_reader_the_default_is_taken_and_said(capsys, monkeypatch):
     monkeypatch.setenv("ACCEL_HEADLESS", "1")
-    guess = predict("p95 at 32 clients?", 40, unit="ms")
+    given = guess("p95 at 32 clients?", 40, unit="ms")
     assert capsys.readouterr().out == "p95 at 32 clients? (no guess given; taking 40 ms)\n"
-    assert guess.value == 40
+    assert given.value == 40
 
 
 def test_without_reader_and_default_there_is_no_guess(capsys, monkeypatch):
     monkeypatch.setenv("ACCEL_HEADLESS", "1")
-    guess = predict("Which is faster?", choices=["one by one", "32 at once"])
+    given = guess("Which is faster?", choices=["one by one", "32 at once"])
     assert "one by one / 32 at once (no guess given)" in capsys.readouterr().out
-    assert said(capsys, guess, "32 at once") == "No guess given; it was 32 at once."
+    assert said(capsys, given, "32 at once") == "No guess given; it was 32 at once."
 
 
 def test_outside_a_notebook_nothing_is_asked(capsys, monkeypatch):
     monkeypatch.delenv("ACCEL_HEADLESS", raising=False)
-    assert predict("p95?", unit="ms").widget is None
+    assert guess("p95?", unit="ms").widget is None
     assert "no guess given" in capsys.readouterr().out
 
 
@@ -45,33 +45,33 @@ def test_outside_a_notebook_nothing_is_asked(capsys, monkeypatch):
     [("40", 40), (" 40 ms", 40), ("1,200", 1200), ("0,5", 0.5), ("-3.5", -3.5), ("1e3", 1000), ("about 40.", 40)],
 )
 def test_a_typed_number_is_read_at_the_reveal(typed, value):
-    guess = predict("p95?", unit="ms")
-    guess.widget.value = typed
-    assert guess.value == value
+    given = guess("p95?", unit="ms")
+    given.widget.value = typed
+    assert given.value == value
 
 
 @pytest.mark.usefixtures("_reader")
 def test_an_empty_box_is_no_guess_and_not_zero():
-    assert predict("p95?", unit="ms").value is None
+    assert guess("p95?", unit="ms").value is None
 
 
 @pytest.mark.usefixtures("_reader")
 def test_an_empty_box_falls_back_to_the_default():
-    assert predict("p95?", 7, unit="ms").value == 7
+    assert guess("p95?", 7, unit="ms").value == 7
 
 
 @pytest.mark.usefixtures("_reader")
 def test_nothing_is_chosen_before_the_reader_chooses():
-    guess = predict("Which?", choices=["32 at once", "one by one"])
-    assert isinstance(guess.widget, ipywidgets.RadioButtons)
-    assert guess.value is None
-    guess.widget.value = "32 at once"
-    assert guess.value == "32 at once"
+    given = guess("Which?", choices=["32 at once", "one by one"])
+    assert isinstance(given.widget, ipywidgets.RadioButtons)
+    assert given.value is None
+    given.widget.value = "32 at once"
+    assert given.value == "32 at once"
 
 
 def test_a_low_guess_hears_how_many_times_as_much_it_was(capsys):
-    guess = lesson.Guess(question="p95?", unit="ms", default=40)
-    assert said(capsys, guess, 61.2) == "You said 40 ms, it was 61 ms: 1.5 times as much."
+    given = lesson.Guess(question="p95?", unit="ms", default=40)
+    assert said(capsys, given, 61.2) == "You said 40 ms, it was 61 ms: 1.5 times as much."
 
 
 def test_a_high_guess_hears_how_far_too_high_it_was(capsys):
@@ -83,10 +83,10 @@ def test_a_close_guess_is_well_guessed(capsys):
 
 
 @pytest.mark.parametrize(
-    ("guess", "actual", "end"), [(0, 61, "off by 61."), (5, 0, "off by 5."), (0, 0, "exactly right.")]
+    ("given", "actual", "end"), [(0, 61, "off by 61."), (5, 0, "off by 5."), (0, 0, "exactly right.")]
 )
-def test_zero_has_no_ratio(capsys, guess, actual, end):
-    assert said(capsys, guess, actual).endswith(end)
+def test_zero_has_no_ratio(capsys, given, actual, end):
+    assert said(capsys, given, actual).endswith(end)
 
 
 def test_words_are_compared_without_case(capsys):

@@ -6,12 +6,12 @@ import grpc
 import pandas as pd
 import pytest
 
-from accel_lib.lab import findings_service
-from accel_lib.lab.actuators import apply
+from accel_lib.service import findings_service
 from accel_lib.service.limits import Backlog, Deadline, Limits, Quota
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.path import refusal
 from accel_lib.service.problems import Problem
+from accel_lib.tuning.actuators import apply
 
 
 class Clock:

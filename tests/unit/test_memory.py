@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from accel_lib.bench.memory import MemoryModel, fit_memory
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.memory import out_of_memory, safe_tokens
 from accel_lib.errors import AccelError, EngineError
-from accel_lib.lab.memory import MemoryModel, fit_memory
 from tests.tiny import TABLE, tiny_artifact
 
 ROWS = [np.full(length, 2, dtype=np.int64) for length in np.random.default_rng(0).integers(3, 60, 64)]
@@ -93,7 +93,7 @@ def test_memory_is_fitted_from_few_batches_and_checked_on_a_larger_one(fit):
     least = 64 * 2_048 * 4  # the one tensor of every token's numbers
     assert fit.model.bytes_a_token * 64 > least / 3
     assert abs(fit.error) < 0.5
-    assert "texts of 64 tokens" in fit.finding
+    assert "texts of 64 tokens" in fit.headline
 
 
 def test_the_largest_safe_batch_grows_with_memory_and_shrinks_with_instances():
@@ -121,7 +121,7 @@ def test_a_batch_beyond_all_memory_ends_its_own_process_and_bounds_the_safe_one(
     fit = fit_memory(artifact, length=64, sizes=(8, 16), check=10**12)
     assert fit.frame["role"].tolist() == ["fitted", "fitted"]
     assert fit.model.failed_tokens == 64 * 10**12
-    assert "ran out of memory" in fit.finding
+    assert "ran out of memory" in fit.headline
 
 
 def test_a_fit_needs_two_sizes(tmp_path):

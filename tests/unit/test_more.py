@@ -10,12 +10,12 @@ from accel_lib.artifact import Artifact
 from accel_lib.convert.halves import HIDDEN, cut
 from accel_lib.engines.part import Part
 from accel_lib.errors import AccelError, ConversionError, EngineError
-from accel_lib.lab import findings_cache, findings_layouts, findings_limiter
-from accel_lib.lab.cache import CacheGain, Lookups, traffic
-from accel_lib.lab.layouts import Layouts
-from accel_lib.lab.limiter import Sharing
-from accel_lib.lab.rounds import in_rounds
-from accel_lib.show import plots_more
+from accel_lib.load import findings_cache, findings_layouts, findings_limiter
+from accel_lib.load.interleave import in_rounds
+from accel_lib.load.rate_limiter import Sharing
+from accel_lib.load.response_cache import CacheGain, Lookups, traffic
+from accel_lib.load.split_model import Layouts
+from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.ensemble import write_ensemble, write_part
 from accel_lib.triton.limiter import limited
@@ -134,13 +134,13 @@ def test_the_layouts_reason_follows_from_what_was_counted(text_ms, busy, words):
 
 def test_every_figure_s_title_is_its_finding():
     for draw, result in (
-        (plots_more.gain, CacheGain(frame=cache_table(SURE, NULL))),
-        (plots_more.lookups, Lookups(frame=lookup_table(SURE))),
-        (plots_more.sharing, Sharing(frame=limiter_table(SURE, LOSS), rate=20)),
-        (plots_more.race, Layouts(frame=layout_table(LOSS))),
+        (plots.gain, CacheGain(frame=cache_table(SURE, NULL))),
+        (plots.lookups, Lookups(frame=lookup_table(SURE))),
+        (plots.sharing, Sharing(frame=limiter_table(SURE, LOSS), rate=20)),
+        (plots.race, Layouts(frame=layout_table(LOSS))),
     ):
         title = draw(result).figure.get_suptitle()
-        assert " ".join(title.split()) == result.finding
+        assert " ".join(title.split()) == result.headline
 
 
 def test_traffic_repeats_as_zipf_says_and_marks_what_is_new():

@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from accel_lib.course import MORE, NOTEBOOKS
-from accel_lib.frame import badges, setup_cell
+from tools.badges import badges, setup_cell
+from tools.notebooks import MORE, NOTEBOOKS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -91,7 +91,7 @@ def test_it_has_one_parameters_cell_near_the_top(notebook):
 
 
 def test_the_reader_predicts_before_the_first_experiment(notebook):
-    predicted = notebook.position(lambda source: "accel.predict(" in source)
+    predicted = notebook.position(lambda source: "accel.guess(" in source)
     measured = notebook.position(EXPERIMENT.search)
     assert predicted is not None
     assert measured is None or predicted < measured

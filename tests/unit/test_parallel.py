@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from accel_lib.errors import ModelError
-from accel_lib.lab import parallel
+from accel_lib.load import multi_gpu as parallel
 from accel_lib.models.tokenizer import pad
 
 
@@ -32,10 +32,10 @@ def test_whole_and_split_take_turns_and_the_finding_names_both(tiny_model, texts
     result = parallel.splitting(tiny_model, texts, ("cpu", "cpu"), repeats=6)
     assert result.frame["name"].tolist() == ["whole on cpu", "split over cpu and cpu"]
     assert result.frame["speedup"][0] == 1
-    assert "as many sentences a second as whole on cpu" in result.finding
+    assert "as many sentences a second as whole on cpu" in result.headline
 
 
 def test_a_gain_and_a_loss_are_both_said():
     for factor, words in ((2.0, "2.0×"), (0.5, "0.50×")):
         rate = np.full(9, 100.0)
-        assert words in parallel._compared({"one": rate, "two": factor * rate}).finding
+        assert words in parallel._compared({"one": rate, "two": factor * rate}).headline

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.show import playground as module
+from accel_lib.show import simulator_ui as module
 from accel_lib.show import widgets
-from accel_lib.show.playground import FOR_P99, Knobs, Measured, Playground
+from accel_lib.show.simulator_ui import FOR_P99, Knobs, Measured, Playground
 from accel_lib.show.widgets import Sliders
 from accel_lib.triton.config import ModelConfig
 from tests.unit.test_simulate import calibration
@@ -38,7 +38,7 @@ TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]
 @pytest.fixture(autouse=True)
 def _contenders(monkeypatch):
     monkeypatch.setattr(module, "_contender", lambda served: ("minilm", "onnx", served.precision))
-    monkeypatch.setattr(module, "calibrate", lambda *_, **__: calibration(noise=(0.9, 1.0, 1.1)))
+    monkeypatch.setattr(module, "fit_simulator", lambda *_, **__: calibration(noise=(0.9, 1.0, 1.1)))
 
 
 @pytest.fixture

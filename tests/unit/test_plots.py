@@ -8,7 +8,7 @@ import pytest
 matplotlib.use("Agg")
 
 from accel_lib.artifact import Profile
-from accel_lib.show import plots, plots_tune
+from accel_lib.show import plots
 from accel_lib.triton.statistics import Timeline
 
 BASELINE = "sentence-transformers"
@@ -91,7 +91,7 @@ def test_padding_is_drawn_beside_the_real_tokens():
 
 
 def test_the_waterfall_names_winner_and_agreement():
-    ax = plots.waterfall(candidates([30, 63], [1, 0.88]))
+    ax = plots.comparison(candidates([30, 63], [1, 0.88]))
     assert title(ax) == (
         "onnx int8 answers 2.1× (2.0–2.2×) as many sentences a second as sentence-transformers, "
         "and keeps 88% of the ten nearest neighbours"
@@ -103,15 +103,17 @@ def test_the_waterfall_names_winner_and_agreement():
 def test_a_step_of_the_waterfall_counts_from_the_fastest_before_it():
     lost = candidates([60, 30], [1, 1])
     frame = pd.concat([lost, lost.iloc[1:].assign(sentences_per_s=90)])
-    assert "90, step 1.5×" in words(plots.waterfall(frame))
+    assert "90, step 1.5×" in words(plots.comparison(frame))
 
 
 def test_a_waterfall_that_falls_says_that_nothing_is_faster():
-    assert title(plots.waterfall(candidates([63, 30], [1, 0.88]))).startswith(f"Nothing here is faster than {BASELINE}")
+    assert title(plots.comparison(candidates([63, 30], [1, 0.88]))).startswith(
+        f"Nothing here is faster than {BASELINE}"
+    )
 
 
 def test_a_flat_waterfall_says_no_significant_difference():
-    assert title(plots.waterfall(candidates([30, 30.3], [1, 1]))).startswith("No significant difference in speed")
+    assert title(plots.comparison(candidates([30, 30.3], [1, 1]))).startswith("No significant difference in speed")
 
 
 def test_lost_neighbours_are_told_beside_a_fine_cosine():
@@ -215,24 +217,24 @@ def test_the_timeline_tells_what_serving_costs():
 
 
 def test_the_tuned_setting_is_the_fastest_within_the_target():
-    ax = plots_tune.tuning(settings([60, 80], [100, 200]), 250)
+    ax = plots.tuning(settings([60, 80], [100, 200]), 250)
     assert title(ax) == "2 instances, 2 ms queue delay, ≤ 512 tokens a batch: 80 sentences/s at a p95 of 200 ms"
     assert "chosen" in words(ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("p95 latency, ms", "throughput, sentences per second")
 
 
 def test_a_fast_setting_over_the_target_is_not_taken():
-    assert title(plots_tune.tuning(settings([60, 80], [100, 200]), 150)).startswith("1 instance, no queue delay")
+    assert title(plots.tuning(settings([60, 80], [100, 200]), 150)).startswith("1 instance, no queue delay")
 
 
 def test_an_unmet_target_is_said():
-    ax = plots_tune.tuning(settings([60, 80], [100, 200]), 5)
+    ax = plots.tuning(settings([60, 80], [100, 200]), 5)
     assert title(ax).startswith("No setting meets a p95 of 5 ms: the closest, 1 instance")
     assert "closest" in words(ax)
 
 
 def test_indistinguishable_settings_give_the_simplest():
-    assert title(plots_tune.tuning(settings([60, 61], [100, 100]), 250)).startswith(
+    assert title(plots.tuning(settings([60, 61], [100, 100]), 250)).startswith(
         "No significant difference between the 2 settings: took the simplest, 1 instance"
     )
 

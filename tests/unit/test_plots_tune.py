@@ -8,13 +8,13 @@ import pytest
 
 matplotlib.use("Agg")
 
-from accel_lib.lab import findings_control
-from accel_lib.lab.actuators import Admission
-from accel_lib.lab.control import Decision
-from accel_lib.lab.live import LiveRun
-from accel_lib.lab.memory import MemoryFit, MemoryModel
-from accel_lib.lab.steptest import StepTest
-from accel_lib.show import plots_control, plots_tune
+from accel_lib.bench.memory import MemoryFit, MemoryModel
+from accel_lib.show import plots
+from accel_lib.tuning import findings_control
+from accel_lib.tuning.actuators import Admission
+from accel_lib.tuning.control import Decision
+from accel_lib.tuning.controlled_load import LiveRun
+from accel_lib.tuning.step_response import StepTest
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def step_test(over_best, over_worst):
 
 
 def test_a_controller_as_good_as_the_best_setting_is_called_a_tie():
-    ax = plots_control.control(step_test(0.99, 3))
+    ax = plots.control(step_test(0.99, 3))
     assert title(ax) == "A tie with the best static setting, without knowing the load; 3.0× the worst's"
     assert "batches of up to 64" in words(ax)
     assert "target 50 ms" in words(ax)
@@ -68,7 +68,7 @@ def test_a_controller_as_good_as_the_best_setting_is_called_a_tie():
 
 
 def test_a_controller_that_loses_is_said_to_lose():
-    assert title(plots_control.control(step_test(0.6, 1.0))).startswith(
+    assert title(plots.control(step_test(0.6, 1.0))).startswith(
         "The controller gives up 40% of the best static setting's goodput; no more than the worst's"
     )
     assert not step_test(0.6, 1.0).passed
@@ -76,8 +76,8 @@ def test_a_controller_that_loses_is_said_to_lose():
 
 
 def test_a_run_says_how_many_settled_windows_met_the_target_and_what_was_shed_or_lost():
-    assert run(1.0).finding.startswith("1 of 1 settled windows met a p95 of 50 ms")
-    assert "10% were not let in; 3 lost" in run(0.8, shed=0.1, lost=3).finding
+    assert run(1.0).headline.startswith("1 of 1 settled windows met a p95 of 50 ms")
+    assert "10% were not let in; 3 lost" in run(0.8, shed=0.1, lost=3).headline
     assert run(0.8).share_met == 0
 
 
@@ -95,7 +95,7 @@ def test_memory_says_what_fits_and_how_far_the_check_was_off():
          "role": ["fitted", "checked"]}
     )  # fmt: skip
     fit = MemoryFit(frame=frame, model=model, free_bytes=4 * 10**9)
-    ax = plots_tune.memory(fit)
+    ax = plots.memory(fit)
     assert title(ax) == (
         "An instance needs 200 MB and 100 kB a token; batch 64, which it had not seen, needed 1,000 MB, 2% from the "
         "prediction; 265 texts of 128 tokens are safe in the 4.0 GB that are free"

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from accel_lib.lab import findings_versions as findings
-from accel_lib.lab.shares import narrowing, requests_needed
-from accel_lib.show import plots_versions
+from accel_lib.service import findings_versions as findings
+from accel_lib.service.trial import narrowing
+from accel_lib.show import plots
+from accel_lib.stats.proportions import requests_needed
 
 
 def course(first, second, n=1_500):
@@ -28,7 +29,7 @@ def course(first, second, n=1_500):
     ids=["flat", "falling", "rising"],
 )
 def test_the_title_says_whether_and_when_a_difference_was_sure(first, second, title):
-    ax = plots_versions.narrowing(course(first, second))
+    ax = plots.narrowing(course(first, second))
     said = " ".join(ax.figure.get_suptitle().split())
     assert pd.Series([said]).str.match(title).all(), said
     assert ax.get_xlabel().startswith("requests")
@@ -40,4 +41,4 @@ def test_the_title_names_the_price_of_small_gains():
     assert findings.needed(frame) == (
         "A gain of 8 points shows after 270 requests, one of 1 after 26,986: 8 times smaller, 100 times as many"
     )
-    assert plots_versions.needed(frame).get_xscale() == "log"
+    assert plots.needed(frame).get_xscale() == "log"

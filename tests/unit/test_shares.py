@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab.shares import compare_pairs, compare_shares, narrowing, requests_needed
+from accel_lib.service.trial import narrowing
+from accel_lib.stats.proportions import compare_pairs, compare_shares, requests_needed
 
 
 def draw(random, share, n):

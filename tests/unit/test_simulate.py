@@ -8,12 +8,12 @@ import pytest
 
 from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import AccelError
-from accel_lib.lab import findings_simulator as findings
-from accel_lib.lab.arrivals import poisson
-from accel_lib.lab.curve import latency_curve, predict_settings, saturated
-from accel_lib.lab.service_time import Cost, ServiceTime, calls
-from accel_lib.lab.simulate import simulate
-from accel_lib.lab.waiting import QUEUE_FULL, TIMED_OUT
+from accel_lib.load.arrivals import poisson
+from accel_lib.simulation import findings
+from accel_lib.simulation.curve import latency_curve, predict_settings, saturated
+from accel_lib.simulation.request_queue import QUEUE_FULL, TIMED_OUT
+from accel_lib.simulation.service_time import Cost, ServiceTime, calls
+from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig
 
 ALONE = {"max_batch_size": 1}
@@ -132,9 +132,9 @@ def test_a_full_queue_refuses_and_a_timeout_refuses_late():
     assert set(late.errors) == {TIMED_OUT}
     assert full.p99_ms <= 5 * 6 + 1
     assert late.frame.loc[late.frame["error"] != "", "ms"].min() > 20
-    assert "refused" in late.finding
-    assert "pause half a second" in full.finding
-    assert "pause half a second" not in late.finding
+    assert "refused" in late.headline
+    assert "pause half a second" in full.headline
+    assert "pause half a second" not in late.headline
 
 
 def test_refusing_in_the_queue_who_would_be_late_holds_goodput_where_too_many_are_let_in():
@@ -226,8 +226,8 @@ def test_the_curve_s_finding_says_explodes_or_flat_as_the_data_have_it():
     curve = latency_curve(calibration(max_batch_size=1), requests=5_000)
     assert curve.capacity == pytest.approx(200, rel=0.01)
     assert curve.at(0.95) > 2 * curve.at(0.8)
-    assert "At 95% of capacity p95 is" in curve.finding
-    assert "that at 80%" in curve.finding
+    assert "At 95% of capacity p95 is" in curve.headline
+    assert "that at 80%" in curve.headline
     flat = findings.curve(curve.frame.assign(p95_ms=20.0))
     assert "about the same as at 80%" in flat
 
@@ -236,9 +236,9 @@ def test_settings_that_differ_are_told_apart_and_alike_ones_are_called_alike():
     service = calibration()
     config = service.config
     waits = predict_settings(service, {"none": config, "20 ms": config.replace(max_queue_delay_us=20_000)}, rate=20)
-    assert waits.finding.startswith("20 ms: p95 is")
+    assert waits.headline.startswith("20 ms: p95 is")
     same = predict_settings(service, {"one": config, "other": config}, rate=20)
-    assert "are alike" in same.finding
+    assert "are alike" in same.headline
 
 
 def test_the_comparison_s_finding_names_both_errors_and_the_neighbours():

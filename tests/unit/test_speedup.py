@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from accel_lib.lab.speedup import BATCH_SIZES, TOKENS, recorded_speedup, speedup_over_eager
+from accel_lib.bench.speedup import BATCH_SIZES, TOKENS, recorded_speedup, speedup_over_eager
 from accel_lib.machine import inspect_machine
 
 HAS_GPU = bool(inspect_machine().gpus)

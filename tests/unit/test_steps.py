@@ -3,7 +3,7 @@
 import pytest
 
 from accel_lib import to_onnx
-from accel_lib.lab.steps import STEPS, climb
+from accel_lib.bench.ablation import STEPS, climb
 
 
 @pytest.fixture(scope="module")

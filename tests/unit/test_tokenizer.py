@@ -213,3 +213,20 @@ def test_a_prompt_is_the_one_asked_for_then_the_default_then_none() -> None:
     assert prompt_text({}, None) == ""
     with pytest.raises(ModelError, match="it has none"):
         prompt_text({}, None, "query")
+
+
+def test_tokens_are_spelled_with_their_bytes_and_read_back(tokenizer: Tokenizer) -> None:
+    text = "Zürich 🚀 cat"
+    spelled = tokenizer.spell(text)
+    assert [each["special"] for each in spelled] == [True, *[False] * (len(spelled) - 2), True]
+    for each in spelled[1:-1]:
+        assert text.encode()[each["start"] : each["stop"]].decode() == each["text"]
+    ids = [each["id"] for each in spelled]
+    assert ids == tokenizer([text])[0].tolist()
+    assert [each["id"] for each in tokenizer.spell(text, special=False)] == ids[1:-1]
+    assert tokenizer.read([ids[-2:], [10**6]]) == ["cat", ""]
+    assert tokenizer.read([ids[-2:]], special=True) == ["cat [SEP]"]
+
+
+def test_tokens_are_spelled_beyond_the_models_limit(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.spell("one " * 300)) == 302

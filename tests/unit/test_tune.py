@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.lab import findings_tune
-from accel_lib.lab.cores import core_settings
-from accel_lib.lab.journal import Journal
-from accel_lib.lab.rivals import leader, over, settle
-from accel_lib.lab.sweep import pooled
 from accel_lib.stats import mean_interval
+from accel_lib.tuning import findings_tune
+from accel_lib.tuning.cores import core_settings
+from accel_lib.tuning.journal import Journal
+from accel_lib.tuning.racing import leader, over, settle
+from accel_lib.tuning.sweep import pooled
 
 MEASURED = {"model": "tiny", "seconds": 1}
 

@@ -1,0 +1,1 @@
+"""Compare candidates in one process: speed, agreement with the reference, ablation, roofline, memory."""

@@ -1,0 +1,230 @@
+"""Speed, size and agreement of candidates side by side, and the choice of one for this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from accel_lib.artifact import Artifact
+from accel_lib.bench import findings
+from accel_lib.bench.agreement import agreement
+from accel_lib.bench.candidates import Contender, baseline, contender
+from accel_lib.bench.timing import Pace, affordable, race, sample
+from accel_lib.errors import AccelError, EngineError, ModelError, TextError
+from accel_lib.formatting import listed, number, times
+from accel_lib.measurement import Result, columns, to_frame
+from accel_lib.models import Model, load_model
+from accel_lib.progress import Progress
+
+_FEWEST_TEXTS, _FEWEST_COMPARED = 16, 48
+_RACING = 0.7  # share of the seconds that goes into speed
+_PRECISIONS = ("fp32", "fp16", "int8-qdq", "int8")
+
+
+class Comparison(Result):
+    """What `compare` measured: one row a candidate, baselines first."""
+
+    @property
+    def headline(self) -> str:
+        """Which candidate is fastest, by how much, and what it keeps of the reference."""
+        return findings.comparison(self.frame)
+
+
+def compare(
+    candidates: Sequence[Model | Artifact],
+    texts: Sequence[str],
+    *,
+    reference: Model | None = None,
+    device: str = "auto",
+    seconds: float = 20,
+) -> Comparison:
+    """Measure candidates against sentence-transformers and against each other.
+
+    Each one tokenizes and encodes the same texts in the batches that suit it best. Candidates take turns; speed-ups are
+    medians of ratios within a turn. On a GPU, half-precision candidates are held against sentence-transformers in half
+    precision.
+
+    Parameters
+    ----------
+    candidates
+        The model itself (PyTorch) or artifacts, in the order of the steps that made them.
+    texts
+        At least 16.
+    reference
+        The model that all should agree with; the first model among the candidates if left out, else loaded by name.
+    device
+        As for ``open_engine``.
+    seconds
+        About how long to measure: in what would take longer, fewer texts stand for all, but at least 8 (for agreement
+        48).
+
+    Returns
+    -------
+    Comparison
+        Columns for speed (``sentences_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
+        with how it was batched), size (``size_mb``) and agreement (``cosine_mean``, ``cosine_min``,
+        ``top10_overlap`` among so many texts as ``texts_compared`` says; ``same_label`` for classifiers).
+
+    Raises
+    ------
+    TextError
+        Fewer than 16 texts.
+    ModelError
+        A candidate answers with another dimension than the reference.
+    AccelError
+        A candidate cannot run here: what ``open_engine`` says.
+
+    Examples
+    --------
+    >>> accel.compare([model, onnx, int8], texts)  # doctest: +SKIP
+    """
+    texts = list(texts)
+    model = reference or _reference(candidates)
+    if len(texts) < _FEWEST_TEXTS:
+        fix = "pass more of your texts, or accel_lib.load_texts('mixed', limit=96)"
+        raise TextError(f"A comparison needs at least {_FEWEST_TEXTS} texts.", seen=len(texts), fix=fix)
+    until = time.perf_counter() + seconds
+    progress = Progress(f"Comparing {len(candidates)} candidates")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(contextlib.closing(contender(c, device=device))) for c in candidates]
+        field = [*_baselines(model, opened), *opened]
+        progress.tick("speed")
+        paces = race(field, texts, seconds=_RACING * seconds)
+        progress.tick("agreement")
+        each_s = sum(1 / float(np.median(pace.rates)) for pace in paces)
+        count = affordable(until - time.perf_counter(), each_s, most=len(texts), fewest=_FEWEST_COMPARED)
+        kept = _agreements(model, field, paces, sample(field[0], texts, count))
+        rows = [
+            _speed(field, paces, index)
+            | {"ms_at_batch_1": paces[index].alone_ms, "size_mb": one.size_bytes / 1e6}
+            | kept[index]
+            | {
+                "texts_compared": count,
+                "batching": paces[index].strategy.name,
+                "padding": one.padding(texts, paces[index].strategy),
+            }
+            for index, one in enumerate(field)
+        ]
+    progress.done(f"{len(texts)} texts, agreement on {count}")
+    return Comparison(frame=to_frame(rows))
+
+
+def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *, seconds: float = 10) -> Artifact:
+    """Pick the fastest artifact that was validated and runs here, and print why.
+
+    Of several that are equally fast within the measurement's interval, the most precise one is taken.
+
+    Parameters
+    ----------
+    candidates
+        Artifacts; what was not validated or cannot run on this machine is passed over, and named.
+    texts
+        What to measure with; the mixed corpus that ships if left out.
+    seconds
+        About how long to measure.
+
+    Raises
+    ------
+    EngineError
+        No candidate was validated and runs here.
+    """
+    if texts is None:
+        from accel_lib.texts import load_texts
+
+        texts = load_texts("mixed", limit=48)
+    admitted: list[Artifact] = []
+    field: list[Contender] = []
+    passed_over: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for artifact in candidates:
+            try:
+                current = Artifact.load(artifact.folder)  # a validation may have been recorded since
+                field.append(stack.enter_context(contextlib.closing(_admit(current))))
+                admitted.append(current)
+            except AccelError as error:
+                passed_over.append(f"{artifact.name} ({error.cause.rstrip('.')})")
+        if not admitted:
+            raise EngineError(
+                "No candidate was validated and runs here.",
+                seen=listed(passed_over) if passed_over else "no candidates",
+                fix="accel_lib.validate(artifact, reference=model, texts=texts), or convert for this machine",
+            )
+        index, why = decide(field, race(field, list(texts), seconds=seconds))
+    print(f"Chose {why}")
+    if passed_over:
+        print(f"Passed over: {listed(passed_over)}")
+    return admitted[index]
+
+
+def decide(field: Sequence[Contender], paces: Sequence[Pace]) -> tuple[int, str]:
+    """Position of the fastest, or of the most precise of those that no interval tells from it; and why."""
+    medians = [float(np.median(pace.rates)) for pace in paces]
+    first = int(np.argmax(medians))
+    ratios = [columns("x", paces[first].rates / pace.rates) for pace in paces]
+    alike = [i for i, ratio in enumerate(ratios) if not ratio["x_low"] > 1]
+    taken = min(alike, key=lambda i: (_PRECISIONS.index(field[i].precision), i))
+    why = f"{field[taken].name}: {number(medians[taken])} sentences/s here"
+    if len(alike) > 1:
+        others = listed([field[i].name for i in alike if i != taken])
+        return taken, f"{why}, no significant difference to {others}, and none of them is more precise"
+    behind = sorted((i for i in range(len(field)) if i != first), key=lambda i: -medians[i])
+    if behind:
+        why += f", {times(*ratios[behind[0]].values())} as many as {field[behind[0]].name}"
+    return taken, why
+
+
+def _reference(candidates: Sequence[Model | Artifact]) -> Model:
+    if not candidates:
+        raise ModelError("There is nothing to compare.", seen="no candidates", fix="accel_lib.compare([model], texts)")
+    models = [candidate for candidate in candidates if isinstance(candidate, Model)]
+    return models[0] if models else load_model(next(c.manifest.model for c in candidates if isinstance(c, Artifact)))
+
+
+def _baselines(model: Model, opened: Sequence[Contender]) -> list[Contender]:
+    """sentence-transformers where the candidates run; on a GPU in half precision too, if one of them is."""
+    device = next((one.device for one in opened if one.device != "cpu"), "cpu")
+    half = device != "cpu" and model.task == "embedding" and any(one.precision == "fp16" for one in opened)
+    return [baseline(model, device=device), *([baseline(model, device=device, half=True)] if half else [])]
+
+
+def _agreements(
+    model: Model, field: Sequence[Contender], paces: Sequence[Pace], texts: list[str]
+) -> list[dict[str, float]]:
+    """What each contender keeps of the reference; the first one is the reference."""
+    truth = model.reference(texts)
+    kept = [agreement(truth, truth, task=model.task)]
+    for one, pace in zip(field[1:], paces[1:], strict=True):
+        seen = one.encode(texts, pace.strategy)
+        if seen.shape != truth.shape:
+            raise ModelError(
+                f"{one.name} does not answer what {model.name} answers.",
+                seen=f"{seen.shape[1]} numbers a text where the reference has {truth.shape[1]}",
+                fix="compare candidates of one model, or pass reference=",
+            )
+        kept.append(agreement(seen, truth, task=model.task))
+    return kept
+
+
+def _speed(field: Sequence[Contender], paces: Sequence[Pace], index: int) -> dict[str, Any]:
+    """Rates of one contender, and its speed-up over the baseline of its precision (else over the first)."""
+    one, bases = field[index], [i for i, other in enumerate(field) if other.name.startswith(findings.BASELINE)]
+    over = next((i for i in bases if field[i].precision == one.precision), 0)
+    twins = sum(other.name == one.name for other in field[:index])
+    row: dict[str, Any] = {
+        "name": f"{one.name} #{twins + 1}" if twins else one.name,
+        "over": "" if index in bases else field[over].name,
+        "precision": one.precision,
+        "device": one.device,
+    }
+    rates = paces[index].rates
+    return row | columns("sentences_per_s", rates) | columns("speedup", rates / paces[over].rates)
+
+
+def _admit(artifact: Artifact) -> Contender:
+    if not artifact.validated:
+        raise EngineError("not validated", fix="accel_lib.validate(artifact, reference=model, texts=texts)")
+    return contender(artifact)

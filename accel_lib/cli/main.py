@@ -1,0 +1,289 @@
+"""The ``accel`` command. Each subcommand imports what it needs, so that ``accel --help`` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import accel_lib
+from accel_lib.cli import simulate, tune
+from accel_lib.errors import AccelError
+
+if TYPE_CHECKING:
+    from accel_lib.artifact import Artifact
+    from accel_lib.models import Model
+    from accel_lib.service.keys import Keys
+
+
+class _Group(TyperGroup):
+    """Shows an `AccelError` as its three lines, without a traceback, and exits with 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AccelError as error:
+            typer.secho(str(error), fg="red", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Convert a transformer encoder, serve it with a real Triton server, and measure it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+keys = typer.Typer(help="Make, list and revoke the gateway's API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"accel_lib {accel_lib.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the subcommand."""
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine and say what it can do, what it cannot, and the fix."""
+    from accel_lib.checkup import MARKS
+    from accel_lib.checkup import doctor as look
+
+    checkup = look()
+    rows = [(MARKS[f.state], f.what, f.seen, f.fix) for f in checkup.findings]
+    _table(str(checkup.machine), ("", "what", "seen", "what to do"), rows)
+    raise typer.Exit(0 if checkup.ok else 1)
+
+
+@app.command()
+def report() -> None:
+    """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
+    from accel_lib.checkup import MARKS
+    from accel_lib.checkup import doctor as look
+
+    checkup = look()
+    lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
+    lines += [f"| {MARKS[f.state]} | {f.what} | {f.seen} |" for f in checkup.findings]
+    lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
+    print("\n".join(lines))
+
+
+@app.command()
+def models() -> None:
+    """List the models this project is built around; any hub id or folder works as well."""
+    from accel_lib.models import catalogue
+
+    for entry in catalogue():
+        print(f"{entry.name}\n    {entry.task}: {entry.what}")
+
+
+@app.command()
+def load(
+    model: Annotated[str, typer.Argument(help="A model of the repository.")] = "embedding",
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests a second. Default: a closed loop.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Closed loop: requests under way.")] = 8,
+    connections: Annotated[int | None, typer.Option(help="Open loop: most requests under way.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 5,
+    rows: Annotated[int, typer.Option(help="Texts in a request.")] = 1,
+    version: Annotated[str, typer.Option(help="Version of the model. Default: the newest.")] = "",
+    texts: Annotated[str, typer.Option(help="mixed, short, or a file of texts.")] = "mixed",
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a file.")] = None,
+    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
+    target_ms: Annotated[float | None, typer.Option(help="Print the answers within so many milliseconds too.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Keep the run: a .json or .parquet file.")] = None,
+    repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
+) -> None:
+    """Start a real Triton, put load on a model, and print latency, throughput and where the time went."""
+    from accel_lib.bench.findings import batch_sizes
+    from accel_lib.load.runner import load_test as measure
+    from accel_lib.prepare import ensure
+    from accel_lib.texts import load_texts
+    from accel_lib.triton.server import serve as start
+
+    if protocol not in ("grpc", "http"):
+        raise AccelError("There is no such protocol.", seen=protocol, fix="--protocol grpc, or --protocol http")
+    sample = load_texts(texts, column=column, limit=512)
+    how: dict[str, Any] = {"rate": rate, "concurrency": concurrency, "connections": connections, "seconds": seconds}
+    with start(repository or ensure(model), models=[model]) as server:
+        run = measure(server.model(model, version), sample, rows=rows, protocol=protocol, **how)  # type: ignore[arg-type]
+    print(run)
+    if len(run.batch_sizes):
+        print(batch_sizes(run.batch_sizes))
+    if target_ms is not None:
+        print(f"{run.goodput(target_ms):,.0f} sentences/s within {target_ms:g} ms")
+    if save:
+        print(f"kept in {run.save(save).name}")
+    raise typer.Exit(1 if run.stopped else 0)
+
+
+@app.command()
+def convert(
+    model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; replaced whole.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-qdq.")] = "fp32",
+    packed: Annotated[bool, typer.Option("--packed", help="Compute without padding, for CPUs.")] = False,
+    target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
+    texts: Annotated[str, typer.Option(help="File of texts like yours: validates, and shapes the engine.")] = "mixed",
+    column: Annotated[str | None, typer.Option(help="Column of the texts in a .csv, .tsv, .jsonl or .parquet.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub token for a private id.")] = None,
+) -> None:
+    """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
+    from accel_lib.convert.onnx import to_onnx
+    from accel_lib.convert.validate import validate
+    from accel_lib.models import load_model
+    from accel_lib.texts import load_texts
+
+    sample = load_texts(texts, column=column, limit=256)
+    loaded = load_model(model, revision=revision, token=token)
+    onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else output)
+    verdict = validate(onnx, reference=loaded, texts=sample)
+    print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+    if target:
+        _build_engine(onnx, loaded, sample, target, output)
+    for file in sorted(output.iterdir()):
+        print(f"  {output.name}/{file.name}  {file.stat().st_size / 1e6:.1f} MB")
+
+
+def _build_engine(onnx: Artifact, model: Model, texts: Sequence[str], target: str, output: Path) -> None:
+    from accel_lib.convert.tensorrt import to_tensorrt
+    from accel_lib.convert.validate import validate
+    from accel_lib.machine import inspect_machine
+
+    plan = to_tensorrt(onnx, target=target, lengths=model.lengths(texts), output=output)
+    capabilities = {f"sm{gpu.compute_capability.replace('.', '')}" for gpu in inspect_machine().gpus}
+    if plan.manifest.target in capabilities:
+        verdict = validate(plan, reference=model, texts=texts)
+        print(f"{plan.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+    else:
+        print(f"{plan.name}: built; not validated, as this machine has no such GPU. Validate it there before serving.")
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models of the repository to serve; default: all that are built.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gateway; 0 takes a free one.")] = None,
+) -> None:
+    """Start Triton and the gateway in front of it; ACCEL_* variables set everything else."""
+    from accel_lib.machine import thread_environment
+
+    os.environ |= thread_environment()  # before NumPy is imported
+    from accel_lib.prepare import ensure
+    from accel_lib.service.command import run_gateway
+    from accel_lib.service.settings import Settings
+
+    asked: dict[str, Any] = {"models": tuple(model) if model else None, "port": port}
+    settings = Settings(**{name: value for name, value in asked.items() if value is not None})
+    if not settings.triton_host and (not settings.models or "embedding" in settings.models):
+        settings = settings.model_copy(update={"repository": ensure("embedding")})
+    run_gateway(settings)
+
+
+@app.command()
+def build(
+    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
+    target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
+    wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
+) -> None:
+    """Build models into the model repository, validated, or wait until another process has."""
+    from accel_lib import build as work
+
+    if wait is None:
+        work.build(names, target=target)
+    else:
+        work.wait_until_built(names, engine=target is not None, timeout_s=wait)
+
+
+@app.command()
+def ui(
+    gateway: Annotated[str, typer.Option(envvar="ACCEL_UI_GATEWAY", help="Its address.")] = "http://127.0.0.1:8000",
+    host: Annotated[str, typer.Option(envvar="ACCEL_UI_HOST", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="ACCEL_UI_PORT", help="Port to listen on; 0 takes a free one.")] = 3000,
+) -> None:
+    """Show the dashboard in a browser. $ACCEL_UI_KEY is the gateway's key it works with, $ACCEL_UI_TOKEN opens it."""
+    from accel_lib.show.dashboard.server import run_ui
+
+    run_ui(gateway, host=host, port=port)
+
+
+app.command()(tune.sweep)
+app.command()(tune.control)
+app.command()(tune.cores)
+app.command()(tune.memory)
+app.command()(simulate.simulate)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[
+        list[str] | None, typer.Option("--role", help="viewer, inference, operator or admin; may be repeated.")
+    ] = None,
+) -> None:
+    """Make a key and show it, once."""
+    with _keys() as held:
+        print(held.create(name, role or ["inference"]))
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the keys, without their secrets."""
+    import datetime
+
+    def day(seconds: float | None) -> str:
+        return "" if seconds is None else f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+    with _keys() as held:
+        rows = [
+            (key.id, key.name, ", ".join(sorted(key.roles)), day(key.created_s), day(key.revoked_s))
+            for key in held.all()
+        ]
+    _table(f"{len(rows)} keys", ("id", "name", "roles", "created", "revoked"), rows)
+
+
+@keys.command("revoke")
+def revoke_key(identity: Annotated[str, typer.Argument(metavar="ID", help="As accel keys list shows it.")]) -> None:
+    """End a key; a running gateway refuses it from the next request on."""
+    with _keys() as held:
+        held.revoke(identity)
+    print(f"revoked: {identity}")
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Keys]:
+    """The keys of the gateway that ACCEL_STATE_FILE, or the default, names."""
+    from accel_lib.service.keys import Keys
+    from accel_lib.service.settings import Settings
+    from accel_lib.service.state import State
+
+    with State(Settings().state_file) as state:
+        yield Keys(state)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=number < 2)
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)

@@ -1,0 +1,1 @@
+"""Put load on a served model, watch it, and vary its settings under the same load."""

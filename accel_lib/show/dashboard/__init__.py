@@ -1,0 +1,1 @@
+"""The web UI: five tabs over a gateway, shown by Voilà."""

@@ -1,0 +1,190 @@
+"""Triton's dynamic batcher as a discrete-event model: the same decisions, on a clock that costs nothing.
+
+Requests of one row each wait in a queue, by priority. The batcher moves them into a payload; a payload that waits for
+an instance keeps growing until an instance takes it, and two payloads an instance may wait. With priorities, a timeout
+or a queue limit none waits: Triton then makes a payload only once an instance is idle.
+
+Not in it: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a request is
+let in, or half a second later; so with a full queue, which lets none in, instances were seen idle for that long.
+
+Source: dynamic_batch_scheduler.cc, scheduler_utils.cc, rate_limiter.cc and instance_queue.cc of
+triton-inference-server/core, release 24.10; an integration test holds it to a real Triton whose model sleeps.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from accel_lib.simulation.request_queue import Waiting
+from accel_lib.triton.config import ModelConfig
+
+_ARRIVAL, _DONE, _FREE, _LOOK = range(4)
+_WAITING = 2  # payloads an instance may have waiting for it
+_NAP_S = 0.5  # after which the batcher looks even if nothing wakes it
+_TICK_S = 1e-9
+_PAST_S = 1e-6  # a look at a timeout comes so much after it
+
+
+class _Payload:
+    """Requests that will run together."""
+
+    __slots__ = ("closed", "oldest_s", "requests", "scheduled")
+
+    def __init__(self) -> None:
+        self.requests: list[int] = []
+        self.oldest_s = float("inf")
+        self.scheduled = self.closed = False
+
+
+class Scheduler:
+    """One model's batcher and instances.
+
+    Parameters
+    ----------
+    config
+        Batching, queue and instances of the model.
+    service_s
+        Seconds of an execution, from the numbers of its requests and how many executions are under way, it included.
+    answer
+        Called with a request's number, the time in seconds, and why it was refused (empty when it was answered).
+    gap_s
+        How long an instance takes from answering to its next execution.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        service_s: Callable[[Sequence[int], int], float],
+        answer: Callable[[int, float, str], None],
+        *,
+        gap_s: float = 0.0,
+    ) -> None:
+        batching = config.dynamic_batching
+        self._most = max(1, config.max_batch_size) if batching else 1
+        self._preferred = tuple(sorted(config.preferred_batch_sizes)) or (self._most,)
+        self._largest = max(self._preferred)
+        self._delay_s = config.max_queue_delay_us / 1e6 if batching else 0.0
+        self._ahead = not (config.priority_levels or config.queue_timeout_us or config.max_queue_size)
+        self._queue = Waiting(config, answer)
+        self._service_s, self._answer, self._gap_s = service_s, answer, gap_s
+        self._instances = self._idle = config.instance_count
+        self._waiting: deque[_Payload] = deque()
+        self._payload = _Payload()
+        self._full = False  # the payload takes no more
+        self._awaited = 0  # queued requests below which an arrival does not wake the batcher
+        self._events: list[tuple[float, int, int, Sequence[int]]] = []
+        self._order = 0
+        self._look_at = float("inf")
+        self._awake_s = 0.0  # when the batcher last looked
+        self.batch_sizes: list[int] = []  # of each execution
+        self.busy_s = 0.0  # summed over the instances
+        self.any_busy_s = 0.0  # in which at least one computes
+        self._computing, self._since_s = 0, 0.0
+        self.ended_s = 0.0
+
+    def send(self, request: int, at_s: float, priority: int = 0, timeout_us: int = 0) -> None:
+        """Let a request arrive; `priority` 0 is the model's default level, `timeout_us` 0 its default timeout."""
+        self._push(at_s, _ARRIVAL, (request, priority, timeout_us))
+
+    def run(self) -> None:
+        """Go from event to event until nothing is left to happen."""
+        events, waiting, queue = self._events, self._waiting, self._queue
+        while events:
+            now, _, kind, what = heapq.heappop(events)
+            if kind == _ARRIVAL:
+                queue.add(what[0], now, what[1], what[2])
+                if queue.size >= self._awaited or self._full or self._payload.closed:
+                    self._batch(now)
+                elif self._look_at == float("inf"):
+                    self._look(now + _NAP_S - (now - self._awake_s) % _NAP_S)
+            elif kind == _DONE:
+                self.ended_s = now
+                self._computing -= 1
+                self.any_busy_s += 0.0 if self._computing else now - self._since_s
+                for request in what:
+                    self._answer(request, now, "")
+                self._push(now + self._gap_s, _FREE, ())
+            elif kind == _FREE:
+                self._idle += 1
+                if not waiting:
+                    self._batch(now)
+            elif now >= self._look_at:
+                self._batch(now)
+            while waiting and self._idle:
+                self._take(now)
+                self._batch(now)
+
+    def _push(self, at_s: float, kind: int, what: Sequence[int]) -> None:
+        self._order += 1
+        heapq.heappush(self._events, (at_s, self._order, kind, what))
+
+    def _batch(self, now: float) -> None:
+        """Move waiting requests into payloads, as long as the batcher would not rather wait."""
+        self._look_at, self._awake_s = float("inf"), now  # it waits anew
+        while self._queue.size and len(self._waiting) < (self._instances * _WAITING if self._ahead else self._idle):
+            if self._full or self._payload.closed:
+                self._payload, self._full, self._awaited = _Payload(), False, 0
+            self._queue.police(now, self._most - len(self._payload.requests))
+            moved = self._decide(now)
+            if moved:
+                self._move(moved)
+            elif not self._full:
+                return
+
+    def _look(self, at_s: float) -> None:
+        self._look_at = at_s
+        self._push(at_s, _LOOK, ())
+
+    def _decide(self, now: float) -> int:
+        """How many waiting requests go into the payload now; 0 waits for more, and looks again after the delay."""
+        held, queued = len(self._payload.requests), self._queue.size
+        pending = min(queued, self._most - held)
+        if held >= self._largest:
+            self._full = True
+        if not pending:
+            return 0
+        best = max((size - held for size in self._preferred if 0 < size - held <= pending), default=0)
+        if not self._delay_s:
+            self._full = self._full or bool(best) or pending < queued or held + pending >= self._largest
+            return best or pending
+        oldest = self._queue.oldest(pending)
+        late = now - oldest >= self._delay_s - _TICK_S
+        if best and not late:
+            return best
+        if pending < queued or held + pending >= self._largest:
+            self._full = True
+            return pending
+        if late or (held and held not in self._preferred):
+            return pending
+        self._awaited = next((size for size in self._preferred if size > held + pending), self._preferred[0]) - held
+        self._look(min(oldest + self._delay_s, self._queue.closest(pending) + _PAST_S))
+        return 0
+
+    def _move(self, count: int) -> None:
+        """Take `count` waiting requests over into the payload, which from the first on waits for an instance."""
+        payload = self._payload
+        payload.oldest_s = min(payload.oldest_s, self._queue.oldest(count))
+        payload.requests += self._queue.take(count)
+        if not payload.scheduled:
+            payload.scheduled = True
+            self._waiting.append(payload)
+
+    def _take(self, now: float) -> None:
+        """An idle instance takes the next payload, with those behind it that fit and have waited out the delay."""
+        payload = self._waiting.popleft()
+        payload.closed = True
+        while self._delay_s and self._waiting and now - self._waiting[0].oldest_s > self._delay_s:
+            behind = self._waiting[0]
+            behind.closed = True  # even if it does not fit
+            if len(payload.requests) + len(behind.requests) > self._most:
+                break
+            payload.requests += self._waiting.popleft().requests
+        self._idle -= 1
+        spent = self._service_s(payload.requests, self._instances - self._idle)
+        self.batch_sizes.append(len(payload.requests))
+        self.busy_s += spent
+        self._since_s = self._since_s if self._computing else now
+        self._computing += 1
+        self._push(now + spent, _DONE, payload.requests)

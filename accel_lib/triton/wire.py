@@ -1,0 +1,93 @@
+"""Requests as Triton takes them off the wire, serialized before a run; answers, judged after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+from typing import Protocol as Shape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_lib.errors import require
+from accel_lib.ragged import Ragged, by_name
+from accel_lib.triton.config import ModelConfig
+
+_LENGTH_HEADER = "Inference-Header-Content-Length"
+Protocol = Literal["grpc", "http"]
+
+
+class Addressed(Shape):
+    """What a request is addressed to: a model, one of its versions or ``""`` for the newest, and what it takes."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+
+    @property
+    def version(self) -> str:
+        """Its version."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its configuration, which names its inputs."""
+
+
+def serialize(
+    served: Addressed,
+    rows: Sequence[NDArray[np.int64]] | Ragged,
+    *,
+    protocol: Protocol = "grpc",
+    priority: int = 0,
+    queue_timeout_us: int = 0,
+) -> Any:
+    """One request with a row a text, ready for the `Generator` of that protocol."""
+    held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
+    tensors = by_name([spec.name for spec in served.config.inputs], held.padded(0))
+    wishes = {name: value for name, value in (("priority", priority), ("timeout", queue_timeout_us)) if value}
+    return (_message if protocol == "grpc" else _post)(served, tensors, wishes)
+
+
+def fault(answer: bytes, protocol: Protocol = "grpc") -> str:
+    """What is wrong with an answer, empty if nothing is."""
+    if protocol == "grpc":
+        message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
+        content = b"".join(message.raw_output_contents)
+    else:
+        content = _binary_part(answer)
+    values = np.frombuffer(content, dtype=np.float32)
+    return "" if len(values) and np.isfinite(values).all() else "The answer is empty or not finite."
+
+
+def _message(served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
+    message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
+        model_name=served.name, model_version=served.version
+    )
+    for name, array in tensors.items():
+        message.inputs.add(name=name, datatype="INT64", shape=array.shape)
+        message.raw_input_contents.append(array.tobytes())
+    if "priority" in wishes:
+        message.parameters["priority"].uint64_param = wishes["priority"]
+    if "timeout" in wishes:
+        message.parameters["timeout"].int64_param = wishes["timeout"]
+    return bytes(message.SerializeToString())
+
+
+def _post(
+    served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
+) -> tuple[str, dict[str, str], bytes]:
+    blobs = [array.tobytes() for array in tensors.values()]
+    inputs = [
+        {"name": name, "datatype": "INT64", "shape": array.shape, "parameters": {"binary_data_size": array.nbytes}}
+        for name, array in tensors.items()
+    ]
+    head = json.dumps({"inputs": inputs, "parameters": wishes | {"binary_data_output": True}}).encode()
+    version = f"/versions/{served.version}" if served.version else ""
+    return f"/v2/models/{served.name}{version}/infer", {_LENGTH_HEADER: str(len(head))}, b"".join([head, *blobs])
+
+
+def _binary_part(answer: bytes) -> bytes:
+    """What follows the JSON of an answer whose header says, in it, how much that is."""
+    _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    return answer[end:]

@@ -1,0 +1,330 @@
+"""Kubernetes' autoscaler, replayed over a day: its formula and its delays, on replicas that a calibration describes.
+
+A replica is what `replica.curve` says of it: how long requests queue at each rate, and how busy it is. Between the
+autoscaler's looks, every 15 s, the load is spread evenly, and what replicas cannot answer waits. The rules are those of
+kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale and of the behavior fields of autoscaling/v2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from accel_lib.errors import AccelError
+from accel_lib.formatting import listed, number
+from accel_lib.measurement import Result
+from accel_lib.tuning import findings_autoscale as findings
+from accel_lib.tuning.replica import Curve
+
+SYNC_S = 15  # between two looks of the autoscaler, its default
+BURST_HOUR = 15.0
+_TOLERANCE = 0.1  # within which it leaves things alone, its default
+_WINDOW = 4  # looks that the recorded rate(…[1m]) spans
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hpa:
+    """A HorizontalPodAutoscaler; the defaults are the chart's.
+
+    Parameters
+    ----------
+    signal, target
+        ``"queue"`` with milliseconds a request waits, or ``"cpu"`` or ``"gpu"`` with a share: see `replica`.
+    min_replicas, max_replicas
+        Its bounds.
+    up_percent, up_pods, up_period_s
+        It adds at most the larger of both within a period.
+    down_window_s
+        It goes down to the most that it wanted within this time.
+    down_pods, down_period_s
+        It takes away at most so many within a period.
+    """
+
+    signal: Literal["queue", "cpu", "gpu"] = "queue"
+    target: float = 20.0
+    min_replicas: int = 1
+    max_replicas: int = 12
+    up_percent: int = 100
+    up_pods: int = 2
+    up_period_s: int = 60
+    down_window_s: int = 300
+    down_pods: int = 1
+    down_period_s: int = 120
+
+    @property
+    def column(self) -> str:
+        """Of a curve: where its signal is."""
+        return "queue_ms" if self.signal == "queue" else self.signal
+
+    @property
+    def what(self) -> str:
+        """Its signal in words."""
+        return findings.SIGNALS[self.column]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Replay(Result):
+    """A day under one policy; `frame` has one row a look.
+
+    Parameters
+    ----------
+    frame
+        ``hour``, ``rate`` (requests a second), ``replicas`` (that answer), ``paid`` (with those that start),
+        ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests turned away), ``needed`` (replicas that suffice).
+    name
+        Of the policy.
+    p95_ms
+        The latency target.
+    price_per_hour
+        Of one replica.
+    """
+
+    name: str
+    p95_ms: float
+    price_per_hour: float
+
+    @property
+    def late(self) -> float:
+        """Share of the requests that came while the p95 was over the target, or were turned away."""
+        requests = self.frame["rate"] * SYNC_S
+        over = requests[self.frame["p95_ms"] > self.p95_ms].sum()
+        turned_away = self.frame.loc[self.frame["p95_ms"] <= self.p95_ms, "shed"].sum()
+        return float((over + turned_away) / requests.sum())
+
+    @property
+    def replica_hours(self) -> float:
+        """What is paid for, replicas that start counted."""
+        return float(self.frame["paid"].sum() * SYNC_S / 3600)
+
+    @property
+    def cost_per_million(self) -> float:
+        """Price of a million answered requests, in the unit of `price_per_hour`."""
+        answered = float((self.frame["rate"] * SYNC_S).sum() - self.frame["shed"].sum())
+        return self.replica_hours * self.price_per_hour / answered * 1e6
+
+    def minutes_after(self, hour: float) -> float:
+        """Minutes from an hour until the p95 is back within the target and stays there for five minutes."""
+        after = self.frame[self.frame["hour"] >= hour]
+        good = (after["p95_ms"] <= self.p95_ms).to_numpy()
+        for step in range(len(good)):
+            if good[step : step + 300 // SYNC_S].all():
+                return step * SYNC_S / 60
+        return float("nan")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The policy as one row of a comparison."""
+        return {
+            "name": self.name,
+            "replicas_mean": float(self.frame["replicas"].mean()),
+            "changes": int((self.frame["paid"].diff().fillna(0) != 0).sum()),
+            "replicas_max": int(self.frame["replicas"].max()),
+            "late": self.late,
+            "cost_per_million": self.cost_per_million,
+        }
+
+    @property
+    def headline(self) -> str:
+        """What the day cost, and how many requests came late."""
+        return findings.replay(self.summary, self.p95_ms)
+
+    @property
+    def _table(self) -> pd.DataFrame:
+        return pd.DataFrame([self.summary])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Policies(Result):
+    """Some replays of one day, beside each other."""
+
+    replays: tuple[Replay, ...]
+
+    @property
+    def headline(self) -> str:
+        """Which policy meets the target for the least."""
+        return findings.policies(self.frame)
+
+    @property
+    def burst_minutes(self) -> dict[str, float]:
+        """Minutes from the burst of `day` until the p95 was back within the target for good; NaN if it never was."""
+        return {each.name: each.minutes_after(BURST_HOUR) for each in self.replays}
+
+    @property
+    def burst(self) -> str:
+        """What `burst_minutes` says."""
+        return findings.burst(self.burst_minutes)
+
+    def fastest(self, *names: str) -> str:
+        """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
+        minutes = {name: self.burst_minutes[name] for name in names}
+        minutes = {name: value if value == value else 1e9 for name, value in minutes.items()}
+        first = [name for name in names if minutes[name] - min(minutes.values()) <= SYNC_S / 60]
+        return listed(first) if len(first) < len(names) else "no difference"
+
+    def __getitem__(self, name: str) -> Replay:
+        """The replay of that name."""
+        return next(replay for replay in self.replays if replay.name == name)
+
+
+def day(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64]:
+    """Requests a second at every look of a day: a quiet night, two humps, noise, and a burst at three o'clock.
+
+    Parameters
+    ----------
+    peak
+        Of the evening, requests a second.
+    burst
+        By how much the load is multiplied for twenty minutes, from one look to the next.
+    """
+    hours = np.arange(0, 24, SYNC_S / 3600)
+    shape = 0.12 + 0.6 * np.exp(-(((hours - 11) / 2.6) ** 2)) + 0.88 * np.exp(-(((hours - 19.5) / 2.4) ** 2))
+    noise = np.random.default_rng(seed).normal(1.0, 0.04, len(hours))
+    during = (hours >= BURST_HOUR) & (hours < BURST_HOUR + 1 / 3)
+    rates: NDArray[np.float64] = peak * shape * np.clip(noise, 0.85, 1.15) * np.where(during, burst, 1.0)
+    return rates
+
+
+def replay(
+    replica: Curve,
+    rates: Sequence[float] | NDArray[np.float64],
+    policy: Hpa | int,
+    *,
+    p95_ms: float,
+    start_s: float,
+    deadline_s: float = 10.0,
+    price_per_hour: float = 1.0,
+    name: str = "",
+) -> Replay:
+    """A day under an autoscaler, or under a fixed number of replicas.
+
+    Parameters
+    ----------
+    replica
+        What one replica does.
+    rates
+        Requests a second at every look.
+    policy
+        The autoscaler, or a number of replicas.
+    p95_ms
+        The latency target.
+    start_s
+        From the decision to a replica that answers: node, image, engine and model.
+    deadline_s
+        The gateway turns away what would wait longer.
+    price_per_hour
+        Of one replica.
+
+    Raises
+    ------
+    AccelError
+        Bounds that cannot be, a target that is not above zero, or a signal that was not measured.
+    """
+    if isinstance(policy, Hpa) and not (policy.target > 0 and 1 <= policy.min_replicas <= policy.max_replicas):
+        raise AccelError(
+            "That autoscaler cannot be.", seen=policy, fix="Hpa(target=20, min_replicas=1, max_replicas=4)"
+        )
+    if isinstance(policy, Hpa) and replica.frame[policy.column].isna().any():
+        raise AccelError(
+            "The autoscaler has no such signal.",
+            seen=f"{policy.what} was not measured",
+            fix="calibrate a server that this machine runs: accel_lib.serve()",
+        )
+    fleet = _Fleet(replica, policy, start_s=start_s, deadline_s=deadline_s)
+    frame = pd.DataFrame([fleet.look(step, float(rate)) for step, rate in enumerate(rates)])
+    frame["needed"] = replica.needed(frame["rate"], p95_ms)
+    frame.attrs["machine"] = replica.machine
+    return Replay(frame=frame, name=name or _name(policy), p95_ms=p95_ms, price_per_hour=price_per_hour)
+
+
+def policies(
+    replica: Curve, rates: Sequence[float] | NDArray[np.float64], chosen: Mapping[str, Hpa | int], **settings: Any
+) -> Policies:
+    """The same day under some policies; `settings` as of `replay`."""
+    replays = tuple(replay(replica, rates, policy, name=name, **settings) for name, policy in chosen.items())
+    frame = pd.DataFrame([each.summary for each in replays])
+    frame.attrs["machine"] = replica.machine
+    return Policies(frame=frame, replays=replays)
+
+
+class _Fleet:
+    """Replicas, those that start, and the requests that wait; and the autoscaler that looks at them."""
+
+    def __init__(self, replica: Curve, policy: Hpa | int, *, start_s: float, deadline_s: float) -> None:
+        self._replica, self._hpa = replica, policy if isinstance(policy, Hpa) else None
+        self._ready = policy if isinstance(policy, int) else policy.min_replicas
+        self._loads = replica.frame["share"].to_numpy()
+        self._curves = {column: replica.frame[column].to_numpy() for column in (*findings.SIGNALS, "p95_ms")}
+        self._start, self._deadline_s = max(1, round(start_s / SYNC_S)), deadline_s
+        self._starting: list[int] = []
+        self._waiting = 0.0
+        self._seen: list[float] = []
+        self._wanted: list[int] = []
+        self._paid: list[int] = []
+
+    def look(self, step: int, rate: float) -> dict[str, float]:
+        """What happened since the last look, and what the autoscaler makes of it."""
+        self._ready += sum(at <= step for at in self._starting)
+        self._starting = [at for at in self._starting if at > step]
+        capacity = self._ready * self._replica.capacity
+        waiting = max(0.0, self._waiting + (rate - capacity) * SYNC_S)
+        self._waiting = min(waiting, capacity * self._deadline_s)
+        wait_ms = 1e3 * self._waiting / capacity
+        load = 1.0 if self._waiting else min(rate / capacity, 1.0)
+        row = {column: float(np.interp(load, self._loads, values)) for column, values in self._curves.items()}
+        row["queue_ms"] += wait_ms
+        row["p95_ms"] += wait_ms
+        answering, paid = self._ready, self._ready + len(self._starting)
+        self._paid.append(paid)
+        if self._hpa:
+            self._seen.append(row[self._hpa.column])
+            self._scale(step, self._hpa)
+        return {
+            "hour": step * SYNC_S / 3600,
+            "rate": rate,
+            "replicas": answering,
+            "paid": paid,
+            **row,
+            "shed": waiting - self._waiting,
+        }
+
+    def _scale(self, step: int, hpa: Hpa) -> None:
+        total = self._ready + len(self._starting)
+        wanted = max(hpa.min_replicas, min(hpa.max_replicas, self._desired(hpa, total)))
+        self._wanted.append(wanted)
+        if wanted > total:
+            before = self._paid[max(0, step - hpa.up_period_s // SYNC_S)]
+            most = max(math.ceil(before * (1 + hpa.up_percent / 100)), before + hpa.up_pods)
+            self._starting += [step + self._start] * (min(wanted, most) - total)
+        elif wanted < total:
+            window = max(1, hpa.down_window_s // SYNC_S)
+            before = self._paid[max(0, step - hpa.down_period_s // SYNC_S)]
+            left = max(max(self._wanted[-window:]), before - hpa.down_pods)
+            if left < total:
+                gone = total - left
+                self._starting, still = self._starting[: max(0, len(self._starting) - gone)], len(self._starting)
+                self._ready -= max(0, gone - still)
+
+    def _desired(self, hpa: Hpa, total: int) -> int:
+        """The formula: replicas times metric over target. Pods that start count as idle when it goes up."""
+        ratio = statistics.fmean(self._seen[-_WINDOW:]) / hpa.target
+        if ratio > 1 and self._starting:
+            ratio *= self._ready / total
+            if ratio <= 1:
+                return total
+        if abs(ratio - 1) <= _TOLERANCE:
+            return total
+        return math.ceil(total * ratio)
+
+
+def _name(policy: Hpa | int) -> str:
+    if isinstance(policy, int):
+        return f"{policy} replicas, fixed"
+    target = f"{number(policy.target)} ms" if policy.signal == "queue" else f"{policy.target:.0%}"
+    return f"{policy.what} {target}"

@@ -1,0 +1,93 @@
+"""What one replica does at every load: how long requests wait in it, and what an autoscaler could read of it.
+
+Both utilisations are as Kubernetes gets them. The GPU's is NVML's: the share of the time in which anything runs on it,
+however little of the card that takes; so with several instances, the time in which any of them executes. The
+processor's is the processor seconds of a pod in a second, over the cores that it requests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from accel_lib.machine import inspect_machine
+from accel_lib.measurement import Result
+from accel_lib.simulation.service_time import ServiceTime
+from accel_lib.simulation.simulator import simulate
+from accel_lib.tuning import findings_autoscale as findings
+
+_LOADS = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+_SATURATED = 64  # requests under way at which a replica is as fast as it gets
+_REQUESTS = 3_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Curve(Result):
+    """One replica at every load.
+
+    Parameters
+    ----------
+    frame
+        ``share`` (of capacity), ``rate`` (requests a second), ``queue_ms``, ``p95_ms``, and the utilisations as
+        shares: ``cpu`` (of the requested cores; NaN if the calibration could not measure it) and ``gpu``.
+    capacity
+        Requests a second that a replica answers at most.
+    """
+
+    capacity: float
+
+    @property
+    def headline(self) -> str:
+        """Which signal still says something near the limit."""
+        return findings.curve(self.frame)
+
+    def load_within(self, p95_ms: float) -> float:
+        """The share of its capacity up to which a replica's p95 stays under a limit."""
+        frame = self.frame
+        if p95_ms <= frame["p95_ms"].iloc[0]:
+            return float(frame["share"].iloc[0])
+        return float(np.interp(p95_ms, frame["p95_ms"], frame["share"]))
+
+    def needed(self, rates: ArrayLike, p95_ms: float) -> NDArray[np.int64]:
+        """Replicas that answer these requests a second within a p95."""
+        each = self.capacity * self.load_within(p95_ms)
+        return np.maximum(1, np.ceil(np.asarray(rates, dtype=float) / each)).astype(np.int64)
+
+    def at(self, column: str, load: float) -> float:
+        """A column at some share of the capacity."""
+        return float(np.interp(load, self.frame["share"], self.frame[column]))
+
+
+def curve(service: ServiceTime, *, cores: float | None = None) -> Curve:
+    """What one replica does at every load, simulated from a calibration.
+
+    Parameters
+    ----------
+    service
+        What `fit_simulator` measured, its processor time among it.
+    cores
+        That the replica's pod requests; if left out, those of this machine.
+
+    Raises
+    ------
+    AccelError
+        The calibration has no cost for its own number of instances.
+    """
+    cores = cores or inspect_machine().cores
+    cost, instances = service.cost(service.config), service.config.instance_count
+    capacity = simulate(service, concurrency=_SATURATED, requests=_REQUESTS).throughput
+    rows = []
+    for rate in (load * capacity for load in _LOADS):
+        run = simulate(service, rate=rate, requests=_REQUESTS)
+        row = {"share": rate / capacity, "rate": rate, "p95_ms": run.p95_ms}
+        row["queue_ms"] = run.summary["queue_ms"].iloc[0]
+        row["cpu"] = (run.busy * instances * cost.cores + rate * cost.request_cpu / 1e3) / cores
+        rows.append(row | {"gpu": min(1.0, run.any_busy)})
+    frame = pd.DataFrame(rows)
+    for column in (*findings.SIGNALS, "p95_ms"):  # chance must not make more load look like less
+        frame[column] = np.maximum.accumulate(frame[column])
+    frame.attrs["machine"] = service.machine
+    return Curve(frame=frame, capacity=capacity)

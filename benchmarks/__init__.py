@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside what you would pick instead."""

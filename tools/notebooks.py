@@ -1,0 +1,274 @@
+"""Run the course's notebooks headless: ``python -m tools.notebooks --help``."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from accel_lib.errors import require
+from accel_lib.machine import cache_dir, inspect_machine, project_root
+
+NOTEBOOKS = (
+    "00_start_here",
+    "01_pytorch_to_onnx",
+    "02_onnx_to_tensorrt",
+    "03_triton_in_a_notebook",
+    "04_measuring_honestly",
+    "05_dynamic_batching",
+    "06_queues_under_pressure",
+    "07_predict_it",
+    "08_tune_and_control",
+    "09_an_embedding_service",
+    "10_versions_and_experiments",
+    "11_to_kubernetes",
+    "your_model",
+)
+MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NotebookRun:
+    """One executed notebook: its name, cells, duration, and the cell that failed, if one did."""
+
+    name: str
+    cells: int
+    seconds: float
+    failure: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``"passed"``, or the failing cell."""
+        return self.failure or "passed"
+
+
+def run_notebooks(
+    paths: Sequence[Path],
+    *,
+    output: Path,
+    parameters: dict[str, Any] | None = None,
+    fresh: bool = False,
+    nbval: bool = False,
+    cell_timeout_s: int = 600,
+) -> list[NotebookRun]:
+    """Execute notebooks one after the other, each in its own kernel, with a line of progress each.
+
+    Parameters
+    ----------
+    paths
+        Notebook files.
+    output
+        Folder for the executed copies.
+    parameters
+        Values for the cell tagged ``parameters``.
+    fresh
+        Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
+    nbval
+        Have nbval execute the copies, which sees what papermill does not: a cell whose widget swallowed an error.
+    cell_timeout_s
+        Longest time one cell may take.
+
+    Returns
+    -------
+    list of NotebookRun
+        One for each notebook, also for those that failed.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for path in paths:
+        with _surroundings(fresh):
+            run = _run(path.resolve(), output.resolve() / path.name, parameters or {}, cell_timeout_s, nbval=nbval)
+        mark = "✗" if run.failure else "✓"
+        print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
+        runs.append(run)
+    return runs
+
+
+def summarize(runs: Sequence[NotebookRun], path: Path, *, status: int = 0, files: Sequence[Path] = ()) -> None:
+    """Write a headless run as JSON: where it ran, each notebook's seconds and verdict, and what else was measured.
+
+    Parameters
+    ----------
+    runs
+        What `run_notebooks` returned.
+    path
+        File to write.
+    status
+        Exit status of the whole.
+    files
+        JSON files of further experiments, taken in under their names.
+    """
+    machine = inspect_machine()
+    summary = {
+        "passed": status == 0,
+        "machine": str(machine),
+        "gpus": [str(gpu) for gpu in machine.gpus],
+        "place": machine.place,
+        "versions": machine.versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notebooks": [dataclasses.asdict(run) | {"verdict": run.verdict} for run in runs],
+        **{file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def keep_outputs(path: Path, copy: Path) -> None:
+    """Write the outputs of an executed copy into the notebook itself, and nothing else of the copy.
+
+    The figure of a cell tagged ``readme`` also goes to ``images/`` beside the notebook, for the README.
+    """
+    notebook, executed = _read(path), {cell.id: cell for cell in _read(copy).cells}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = executed[cell.id].outputs
+            cell.execution_count = executed[cell.id].execution_count
+        if "readme" in cell.metadata.get("tags", []):
+            _keep_figure(cell, path.parent / "images" / f"{path.stem}.png")
+    path.write_text(require("nbformat", extra="notebook").writes(notebook) + "\n", encoding="utf-8")
+
+
+def _keep_figure(cell: Any, file: Path) -> None:
+    figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(base64.b64decode(figures[-1]))
+
+
+def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int, *, nbval: bool) -> NotebookRun:
+    papermill = require("papermill", extra="notebook")
+    bar = {"desc": path.stem, "leave": False, "disable": not sys.stderr.isatty(), "mininterval": 0}
+    bar["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
+    source = _read(path)
+    copy.unlink(missing_ok=True)
+    started, failure = time.monotonic(), ""
+    try:
+        papermill.execute_notebook(
+            input_path=path,
+            output_path=copy,
+            parameters=parameters,
+            cwd=path.parent,
+            kernel_name="python3",
+            language="python",
+            progress_bar=bar,
+            execution_timeout=cell_timeout_s,
+            coalesce_streams=True,  # else a line printed in two parts is stored as two
+            extra_arguments=["--log-level=ERROR"],
+            prepare_only=nbval,
+        )
+        if nbval:
+            failure = _nbval(copy, cell_timeout_s)
+    except Exception as error:  # a cell raised, ran out of time or killed its kernel: each has its own type
+        failure = _failure(source, copy, error)
+    return NotebookRun(name=path.stem, cells=len(source.cells), seconds=time.monotonic() - started, failure=failure)
+
+
+def _nbval(copy: Path, cell_timeout_s: int) -> str:
+    """Execute a notebook by nbval; what failed, or nothing."""
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", f"--nbval-cell-timeout={cell_timeout_s}", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"nbval: {done.stdout[-2_000:]}{done.stderr[-1_000:]}" if done.returncode else ""
+
+
+def _failure(source: Any, copy: Path, error: Exception) -> str:
+    """Name the last cell that was started: its number, tags and first line, and the error."""
+    reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
+    executed = _read(copy).cells if copy.is_file() else []
+    started = [cell for cell in executed if cell.metadata.get("papermill", {}).get("start_time")]
+    if not started:
+        return f"before the first cell: {reason}"
+    last = started[-1]
+    number = next((str(n) for n, cell in enumerate(source.cells, 1) if cell.id == last.id), "of injected parameters")
+    tags = "".join(f" [{tag}]" for tag in last.metadata.get("tags", []))
+    return f"cell {number}{tags} `{last.source.strip().splitlines()[0]}` {reason}"
+
+
+@contextlib.contextmanager
+def _surroundings(fresh: bool) -> Iterator[None]:
+    """Environment of the kernels: headless, and with `fresh` an empty cache and repository that vanish afterwards."""
+    with tempfile.TemporaryDirectory(prefix="accel-") as folder:
+        changed = {"ACCEL_HEADLESS": "1"}
+        if fresh:
+            triton = cache_dir("triton")
+            triton.mkdir(parents=True, exist_ok=True)
+            home = Path(folder, "cache")
+            home.mkdir()
+            (home / "triton").symlink_to(triton.resolve(), target_is_directory=True)
+            changed |= {"ACCEL_HOME": str(home), "ACCEL_REPOSITORY": str(Path(folder, "model_repository"))}
+        before = dict(os.environ)
+        os.environ.update(changed)
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _read(path: Path) -> Any:
+    return require("nbformat", extra="notebook").read(path, as_version=4)
+
+
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; more names those of more/.")
+    ] = None,
+    but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
+    ] = False,
+    nbval: Annotated[bool, typer.Option("--nbval", help="Execute by nbval instead of papermill.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
+    ] = None,
+    cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
+) -> None:
+    """Run notebooks headless, by default the course; print a table, and exit with 1 if one fails."""
+    if write and nbval:
+        raise typer.BadParameter("nbval keeps no outputs: --write alone")
+    asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
+    chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
+    paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
+    values = dict(_value(text) for text in parameter or [])
+    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
+    passed = sum(not run.failure for run in runs)
+    print(f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s")
+    if write:
+        for path, run in zip(paths, runs, strict=True):
+            if not run.failure:
+                keep_outputs(path, output / path.name)
+    raise typer.Exit(0 if passed == len(runs) else 1)
+
+
+def _notebook(path: Path) -> Path:
+    if path.is_file():
+        return path
+    known = ", ".join(file.stem for file in sorted(path.parent.glob("*.ipynb")))
+    raise typer.BadParameter(f"the course has no notebook {path.stem}; it has {known}")
+
+
+def _value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise typer.BadParameter(f"a parameter is NAME=VALUE, such as -p QUICK=False: {text}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+if __name__ == "__main__":
+    typer.run(main)
