@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from accel_lib.artifact import Task
 from accel_lib.ragged import Ragged
@@ -32,6 +33,7 @@ Caller = Annotated[Principal, Depends(needs("inference"))]
 VERSION_HEADER, PRIORITY_HEADER = "x-model-version", "x-request-priority"
 _OFF_LOOP_ROWS = 32  # answers of more rows are written by another thread
 _SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "passage"}
+_Request = TypeVar("_Request", bound=BaseModel)
 _Result = TypeVar("_Result")
 
 
@@ -61,7 +63,7 @@ class Answer:
 @router.post("/v1/embeddings", **described(EmbeddingRequest, EmbeddingResponse))
 async def embeddings(request: Request, caller: Caller) -> Response:
     """Embed one text or many."""
-    asked = parse(EmbeddingRequest, await request.body())
+    asked = await read(EmbeddingRequest, request)
     catalogue: Catalogue = request.app.state.catalogue
     model, input_type = _addressed(catalogue, asked.model or catalogue.only("embedding"))
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
@@ -85,7 +87,7 @@ async def embeddings(request: Request, caller: Caller) -> Response:
 @router.post("/v1/classify", **described(ClassifyRequest, ClassifyResponse))
 async def classify(request: Request, caller: Caller) -> Response:
     """Say which class each text is of."""
-    asked = parse(ClassifyRequest, await request.body())
+    asked = await read(ClassifyRequest, request)
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     inputs = Inputs(texts=texts, truncate=asked.truncate)
     model = asked.model or request.app.state.catalogue.only("classification")
@@ -105,6 +107,11 @@ async def classify(request: Request, caller: Caller) -> Response:
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
     head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}
     return await respond(request, answer, lambda: to_json(head | {"data": data, "usage": usage}))
+
+
+async def read(schema: type[_Request], request: Request) -> _Request:
+    """A request's body, checked; raises the `Problem` 400 that names the first field at fault."""
+    return parse(schema, await request.body(), max_inputs=request.app.state.settings.max_inputs)
 
 
 async def infer(

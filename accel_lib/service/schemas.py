@@ -7,22 +7,23 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     GetJsonSchemaHandler,
     Tag,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
 from accel_lib.service.problems import Problem
 from accel_lib.service.served import InputType, Truncate
 from accel_lib.service.validation import explained, read_json
 
-MAX_INPUTS = 2048
 _REFUSED: Literal["forbid"] = "forbid"
 _NULL = {"type": "null"}
 
@@ -33,6 +34,17 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _few(value: Any, info: ValidationInfo) -> Any:
+    most = (info.context or {}).get("max_inputs")
+    if most is not None and isinstance(value, list) and len(value) > most:
+        found = {"field_type": "List", "max_length": most, "actual_length": len(value)}
+        raise PydanticKnownError("too_long", found)
+    return value
+
+
+NotTooMany = BeforeValidator(_few)  # as the settings say, which a class cannot know
+
+
 def one_or_many(value: Any) -> str | None:
     """Which alternative of a single value or a list of them a value is meant to be."""
     return "one" if isinstance(value, str) else "many" if isinstance(value, list) else None
@@ -40,8 +52,7 @@ def one_or_many(value: Any) -> str | None:
 
 Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 Texts = Annotated[
-    Annotated[Text, Tag("one")]
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("many")],
+    Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
     Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of texts"),
 ]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -254,8 +265,8 @@ class ErrorBody(BaseModel):
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
-def parse(schema: type[_Request], body: bytes) -> _Request:
-    """A request's body, checked.
+def parse(schema: type[_Request], body: bytes, *, max_inputs: int | None = None) -> _Request:
+    """A request's body, checked, with at most so many texts in a list.
 
     Raises
     ------
@@ -264,7 +275,7 @@ def parse(schema: type[_Request], body: bytes) -> _Request:
     """
     data = read_json(body)
     try:
-        return schema.model_validate(data)
+        return schema.model_validate(data, context={"max_inputs": max_inputs})
     except ValidationError as error:
         raise explained(error.errors(include_url=False)[0], data) from error
 

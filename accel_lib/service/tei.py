@@ -23,12 +23,12 @@ from accel_lib.service.inference import (
     infer,
     normalized,
     off_loop,
+    read,
     respond,
     shortened,
     to_json,
 )
 from accel_lib.service.problems import Problem
-from accel_lib.service.schemas import parse
 from accel_lib.service.served import Catalogue, Inputs, ServedVersion
 from accel_lib.service.tei_schemas import (
     MOST_TOKENS,
@@ -65,7 +65,7 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 @router.post("/embed", **described(EmbedRequest, None, content=_content(_VECTORS)))
 async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
-    asked = parse(EmbedRequest, await request.body())
+    asked = await read(EmbedRequest, request)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     inputs = Inputs(texts=texts, truncate=asked.side, by_name=True, prompt_name=asked.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
@@ -77,7 +77,7 @@ async def embed(request: Request, caller: Caller) -> Response:
 @router.post("/similarity", **described(SimilarityRequest, None, content=_content(_NUMBERS)))
 async def similarity(request: Request, caller: Caller) -> Response:
     """Cosine of a text with each of some others, by the first model that embeds."""
-    asked = parse(SimilarityRequest, await request.body())
+    asked = await read(SimilarityRequest, request)
     how, texts = asked.parameters, [asked.inputs.source_sentence, *asked.inputs.sentences]
     inputs = Inputs(texts=texts, truncate=how.side, by_name=True, prompt_name=how.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
@@ -88,7 +88,7 @@ async def similarity(request: Request, caller: Caller) -> Response:
 @router.post("/predict", **described(PredictRequest, None, content=_content(_ONE_OR_MANY)))
 async def predict(request: Request, caller: Caller) -> Response:
     """Classify a text, a pair of texts, or a batch of either, with the first model for it."""
-    asked = parse(PredictRequest, await request.body())
+    asked = await read(PredictRequest, request)
     batch = isinstance(asked.inputs, list) and isinstance(asked.inputs[0], list)
     parts: Sequence[Any] = asked.inputs if batch else [asked.inputs]
     items = [[part] if isinstance(part, str) else part for part in parts]
@@ -122,7 +122,7 @@ async def root(request: Request, caller: Caller) -> Response:
 @router.post("/tokenize", **described(TokenizeRequest, None, content=_content(_TOKENS)))
 async def tokenize(request: Request, _: Caller) -> Response:
     """The tokens of each text, uncut, by the tokenizer of the model behind these endpoints."""
-    asked = parse(TokenizeRequest, await request.body())
+    asked = await read(TokenizeRequest, request)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     _check_size(sum(map(len, texts)), "inputs", "characters")
     served = _served(request)
@@ -137,7 +137,7 @@ async def tokenize(request: Request, _: Caller) -> Response:
 @router.post("/decode", **described(DecodeRequest, None, content=_content(_TEXTS)))
 async def decode(request: Request, _: Caller) -> Response:
     """The texts that token ids of the model behind these endpoints stand for."""
-    asked = parse(DecodeRequest, await request.body())
+    asked = await read(DecodeRequest, request)
     rows: Sequence[Any] = asked.ids if isinstance(asked.ids[0], list) else [asked.ids]
     _check_size(sum(map(len, rows)), "ids", "tokens")
     tokenizer, special = _served(request).tokenizers["right"], not asked.skip_special_tokens

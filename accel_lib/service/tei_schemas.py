@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from accel_lib.service.schemas import MAX_INPUTS, Body, Text, Texts
+from accel_lib.service.schemas import Body, NotTooMany, Text, Texts
 from accel_lib.service.served import Truncate
 
 MOST_TOKENS = 65_536  # of a request whose answer is tokens or made of them, and characters of one that asks for tokens
@@ -54,7 +54,7 @@ class Sentences(_Body):
     """A text, and those that it is compared with."""
 
     source_sentence: Text
-    sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+    sentences: Annotated[list[Text], Field(min_length=1, fail_fast=True), NotTooMany]
 
 
 class SimilarityRequest(_Body):
@@ -95,7 +95,7 @@ class PredictRequest(Cut):
     inputs: Annotated[
         Annotated[Text, Tag("text")]
         | Annotated[_Pair, Tag("pair")]
-        | Annotated[list[_Pair], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("batch")],
+        | Annotated[list[_Pair], Field(min_length=1, fail_fast=True), NotTooMany, Tag("batch")],
         Discriminator(
             _shape,
             custom_error_type="wrong_type",
@@ -148,7 +148,7 @@ class DecodeRequest(_Body):
 
     ids: Annotated[
         Annotated[_Ids, Tag("one")]
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True), Tag("many")],
+        | Annotated[list[_Ids], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
         Discriminator(
             _one_or_many_rows,
             custom_error_type="wrong_type",
