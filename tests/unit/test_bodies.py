@@ -43,7 +43,7 @@ def _required(body):
     given = {
         "input": "a", "inputs": "a", "source_sentence": "a", "sentences": ["a"], "count": 1, "enable": True,
         "model": "m", "weights": {"1": 1}, "action": "promote", "version": "1", "version_policy": "all",
-        "dynamic_batching": {}, "instance_group": {"count": 1}, "response_cache": {"enable": True},
+        "ids": [1], "dynamic_batching": {}, "instance_group": {"count": 1}, "response_cache": {"enable": True},
     }  # fmt: skip
     if body is SimilarityRequest:
         given["inputs"] = {"source_sentence": "a", "sentences": ["b"]}
