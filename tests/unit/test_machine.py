@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import stat
+import sys
+import types
 
 import pytest
 
@@ -59,6 +61,47 @@ def test_a_container_limits_the_cores_and_the_memory(cgroup):
     machine = inspect_machine()
     assert machine.cores == 1
     assert machine.memory_bytes == 512 * 2**20
+
+
+@pytest.fixture
+def many_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_threads_follow_the_quota_in_the_gateway_in_tritons_stub_and_in_one_process(cgroup, monkeypatch, tmp_path):
+    (cgroup / "cpu.max").write_text("200000 100000\n")
+    assert machine_module.cores() == inspect_machine().cores == 2
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("stub"))
+    from accel_lib.triton.backend import thread_count
+
+    one, two = ({"instance_group": [{"count": count, "kind": "KIND_CPU"}]} for count in (1, 2))
+    assert (thread_count(one, {}), thread_count(two, {}), thread_count(one, {"threads": "5"})) == (2, 1, 5)
+    from accel_lib.service.app import create_app
+    from accel_lib.service.settings import Settings
+
+    app = create_app(Settings(state_file=tmp_path / "state", repository=tmp_path))
+    assert app.state.workers == 2
+    app.state.state.close()
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_what_knows_no_quota_is_told_unless_the_user_says_more(cgroup, monkeypatch):
+    (cgroup / "cpu.max").write_text("300000 100000\n")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "7")
+    assert machine_module.thread_environment() == {"OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.usefixtures("many_cores")
+def test_quotas_of_the_groups_above_count_too(cgroup, monkeypatch):
+    monkeypatch.setattr(machine_module, "_groups", lambda _: ["", "a.slice/", "a.slice/b.service/"])
+    for folder, quota in (("a.slice", "400000"), ("a.slice/b.service", "max")):
+        (cgroup / folder).mkdir()
+        (cgroup / folder / "cpu.max").write_text(f"{quota} 100000\n")
+        (cgroup / folder / "memory.max").write_text(f"{2**28}\n" if quota != "max" else "max\n")
+    assert (inspect_machine().cores, inspect_machine().memory_bytes) == (4, 2**28)
 
 
 def test_an_older_container_limits_them_too(cgroup):
