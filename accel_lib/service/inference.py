@@ -102,7 +102,7 @@ async def classify(request: Request, caller: Caller) -> Response:
             "num_classes": len(labels),
             "scores": dict(zip(names, row.tolist(), strict=True)),
         }
-        for index, row in enumerate(to_scores(answer.output, manifest.activation))
+        for index, row in enumerate(to_scores(answer.output, "identity" if asked.raw_scores else manifest.activation))
     ]
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
     head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": model}

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from accel_lib.errors import StateError
+from accel_lib.tables import short
 
 _STATE_RETRY_S = 5.0
 _TYPES = {
@@ -97,8 +98,11 @@ def install(app: FastAPI) -> None:
         return problem.response()
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return Problem(error.status_code, str(error.detail), headers=error.headers).response()
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        path = short(request.url.path)
+        known = {404: f"There is no endpoint {path}; /docs lists them.", 405: f"{path} takes no {request.method}."}
+        message = known.get(error.status_code, str(error.detail))
+        return Problem(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(StateError)
     async def _state(_: Request, error: StateError) -> JSONResponse:

@@ -177,6 +177,7 @@ class ClassifyRequest(_TextBody):
     model: ModelName | None = Field(default=None, description="May be left out where only one model classifies.")
     input: Texts
     truncate: Truncate = "NONE"
+    raw_scores: bool = Field(default=False, description="Give logits, without the model's own function.")
     user: str | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import time
 
 import httpx
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 import accel_lib
+from accel_lib.service.app import refresh
 from accel_lib.triton.repository import default_config
 from tests.gateways import gateway_on
-from tests.tiny import NOISE, TABLE, WIDTH, end_at_once, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import NOISE, TABLE, WIDTH, end_at_once, tiny_artifact, tiny_model, tiny_texts, tokenizer
 
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(40)
@@ -116,6 +118,22 @@ def test_a_symmetric_model_embeds_queries_and_passages_alike(client, suffix):
     np.testing.assert_array_equal(vectors(ask(client, input_type=suffix[1:])), vectors(ask(client)))
 
 
+def test_a_models_own_name_may_end_like_a_suffix(server, gateway, client, tmp_path):
+    server.add("embedding-query", tiny_artifact(tmp_path / "other", NOISE))
+    refresh(gateway.app)
+    try:
+        own = vectors(ask(client, model="embedding-query"))
+        sums = NOISE[tokenizer()([TEXTS[0]])[0]].sum(axis=0)
+        np.testing.assert_allclose(own[0], sums / np.linalg.norm(sums), atol=1e-6)
+        np.testing.assert_array_equal(vectors(ask(client, model="embedding-query-passage")), own)
+        assert "embedding, embedding-query" in refused(ask(client, model=None), 400, "missing", "model")
+        server.unload("embedding-query")
+        refresh(gateway.app)
+        refused(ask(client, model="embedding-query"), 404, "model_not_found", "model")
+    finally:
+        shutil.rmtree(server.repository / "embedding-query")
+
+
 def test_a_text_that_is_too_long_is_refused_or_cut_where_asked(client):
     words = [f"w{1 + i % 150}" for i in range(90)]
     assert "90 tokens" in refused(ask(client, input=["w1", " ".join(words)]), 400, "context_length_exceeded", "input")
@@ -140,6 +158,9 @@ def test_a_classification_names_label_and_probabilities(client):
     assert set(one) == {"index", "label", "probs", "num_classes", "scores"}
     assert sum(one["probs"]) == pytest.approx(1, abs=1e-5)
     assert one["label"] == LABELS[int(EXPECTED[1].argmax())] == max(one["scores"], key=one["scores"].get)
+    raw = client.post("/v1/classify", json={"input": TEXTS[1], "raw_scores": True}).json()["data"][0]
+    np.testing.assert_allclose(raw["probs"], EXPECTED[1], atol=1e-6)
+    assert raw["label"] == one["label"]
 
 
 def test_text_embeddings_inference_shapes(client):
@@ -227,7 +248,8 @@ def test_what_is_not_there_is_a_404(client):
     refused(ask(client, model="nothing"), 404, "model_not_found", "model")
     answer = client.post("/v1/embeddings", json={"model": "embedding", "input": "w1"}, headers={"x-model-version": "9"})
     refused(answer, 404, "version_not_found")
-    refused(client.get("/v1/nothing"), 404)
+    assert "/v1/nothing" in refused(client.get("/v1/nothing"), 404)
+    assert "/embed takes no PUT" in refused(client.put("/embed", json={}), 405)
     refused(ask(client, model="sentiment"), 400, "wrong_task", "model")
 
 
