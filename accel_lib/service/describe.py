@@ -15,12 +15,13 @@ _ERRORS = {
     404: "No such model or version.",
     409: "The model, the version or the experiment is not in a state for this.",
     413: "The body is too large.",
+    415: "The body is in another encoding than gzip.",
     429: "A quota is used up (`rate_limit_exceeded`), or the answer would be late (`queue_full`).",
     500: "The model failed, or its answer was no use and was held back.",
     503: "Starting, restarting or shutting down.",
     504: "The deadline passed.",
 }
-_TEXT_CODES = (400, 401, 403, 404, 413, 429, 500, 503, 504)
+_TEXT_CODES = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
 _SECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."}
 _MILLISECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "The same in milliseconds."}
 _ID = {"schema": {"type": "string"}, "description": "The request's id, the client's own if it sent one."}

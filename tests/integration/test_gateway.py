@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -317,3 +318,53 @@ def test_openapi_shows_every_code_with_an_example_of_the_request(client):
         assert operation["requestBody"]["content"]["application/json"]["examples"]
         assert operation["security"]
         assert "422" not in str(sorted(operation["responses"]))
+
+
+def peak_mb():
+    """The most memory that this process had since `forget_peak`."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def forget_peak():
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+LONG, SPACES, MANY = "w1 " * 35_000, "w1" + " " * 2_000_000 + "w2", ["w1 " * 1_000] * 2_048
+PAIR, PAIRS = ["w1 " * 2_000, "w2 " * 50_000], [["w1 " * 60, "w2 " * 500]] * 2_048
+CUT_IN_NIM, CUT_IN_TEI = ({}, {"truncate": "END"}), ({}, {"truncate": True})
+
+
+@pytest.mark.parametrize(
+    ("path", "bodies", "ways"),
+    [
+        ("/v1/embeddings", [{"model": "embedding", "input": each} for each in (LONG, SPACES, MANY)], CUT_IN_NIM),
+        ("/v1/classify", [{"model": "sentiment", "input": each} for each in (LONG, SPACES, MANY)], CUT_IN_NIM),
+        ("/embed", [{"inputs": each} for each in (LONG, SPACES, MANY)], CUT_IN_TEI),
+        ("/predict", [{"inputs": each} for each in (LONG, SPACES, PAIR, PAIRS)], CUT_IN_TEI),
+        ("/similarity", [{"inputs": {"source_sentence": LONG, "sentences": MANY}}], ({},)),
+        ("/tokenize", [{"inputs": each} for each in (LONG, SPACES, MANY)], ({},)),
+    ],
+)
+def test_a_large_request_takes_memory_by_its_size_on_every_path_of_texts(server, tmp_path, path, bodies, ways):
+    with gateway_on(server, tmp_path) as own, own.client() as client:
+        assert client.post("/embed", json={"inputs": "w1"}).status_code == 200
+        forget_peak()
+        before = peak_mb()
+        for body in bodies:
+            for way in ways:
+                answer = client.post(path, json=body | way)
+                assert answer.status_code in (200, 400), answer.text[:300]
+        assert peak_mb() - before < 150
+
+
+@pytest.mark.parametrize(("allowed", "sent", "status"), [(4, 5, 400), (5_000, 3_000, 200)])
+def test_a_request_has_as_many_inputs_as_the_settings_allow(server, tmp_path, allowed, sent, status):
+    with gateway_on(server, tmp_path, max_inputs=allowed) as own, own.client() as client:
+        for path, name in (("/v1/embeddings", "input"), ("/v1/classify", "input"), ("/embed", "inputs")):
+            model = {"model": "sentiment" if "classify" in path else "embedding"} if name == "input" else {}
+            answer = client.post(path, json=model | {name: ["w1"] * sent})
+            assert answer.status_code == status, answer.text[:300]
+            assert status == 200 or f"at most {allowed}" in answer.json()["message"]
+        batch = client.post("/predict", json={"inputs": [["w1"]] * sent})
+        assert batch.status_code == status

@@ -226,6 +226,7 @@ def test_accel_serve_prints_a_key_that_works_and_a_sigterm_ends_it_well(server, 
         )
         assert answer.status_code == 200
         assert "accel_requests_total" in httpx.get(metrics).text
+        assert httpx.get(metrics.replace("/metrics", "/v1/models")).status_code == 404
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     written = (tmp_path / "log").read_text()
