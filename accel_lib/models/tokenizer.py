@@ -7,52 +7,18 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
 from accel_lib.errors import ArtifactError, ModelError, TextError
-from accel_lib.models.long_texts import PIECE_CHARS, divided
+from accel_lib.models.encoding import NOTHING, Encoder, Row, longest_first
 from accel_lib.ragged import Ragged
 from accel_lib.texts import clean
 
 _REBUILD = "save it again: model.tokenizer.save(folder / 'tokenizer.json')"
-
-
-class Row(NamedTuple):
-    """One text, or one pair, as a model takes it.
-
-    Parameters
-    ----------
-    ids, segments
-        int64 ``[tokens]``, special tokens included: token ids, and which half of a pair each token is of.
-    length
-        Tokens that it had before it was cut; counting may end early, see `Tokenizer.rows`.
-    """
-
-    ids: NDArray[np.int64]
-    segments: NDArray[np.int64]
-    length: int
-
-
-class _Content(NamedTuple):
-    """Tokens of one text without special tokens: those that a row can keep, and the number of all."""
-
-    ids: NDArray[np.int64]
-    total: int
-
-
-_NOTHING = _Content(np.empty(0, dtype=np.int64), 0)
-
-
-class _Run(NamedTuple):
-    """A part of a row: special tokens, or the place of the first (0) or second (1) half."""
-
-    half: int | None
-    ids: NDArray[np.int64]
-    segments: NDArray[np.int64]
 
 
 class Tokenizer:
@@ -71,15 +37,14 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int, segments: bool = False) -> None:
-        self._side = str((backend.truncation or {}).get("direction", "right"))
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()  # `rows` cuts: the library keeps what it cuts off, for pairs every combination
-        self._frames = {pair: _frame(self._backend, pair) for pair in (False, True)}
         self.max_length = max_length
         self.pad_id = pad_id
         self.segments = segments
-        self._single_segments = segments and any(run.segments.any() for run in self._frames[False])
+        side = str((backend.truncation or {}).get("direction", "right"))
+        self._encoder = Encoder(self._backend, side=side, most=max_length)
 
     def __call__(self, texts: Sequence[str], *, prompt: str = "") -> list[NDArray[np.int64]]:
         """Tokenize texts, each with `prompt` in front.
@@ -125,7 +90,7 @@ class Tokenizer:
     def together(self, rows: Sequence[Row], *, pairs: bool) -> Ragged:
         """Rows of `rows`, with segment ids if the model takes them and they are not all 0."""
         found = Ragged.of([row.ids for row in rows])
-        if not rows or not (self._single_segments or (self.segments and pairs)):
+        if not rows or not (self.segments and (pairs or self._encoder.single_segments)):
             return found
         return dataclasses.replace(found, segments=np.concatenate([row.segments for row in rows]))
 
@@ -153,17 +118,18 @@ class Tokenizer:
         """
         checked = clean(texts)
         halves = [None] * len(checked) if seconds is None else seconds
-        firsts = self._contents([prompt + text for text in checked], count_to)
-        others = self._contents(clean(half for half in halves if half is not None), count_to)
+        firsts = self._encoder.contents([prompt + text for text in checked], count_to)
+        others = self._encoder.contents(clean(half for half in halves if half is not None), count_to)
         for index, half in enumerate(halves):
             pair = half is not None
             try:
-                parts = (next(firsts), next(others) if pair else _NOTHING)
+                parts = (next(firsts), next(others) if pair else NOTHING)
             except TextError as error:
                 raise TextError(f"Text {index}: {error.cause}", seen=error.seen, fix=error.fix) from error
             special = self._backend.num_special_tokens_to_add(pair)
-            kept = _longest_first(parts[0].total, parts[1].total, self.max_length - special)
-            row = self._framed([self._cut(part.ids, most) for part, most in zip(parts, kept, strict=True)], pair)
+            kept = longest_first(parts[0].total, parts[1].total, self.max_length - special)
+            cut = [self._encoder.cut(part.ids, most) for part, most in zip(parts, kept, strict=True)]
+            row = self._encoder.framed(cut, pair)
             if not row.ids.size:
                 raise TextError(
                     f"Text {index} has no token this tokenizer knows.",
@@ -200,65 +166,17 @@ class Tokenizer:
         found: list[str] = self._backend.decode_batch(rows, skip_special_tokens=not special)
         return found
 
-    def _contents(self, texts: Sequence[str], count_to: int | None) -> Iterator[_Content]:
-        """The tokens of each text without special tokens; texts of some ten thousand characters at once."""
-        group: list[str] = []
-        chars = 0
-        for text in texts:
-            if group and chars + len(text) > PIECE_CHARS:
-                yield from self._encoded(group, count_to)
-                group, chars = [], 0
-            group.append(text)
-            chars += len(text)
-        yield from self._encoded(group, count_to)
-
-    def _encoded(self, group: list[str], count_to: int | None) -> Iterator[_Content]:
-        if len(group) == 1 and len(group[0]) > 2 * PIECE_CHARS:
-            yield self._in_pieces(group[0], count_to)
-            return
-        for item in self._backend.encode_batch_fast(group, add_special_tokens=False):
-            ids = np.array(item.ids, dtype=np.int64)
-            yield _Content(self._cut(ids, self.max_length), len(ids))
-
-    def _in_pieces(self, text: str, count_to: int | None) -> _Content:
-        def ids_of(piece: str) -> list[int]:
-            found: list[int] = self._backend.encode_batch_fast([piece], add_special_tokens=False)[0].ids
-            return found
-
-        pieces = divided(text, ids_of)
-        kept, total = _NOTHING
-        for piece in pieces if self._side == "right" else reversed(list(pieces)):
-            ids = np.array(ids_of(piece), dtype=np.int64)
-            total += len(ids)
-            order = (kept, ids) if self._side == "right" else (ids, kept)
-            kept = self._cut(np.concatenate(order), self.max_length)
-            if count_to is not None and total > max(count_to, self.max_length):
-                break
-        return _Content(kept, total)
-
-    def _cut(self, ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-        return ids[:most] if self._side == "right" else ids[max(0, len(ids) - most) :]
-
-    def _framed(self, halves: Sequence[NDArray[np.int64]], pair: bool) -> Row:
-        """The special tokens around the halves."""
-        frame = self._frames[pair]
-        ids = [run.ids if run.half is None else halves[run.half] for run in frame]
-        segments = [
-            run.segments if run.half is None else np.full(len(halves[run.half]), run.segments[0]) for run in frame
-        ]
-        row = np.concatenate(ids)
-        return Row(row, np.concatenate(segments), len(row))
-
     def cutting(self, side: Literal["left", "right"]) -> Tokenizer:
         """The same tokenizer, which cuts what is too long at this side."""
         other = copy.copy(self)
-        other._side = side
+        other._encoder = copy.copy(self._encoder)
+        other._encoder.side = side
         return other
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`; truncation, lower-casing and the padding id travel inside."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        backend.enable_truncation(self.max_length, direction=self._side)
+        backend.enable_truncation(self.max_length, direction=self._encoder.side)
         backend.enable_padding(pad_id=self.pad_id, pad_token=backend.id_to_token(self.pad_id) or "")
         backend.save(str(path))
 
@@ -282,25 +200,6 @@ class Tokenizer:
         limit = int(backend.truncation["max_length"])
         pad_id = int(backend.padding["pad_id"])
         return cls(backend, max_length=min(limit, max_length or limit), pad_id=pad_id, segments=segments)
-
-
-def _frame(backend: tokenizers.Tokenizer, pair: bool) -> list[_Run]:
-    """What this tokenizer puts around a text or a pair, read from one of its own tokens."""
-    tokens = (backend.id_to_token(index) or "" for index in range(backend.get_vocab_size()))
-    word = next((token for token in tokens if backend.encode(token, add_special_tokens=False).ids), "")
-    framed = backend.encode(word, word if pair else None)
-    runs = itertools.groupby(zip(framed.sequence_ids, framed.ids, framed.type_ids, strict=True), lambda each: each[0])
-    return [_Run(half, *np.array([each[1:] for each in items], dtype=np.int64).T) for half, items in runs]
-
-
-def _longest_first(first: int, second: int, most: int) -> tuple[int, int]:
-    """Tokens that are kept of both halves: `tokenizers`' ``longest_first``."""
-    shorter, longer = sorted((first, second))
-    if first + second > most:
-        longer = max(shorter, most - shorter)
-        if shorter + longer > most:
-            shorter, longer = most // 2, most - most // 2
-    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

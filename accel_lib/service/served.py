@@ -10,7 +10,8 @@ from typing import Literal
 
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest, Task
 from accel_lib.errors import AccelError, RequestError, ServerError
-from accel_lib.models.tokenizer import Row, Tokenizer, prompt_text
+from accel_lib.models.encoding import Row
+from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import SEGMENTS, Ragged
 from accel_lib.service.problems import Problem
 from accel_lib.service.supervisor import Supervisor
