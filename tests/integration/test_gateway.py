@@ -339,7 +339,7 @@ CUT_IN_NIM, CUT_IN_TEI = ({}, {"truncate": "END"}), ({}, {"truncate": True})
     ("path", "bodies", "ways"),
     [
         ("/v1/embeddings", [{"model": "embedding", "input": each} for each in (LONG, SPACES, MANY)], CUT_IN_NIM),
-        ("/v1/classify", [{"model": "sentiment", "input": each} for each in (LONG, SPACES, MANY)], CUT_IN_NIM),
+        ("/v1/classify", [{"model": "sentiment", "input": each} for each in (LONG, SPACES)], CUT_IN_NIM),
         ("/embed", [{"inputs": each} for each in (LONG, SPACES, MANY)], CUT_IN_TEI),
         ("/predict", [{"inputs": each} for each in (LONG, SPACES, PAIR, PAIRS)], CUT_IN_TEI),
         ("/similarity", [{"inputs": {"source_sentence": LONG, "sentences": MANY}}], ({},)),
