@@ -40,16 +40,21 @@ class Inputs:
         Where one that is too long is cut; NONE refuses it.
     input_type
         What they are for, if the client said so.
-    by_name, prompt_name
-        Whether the client speaks of prompts by their names, and the name it sent; none is the model's default prompt.
+    tei, prompt_name
+        Whether the client speaks as text-embeddings-inference's do: prompts go by their names, none is the default one.
     """
 
     texts: Sequence[str]
     seconds: Sequence[str | None] | None = None
     truncate: Truncate = "NONE"
     input_type: InputType | None = None
-    by_name: bool = False
+    tei: bool = False
     prompt_name: str | None = None
+
+    @property
+    def field(self) -> str:
+        """What the client calls the texts."""
+        return "inputs" if self.tei else "input"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ class ServedVersion:
             raise Problem(400, message, param="prompt_name", code="unknown_prompt")
         if inputs.input_type is not None:
             return self._prompt(inputs.input_type)
-        if self.asymmetric and not inputs.by_name:
+        if self.asymmetric and not inputs.tei:
             message = f"{self.name} embeds queries and passages differently: say which these are."
             raise Problem(400, message, param="input_type", code="missing")
         return prompt_text(prompts, self.manifest.default_prompt, name)
@@ -115,7 +120,7 @@ class ServedVersion:
         """
         if inputs.seconds is not None and not self.manifest.pairs:
             message = f"{self.name} takes single texts, not pairs; if it is a cross-encoder, convert it again."
-            raise Problem(400, message, param="inputs", code="no_pairs")
+            raise Problem(400, message, param=inputs.field, code="no_pairs")
         prompt, pairs = self.prompt(inputs), inputs.seconds is not None
         tokenizer = self.tokenizers["left" if inputs.truncate == "START" else "right"]
         counted = max_tokens if inputs.truncate == "NONE" or pairs else 0
@@ -124,23 +129,24 @@ class ServedVersion:
         try:
             for row in tokenizer.rows(inputs.texts, prompt=prompt, seconds=inputs.seconds, count_to=counted):
                 if inputs.truncate == "NONE" and row.length > len(row.ids):
-                    raise self._too_long(len(rows), row.length, max_tokens)
+                    raise self._too_long(inputs, len(rows), row.length, max_tokens)
                 rows.append(row)
                 tokens += len(row.ids)
                 if tokens > max_tokens:
                     message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
-                    raise Problem(400, message, param="input", code="too_many_tokens")
+                    raise Problem(400, message, param=inputs.field, code="too_many_tokens")
         except AccelError as error:
-            raise Problem(400, f"{error.cause} Fix: {error.fix}.", param="input", code="invalid_text") from error
+            raise Problem(400, f"{error.cause} Fix: {error.fix}.", param=inputs.field, code="invalid_text") from error
         return tokenizer.together(rows, pairs=pairs)
 
-    def _too_long(self, index: int, length: int, counted_to: int) -> Problem:
+    def _too_long(self, inputs: Inputs, index: int, length: int, counted_to: int) -> Problem:
         size = f"{length:,}" if length <= counted_to else f"more than {counted_to:,}"
+        fix = '"truncate": true' if inputs.tei else '"truncate": "END"'
         return Problem(
             400,
             f"Input {index} has {size} tokens; {self.name} takes {self.manifest.max_length} tokens. "
-            'Shorten it, or send "truncate": "END".',
-            param="input",
+            f"Shorten it, or send {fix}.",
+            param=inputs.field,
             code="context_length_exceeded",
         )
 

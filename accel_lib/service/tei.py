@@ -67,7 +67,7 @@ async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
     asked = await read(EmbedRequest, request)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-    inputs = Inputs(texts=texts, truncate=asked.side, by_name=True, prompt_name=asked.prompt_name)
+    inputs = Inputs(texts=texts, truncate=asked.side, tei=True, prompt_name=asked.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
     vectors = shortened(answer.output, asked.dimensions)
     vectors = normalized(vectors) if asked.normalize else np.ascontiguousarray(vectors)
@@ -79,7 +79,7 @@ async def similarity(request: Request, caller: Caller) -> Response:
     """Cosine of a text with each of some others, by the first model that embeds."""
     asked = await read(SimilarityRequest, request)
     how, texts = asked.parameters, [asked.inputs.source_sentence, *asked.inputs.sentences]
-    inputs = Inputs(texts=texts, truncate=how.side, by_name=True, prompt_name=how.prompt_name)
+    inputs = Inputs(texts=texts, truncate=how.side, tei=True, prompt_name=how.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
     source, *others = normalized(answer.output)
     return await respond(request, answer, lambda: to_json(np.array(others) @ source))
@@ -93,7 +93,8 @@ async def predict(request: Request, caller: Caller) -> Response:
     parts: Sequence[Any] = asked.inputs if batch else [asked.inputs]
     items = [[part] if isinstance(part, str) else part for part in parts]
     seconds = [item[1] if len(item) == 2 else None for item in items]
-    inputs = Inputs(texts=[item[0] for item in items], seconds=seconds if any(seconds) else None, truncate=asked.side)
+    firsts, pairs = [item[0] for item in items], any(seconds)
+    inputs = Inputs(texts=firsts, seconds=seconds if pairs else None, truncate=asked.side, tei=True)
     answer = await _infer(request, caller, "classification", inputs)
     manifest = answer.served.manifest
     scores = to_scores(answer.output, "identity" if asked.raw_scores else manifest.activation)
@@ -126,7 +127,7 @@ async def tokenize(request: Request, _: Caller) -> Response:
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     _check_size(sum(map(len, texts)), "inputs", "characters")
     served = _served(request)
-    prompt = served.prompt(Inputs(texts=texts, by_name=True, prompt_name=asked.prompt_name))
+    prompt = served.prompt(Inputs(texts=texts, tei=True, prompt_name=asked.prompt_name))
     tokenizer, special = served.tokenizers["right"], asked.add_special_tokens
     tokens = await off_loop(
         request, lambda: to_json([tokenizer.spell(prompt + text, special=special) for text in texts])

@@ -53,6 +53,27 @@ def test_a_model_with_two_prompts_must_be_told_what_a_text_is_for(asymmetric):
     assert rows(asymmetric, "w1", input_type="passage") == [[8, 8, 1]]
 
 
+def test_a_prompt_by_name_wins_and_without_one_the_default_applies(asymmetric, served):
+    default = dataclasses.replace(
+        asymmetric, manifest=dataclasses.replace(asymmetric.manifest, default_prompt="document")
+    )
+    assert rows(asymmetric, "w1", tei=True) == [[1]]
+    assert rows(default, "w1", tei=True) == [[8, 8, 1]]
+    assert rows(default, "w1", tei=True, prompt_name="query") == [[7, 1]]
+    for model, known in ((asymmetric, "query, document"), (served, "none")):
+        problem = refused(model, "w1", tei=True, prompt_name="passage")
+        assert (problem.param, problem.code) == ("prompt_name", "unknown_prompt")
+        assert known in problem.message
+
+
+def test_a_refusal_names_the_field_as_the_client_does(served):
+    long = "w1 " * (LONGEST + 1)
+    assert refused(served, "w1", long).param == "input"
+    problem = refused(served, "w1", long, tei=True)
+    assert problem.param == "inputs"
+    assert '"truncate": true' in problem.message
+
+
 def test_a_model_without_prompts_takes_either(served):
     assert rows(served, "w1") == rows(served, "w1", input_type="query") == rows(served, "w1", input_type="passage")
 
