@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accel_lib.errors import ArtifactError
+from accel_lib.ragged import IDS_AND_MASK
+from accel_lib.scores import Activation
 
 Format = Literal["onnx", "tensorrt", "torch"]
 Task = Literal["embedding", "classification"]
@@ -58,6 +60,13 @@ class Manifest:
         Longest sequence in tokens, special tokens included.
     labels
         Class names in the order of the logits; empty for embeddings.
+    inputs
+        Names of the graph's inputs, int64 ``[batch, sequence]`` each; a third, ``"token_type_ids"``, where a classifier
+        tells the texts of a pair apart.
+    activation
+        What turns logits into scores: ``"softmax"``, ``"sigmoid"`` or ``"identity"`` (`accel_lib.scores`).
+    pairs
+        Whether a classifier takes two texts at once. A file that does not say so was converted without segment ids.
     prompts, default_prompt
         Named text prefixes of the model, and the one used when none is asked for.
     packed
@@ -89,6 +98,9 @@ class Manifest:
     dimension: int
     max_length: int
     labels: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = IDS_AND_MASK
+    activation: Activation = "softmax"
+    pairs: bool = True
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
     packed: bool = False
@@ -120,6 +132,9 @@ class Manifest:
             data["profiles"] = tuple(Profile(**{k: tuple(v) for k, v in p.items()}) for p in data["profiles"])
             data["labels"] = tuple(data["labels"])
             data["notes"] = tuple(data["notes"])
+            data["inputs"] = tuple(data.get("inputs", IDS_AND_MASK))
+            data.setdefault("activation", "sigmoid" if len(data["labels"]) == 1 else "softmax")
+            data.setdefault("pairs", False)
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError("The manifest cannot be read.", seen=repr(error), fix=rebuild) from error

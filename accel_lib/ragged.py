@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+IDS_AND_MASK = ("input_ids", "attention_mask")
+SEGMENTS = "token_type_ids"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,13 +22,20 @@ class Ragged:
         int64 ``[tokens]``: the rows behind each other.
     lengths
         int64 ``[rows]``: tokens of each.
+    segments
+        int64 ``[tokens]``: which text of a pair each token is of, beside `ids`; None where all are 0.
     """
 
     ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    segments: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        """The token ids of each row."""
+        yield from np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self) else ()
 
     @classmethod
     def of(cls, rows: Sequence[NDArray[np.int64]]) -> Ragged:
@@ -34,36 +44,67 @@ class Ragged:
         return cls(np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int64), lengths)
 
     @classmethod
-    def masked(cls, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> Ragged:
-        """The tokens of a padded batch, int64 ``[batch, sequence]`` twice, wherever its padding is; copied."""
+    def masked(
+        cls,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        token_type_ids: NDArray[np.int64] | None = None,
+    ) -> Ragged:
+        """The tokens of a padded batch, int64 ``[batch, sequence]`` each, wherever its padding is; copied."""
         used = attention_mask != 0
-        return cls(input_ids[used], np.count_nonzero(used, axis=1))
+        segments = None if token_type_ids is None else token_type_ids[used]
+        return cls(input_ids[used], np.count_nonzero(used, axis=1), segments)
 
     @classmethod
     def together(cls, parts: Sequence[Ragged]) -> Ragged:
         """The rows of several, in order."""
         if len(parts) == 1:
             return parts[0]
-        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.lengths for part in parts]))
+        segments = None
+        if any(part.segments is not None for part in parts):
+            segments = np.concatenate([np.zeros_like(p.ids) if p.segments is None else p.segments for p in parts])
+        ids, lengths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "lengths"))
+        return cls(ids, lengths, segments)
 
     def take(self, indices: NDArray[np.int64]) -> Ragged:
         """Some rows, in the order of their indices."""
         lengths = self.lengths[indices]
         starts = (np.cumsum(self.lengths) - self.lengths)[indices]
-        return Ragged(self.ids[within(lengths) + np.repeat(starts, lengths)], lengths)
+        tokens = within(lengths) + np.repeat(starts, lengths)
+        return Ragged(self.ids[tokens], lengths, None if self.segments is None else self.segments[tokens])
 
-    def padded(self, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def padded(self, pad_id: int) -> tuple[NDArray[np.int64], ...]:
         """One batch, filled on the right.
 
         Returns
         -------
         input_ids, attention_mask
             int64 arrays of shape ``[rows, longest row]``; the mask is 1 on tokens and 0 on padding.
+        token_type_ids
+            The same of the segments, 0 on padding, where there are any.
         """
         mask = np.arange(self.lengths.max(initial=0)) < self.lengths[:, None]
         input_ids = np.full(mask.shape, pad_id, dtype=np.int64)
         input_ids[mask] = self.ids
-        return input_ids, mask.astype(np.int64)
+        if self.segments is None:
+            return input_ids, mask.astype(np.int64)
+        token_type_ids = np.zeros(mask.shape, dtype=np.int64)
+        token_type_ids[mask] = self.segments
+        return input_ids, mask.astype(np.int64), token_type_ids
+
+
+def by_name(names: Sequence[str], arrays: Sequence[NDArray[np.int64] | None]) -> dict[str, NDArray[np.int64]]:
+    """A padded batch as a model takes it: each of its inputs by name.
+
+    Parameters
+    ----------
+    names
+        Of the model's inputs: `IDS_AND_MASK`, and `SEGMENTS` where it tells the texts of a pair apart.
+    arrays
+        Token ids, mask and, where there are any, segments, as `Ragged.padded` gives them.
+    """
+    held = {name: array for name, array in zip((*IDS_AND_MASK, SEGMENTS), arrays, strict=False) if array is not None}
+    return {name: held[name] if name in held else np.zeros_like(held["input_ids"]) for name in names}
 
 
 def within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

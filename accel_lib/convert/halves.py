@@ -12,7 +12,8 @@ from accel_lib.artifact import TOKENIZER_FILE, Artifact, seal, writing
 from accel_lib.engines.part import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir
-from accel_lib.models.tokenizer import Tokenizer, pad
+from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import IDS_AND_MASK, SEGMENTS, by_name
 
 HIDDEN = "hidden_states"
 _LAYER = re.compile(r"layer\.(\d+)\.")
@@ -34,9 +35,9 @@ def cut(whole: Artifact, *, at: int | None = None) -> tuple[Artifact, Artifact]:
     Returns
     -------
     tuple of Artifact
-        The first takes ``input_ids`` and ``attention_mask`` and gives ``hidden_states``, float32 ``[batch, tokens,
-        width]``; the second takes all three and gives what the whole does. Both are in the cache, and validated: one
-        after the other they gave the whole's vectors.
+        The first takes what the whole does and gives ``hidden_states``, float32 ``[batch, tokens, width]``; the second
+        takes those, ``input_ids`` and ``attention_mask`` and gives what the whole does. Both are in the cache, and
+        validated: one after the other they gave the whole's vectors.
 
     Raises
     ------
@@ -54,9 +55,8 @@ def cut(whole: Artifact, *, at: int | None = None) -> tuple[Artifact, Artifact]:
     if not 0 < at < count:
         raise ConversionError("There is no such place to cut.", seen=f"at={at}, {count} layers", fix="1 ≤ at < layers")
     crossing = _crossing(graph, at)
-    tensors = {"input_ids", "attention_mask"}
-    first = _write(whole, sorted(tensors), crossing, f"layers 1 to {at} of {count}")
-    second = _write(whole, [crossing, *sorted(tensors)], whole.manifest.output_name, f"layers {at + 1} to {count}")
+    first = _write(whole, sorted(whole.manifest.inputs), crossing, f"layers 1 to {at} of {count}")
+    second = _write(whole, [crossing, *sorted(IDS_AND_MASK)], whole.manifest.output_name, f"layers {at + 1} to {count}")
     _check(whole, first, second)
     passed = {"passed": True, "against": whole.name, "tolerance": _TOLERANCE}
     return first.record_validation(passed), second.record_validation(passed)
@@ -118,9 +118,10 @@ def _rename(graph: Any, crossing: str) -> None:
 
 
 def _check(whole: Artifact, first: Artifact, second: Artifact) -> None:
-    tokenizer = Tokenizer.load(whole.folder / TOKENIZER_FILE, whole.manifest.max_length)
-    ids, mask = pad(tokenizer(_TRIED), tokenizer.pad_id)
-    tensors: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    inputs = whole.manifest.inputs
+    tokenizer = Tokenizer.load(whole.folder / TOKENIZER_FILE, whole.manifest.max_length, segments=SEGMENTS in inputs)
+    rows, _ = tokenizer.counted(_TRIED, seconds=_TRIED[::-1] if whole.manifest.pairs else None)
+    tensors: dict[str, Any] = by_name(inputs, rows.padded(tokenizer.pad_id))
     wanted = Part(whole, threads=1).run(tensors)
     hidden = Part(first, threads=1).run(tensors)
     given = Part(second, threads=1).run(tensors | {HIDDEN: hidden})

@@ -25,6 +25,7 @@ from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import require
 from accel_lib.machine import inspect_machine
 from accel_lib.models.tokenizer import Tokenizer, pad
+from accel_lib.ragged import by_name
 from accel_lib.texts import load_texts
 
 _VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
@@ -112,8 +113,8 @@ def _reach(
         onnx.save(model, Path(folder, "model.onnx"))
         session = ort.InferenceSession(Path(folder, "model.onnx"), options, providers=["CPUExecutionProvider"])
         for batch in plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024):
-            ids, mask = pad([rows[i] for i in batch], tokenizer.pad_id)
-            found = session.run(list(tensors), {"input_ids": ids, "attention_mask": mask})
+            feeds = by_name(fp32.manifest.inputs, pad([rows[i] for i in batch], tokenizer.pad_id))
+            found = session.run(list(tensors), feeds)
             for x, values in zip(tensors, found, strict=True):
                 highest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
                 reach[x] = np.maximum(reach.get(x, _SMALLEST), highest)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from accel_lib.models import Model
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-_FACTS = ("task", "output_name", "dimension", "max_length", "labels", "prompts", "default_prompt")
+_FACTS = (
+    "task", "output_name", "dimension", "max_length", "labels", "inputs", "activation", "pairs", "prompts",
+    "default_prompt",
+)  # fmt: skip
 _LARGEST_BATCH = 65_535
 _LARGEST_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends at 2 GiB
 
@@ -72,8 +75,8 @@ def to_onnx(
     Returns
     -------
     Artifact
-        One ``model.onnx`` with inputs ``input_ids`` and ``attention_mask`` (int64 ``[batch, sequence]``), tokenizer and
-        manifest. It is not validated yet.
+        One ``model.onnx`` whose inputs are those of the model (int64 ``[batch, sequence]``), tokenizer and manifest. It
+        is not validated yet.
 
     Raises
     ------
@@ -149,7 +152,7 @@ def to_torch(
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
-            program = _segment_program(module) if packed else _program(module, model.max_length)
+            program = _segment_program(module) if packed else _program(module, model)
             torch.export.save(program, path)
         return range_notes
 
@@ -207,12 +210,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _program(module: torch.nn.Module, max_length: int) -> Any:
+def _program(module: torch.nn.Module, model: Model) -> Any:
     import torch
 
-    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=max_length)}
-    example = torch.ones(2, 8, dtype=torch.int64)
-    return torch.export.export(module, (example, example.clone()), dynamic_shapes=(shape, shape), strict=False)
+    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=model.max_length)}
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in model.inputs)
+    shapes = tuple(shape for _ in model.inputs)
+    return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
 
 
 def _segment_program(module: torch.nn.Module) -> Any:
@@ -247,9 +251,9 @@ def _export(model: Model, path: Path) -> None:
         )
     with _failing_as("export"), _quiet():
         program = torch.onnx.export(
-            _program(model.module, model.max_length),
+            _program(model.module, model),
             dynamo=True,
-            input_names=["input_ids", "attention_mask"],
+            input_names=list(model.inputs),
             output_names=[model.output_name],
             verbose=False,
         )

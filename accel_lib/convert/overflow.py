@@ -9,6 +9,7 @@ import numpy as np
 
 from accel_lib.errors import ConversionError
 from accel_lib.models.tokenizer import pad
+from accel_lib.ragged import by_name
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
@@ -70,10 +71,9 @@ def _largest(model: Model, texts: Sequence[str]) -> tuple[str, float]:
     leaves = [(name, layer) for name, layer in model.module.named_modules() if not list(layer.children())]
     hooks = [layer.register_forward_hook(watching(name)) for name, layer in leaves if "transformer" in name]
     try:
-        rows = model.tokenizer(list(texts))
-        ids, mask = (torch.from_numpy(part) for part in pad(rows, model.tokenizer.pad_id))
+        rows = pad(model.tokenizer(list(texts)), model.tokenizer.pad_id)
         with torch.inference_mode():
-            output = model.module(ids, mask)
+            output = model.module(*map(torch.from_numpy, by_name(model.inputs, rows).values()))
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,6 +15,7 @@ from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.convert.int8 import to_int8, weighted_products
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.errors import ArtifactError, ConversionError, require
+from accel_lib.ragged import by_name
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-qdq")
 
@@ -140,7 +141,7 @@ class _Calibration:
         rows = tokenizer(texts or load_texts("mixed", limit=_CALIBRATION_TEXTS))
         batches = plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024)
         padded = (pad([rows[i] for i in batch], tokenizer.pad_id) for batch in batches)
-        self._feeds = iter([{"input_ids": ids, "attention_mask": mask} for ids, mask in padded])
+        self._feeds = iter([by_name(fp32.manifest.inputs, arrays) for arrays in padded])
 
     def get_next(self) -> dict[str, Any] | None:
         """The next batch, or None at the end."""

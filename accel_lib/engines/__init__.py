@@ -24,8 +24,13 @@ class Engine(Protocol):
     dimension: int
     max_length: int
 
-    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``."""
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        token_type_ids: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """int64 ``[batch, sequence]`` each to float32 ``[batch, dimension]``; without segment ids they are zeros."""
 
     def close(self) -> None:
         """Give memory and threads back."""

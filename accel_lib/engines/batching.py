@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.memory import out_of_memory, remember_safe_tokens, safe_tokens
 from accel_lib.errors import EngineError
-from accel_lib.ragged import Ragged
+from accel_lib.ragged import IDS_AND_MASK, SEGMENTS, Ragged, by_name
 
 if TYPE_CHECKING:
     from accel_lib.engines import Engine
@@ -106,7 +106,12 @@ def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64
     return 1 - real / computed if computed else 0.0
 
 
-def check_batch(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64], max_length: int) -> None:
+def check_batch(
+    input_ids: NDArray[np.int64],
+    attention_mask: NDArray[np.int64],
+    max_length: int,
+    token_type_ids: NDArray[np.int64] | None = None,
+) -> None:
     """Refuse a batch whose shapes differ, that is not ``[batch, sequence]`` of int64, or that is too wide.
 
     Raises
@@ -114,13 +119,14 @@ def check_batch(input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64],
     EngineError
         With the shapes and types that were seen.
     """
-    fits = input_ids.shape == attention_mask.shape and input_ids.ndim == 2 and 0 < input_ids.shape[1] <= max_length
-    if not fits or input_ids.dtype != np.int64 or attention_mask.dtype != np.int64:
+    given = by_name((*IDS_AND_MASK, SEGMENTS), (input_ids, attention_mask, token_type_ids))
+    shape = input_ids.shape
+    fits = len(shape) == 2 and 0 < shape[1] <= max_length
+    if not fits or any(array.shape != shape or array.dtype != np.int64 for array in given.values()):
         raise EngineError(
             "The batch does not fit the model.",
-            seen=f"input_ids {input_ids.dtype} {input_ids.shape}, "
-            f"attention_mask {attention_mask.dtype} {attention_mask.shape}",
-            fix=f"give both as int64 [batch, sequence], 1 to {max_length} tokens wide",
+            seen=", ".join(f"{name} {array.dtype} {array.shape}" for name, array in given.items()),
+            fix=f"give each as int64 [batch, sequence], 1 to {max_length} tokens wide",
         )
 
 
@@ -145,7 +151,7 @@ def run_batches(
         is `packed`, tokens are counted without padding; one that has `run_ragged` is given none, another one on a CPU,
         which pads around attention, gets long texts apart from short ones.
     rows
-        One int64 array of token ids a text, or all of them behind each other.
+        One int64 array of token ids a text, or all of them behind each other; only those carry segment ids.
     pad_id
         Token that fills the shorter rows; it is masked.
     max_batch_tokens, max_batch_size, sort

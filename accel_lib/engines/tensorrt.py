@@ -14,8 +14,8 @@ from accel_lib.engines.batching import check_batch
 from accel_lib.engines.trt import Library, built_with, load_library
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import inspect_machine
+from accel_lib.ragged import by_name
 
-_INPUTS = ("input_ids", "attention_mask")
 _REBUILD = "build it again from the ONNX file inside: accel.to_tensorrt(artifact)"
 _GRAPHS = 16
 
@@ -45,6 +45,7 @@ class TensorRTEngine:
         self.dimension = manifest.dimension
         self.max_length = manifest.max_length
         self.max_batch_size = max(profile.max[0] for profile in manifest.profiles)
+        self._inputs = manifest.inputs
         self._output_name = manifest.output_name
         self._profiles = manifest.profiles
         self._graph = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
@@ -54,21 +55,30 @@ class TensorRTEngine:
             self._engine = _deserialize(self._library, self._runtime, artifact)
             self._contexts = [self._context(number) for number in range(len(self._profiles))]
             tokens = max(profile.max[0] * profile.max[1] for profile in self._profiles)
-            shapes = dict.fromkeys(_INPUTS, (tokens, torch.int64))
+            shapes = dict.fromkeys(self._inputs, (tokens, torch.int64))
             shapes[self._output_name] = (self.max_batch_size * self.dimension, torch.float32)
             self._pinned = {n: torch.empty(size, dtype=kind).pin_memory() for n, (size, kind) in shapes.items()}
             self._buffers = {n: torch.empty(size, dtype=kind, device="cuda") for n, (size, kind) in shapes.items()}
 
-    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        token_type_ids: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """int64 ``[batch, sequence]`` each to float32 ``[batch, dimension]``; returns when the GPU is done.
+
+        Without segment ids they are zeros.
+        """
         import torch
 
-        check_batch(input_ids, attention_mask, self.max_length)
+        check_batch(input_ids, attention_mask, self.max_length, token_type_ids)
+        batch = by_name(self._inputs, (input_ids, attention_mask, token_type_ids))
         shape = (input_ids.shape[0], input_ids.shape[1])
         number = profile_for(self._profiles, shape)
         tokens, answers = input_ids.size, shape[0] * self.dimension
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            for name, array in zip(_INPUTS, (input_ids, attention_mask), strict=True):
+            for name, array in batch.items():
                 self._pinned[name][:tokens].copy_(torch.from_numpy(np.ascontiguousarray(array)).view(-1))
                 self._buffers[name][:tokens].copy_(self._pinned[name][:tokens], non_blocking=True)
             if self._graph is None:
@@ -100,7 +110,7 @@ class TensorRTEngine:
         return context
 
     def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
-        for name in _INPUTS:
+        for name in self._inputs:
             context.set_input_shape(name, shape)
         for name, buffer in self._buffers.items():
             context.set_tensor_address(name, buffer.data_ptr())

@@ -17,7 +17,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch, plan_batches
 from accel_lib.engines.graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
-from accel_lib.ragged import Ragged
+from accel_lib.ragged import Ragged, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +84,7 @@ class TorchEngine:
         self.precision = precision
         self.dimension = described.dimension
         self.max_length = described.max_length
+        self._inputs = described.inputs
         if self.packed and self.device != "cpu":
             _check_kernels(self.device, precision)
         self._module = _module(candidate, self.device, packed=self.packed)
@@ -96,15 +97,24 @@ class TorchEngine:
         self._graphs = Graphs(self._module, self.device) if self.packed and self.device != "cpu" else None
         self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
 
-    def run(self, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """int64 ``[batch, sequence]`` twice to float32 ``[batch, dimension]``; returns when the GPU is done."""
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64],
+        token_type_ids: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.float32]:
+        """int64 ``[batch, sequence]`` each to float32 ``[batch, dimension]``; returns when the GPU is done.
+
+        Without segment ids they are zeros.
+        """
         import torch
 
-        check_batch(input_ids, attention_mask, self.max_length)
+        check_batch(input_ids, attention_mask, self.max_length, token_type_ids)
+        batch = by_name(self._inputs, (input_ids, attention_mask, token_type_ids))
         if self.packed:
-            return self._run_packed(Ragged.masked(input_ids, attention_mask))
+            return self._run_packed(Ragged.masked(*batch.values()))
         with _refusals(), torch.inference_mode():
-            result = self._forward(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+            result = self._forward(*map(torch.from_numpy, batch.values()))
             output: NDArray[np.float32] = result.float().cpu().numpy()
         return output
 
@@ -132,12 +142,12 @@ class TorchEngine:
             answers = self._graphs.run(batches)
         return np.concatenate([answer[: len(part)] for part, answer in zip(parts, answers, strict=True)])
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         if self._graph is None:
-            output: torch.Tensor = self._module(ids.to(self.device), mask.to(self.device))
+            output: torch.Tensor = self._module(*(tensor.to(self.device) for tensor in tensors))
             return output
-        graph, inputs, result = self._graph(ids.shape)
-        for buffer, tensor in zip(inputs, (ids, mask), strict=True):
+        graph, inputs, result = self._graph(tensors[0].shape)
+        for buffer, tensor in zip(inputs, tensors, strict=True):
             buffer.copy_(tensor)
         graph.replay()
         captured: torch.Tensor = result
@@ -148,7 +158,7 @@ class TorchEngine:
         import torch
 
         with torch.cuda.device(self.device):
-            inputs = [torch.ones(shape, dtype=torch.int64, device=self.device) for _ in range(2)]
+            inputs = [torch.ones(shape, dtype=torch.int64, device=self.device) for _ in self._inputs]
             side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from accel_lib.errors import AccelError
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.wire import Protocol, serialize
@@ -47,11 +49,11 @@ def make_mix(
     turns = zip(itertools.cycle(sizes), itertools.cycle(levels), itertools.cycle(waits), strict=False)
     while start < len(ids) or len(mix.payloads) < max(len(sizes), len(levels), len(waits)):
         size, level, wait = next(turns)
-        group = [ids[(start + i) % len(ids)] for i in range(size)]
+        group = ids.take(np.arange(start, start + size) % len(ids))
         wishes: dict[str, Any] = {"priority": level, "queue_timeout_us": wait, "protocol": protocol}
         mix.payloads.append(serialize(served, group, **wishes))
         mix.rows.append(size)
-        mix.tokens.append(sum(map(len, group)))
+        mix.tokens.append(len(group.ids))
         mix.priorities.append(level)
         start += size
     return mix

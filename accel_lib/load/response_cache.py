@@ -189,7 +189,7 @@ def lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *, pair
     """
     rows = []
     for workload, texts in workloads.items():
-        asked = served._tokenize(traffic(texts, 0, pairs).texts, None)[1]
+        asked = list(served._tokenize(traffic(texts, 0, pairs).texts, None)[1])
         served.infer(asked[0][None, ::-1].copy())  # so that the first one does not pay for waking up
         before = served.statistics()
         spent = np.array([[_timed_ms(served, ids[None]) for _ in range(2)] for ids in asked])

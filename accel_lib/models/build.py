@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 from accel_lib.errors import ModelError, require
-from accel_lib.models.model import Model, Reference, Task
+from accel_lib.models.head import read_activation
+from accel_lib.models.model import Model, Task
 from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.places import Place
 from accel_lib.models.quiet import quiet
 from accel_lib.models.reference import ClassifierReference, SentenceReference
 from accel_lib.models.sentence import BARE_NOTE, Dense, Recipe, read_json, read_recipe, refused
 from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import IDS_AND_MASK, SEGMENTS
 
 _UNLIMITED_TOKENS = 512
-_Parts = tuple[nn.Module, int, tuple[str, ...], Reference]
+_Parts = dict[str, Any]
 
 
 def build_model(place: Place, *, task: Task | None, max_length: int | None) -> Model:
@@ -38,35 +40,46 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
     theirs = _their_tokenizer(recipe)
     limit, notes = _length_limit(recipe, network, theirs, max_length)
     parts = _classifier if recipe.task == "classification" else _encoder
-    module, dimension, labels, reference = parts(recipe, network, _wants_segments(recipe, network, theirs), limit)
+    made = parts(recipe, network, _wants_segments(network, theirs), limit)
+    module: nn.Module = made.pop("module")
+    inputs, pairs = _inputs(recipe, module.float().eval().requires_grad_(False), theirs)
     return Model(
         name=place.name,
         source=place.source,
         task=recipe.task,
-        module=module.float().eval().requires_grad_(False),
-        tokenizer=_tokenizer(recipe, theirs, limit),
-        output_name="logits" if labels else "sentence_embedding",
-        dimension=dimension,
+        module=module,
+        tokenizer=_tokenizer(recipe, theirs, limit, segments=SEGMENTS in inputs),
         max_length=limit,
-        labels=labels,
+        inputs=inputs,
+        pairs=pairs,
         prompts=recipe.prompts,
         default_prompt=recipe.default_prompt,
         notes=place.notes + ((BARE_NOTE,) if recipe.bare else ()) + notes,
-        reference=reference,
+        **made,
     )
 
 
 def _classifier(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
     names = network.config.id2label
     labels = tuple(str(names[index]) for index in sorted(names))
-    reference = ClassifierReference(recipe.folder, max_length=limit)
-    return Classifier(network, segments=segments), len(labels), labels, reference
+    return {
+        "module": Classifier(network, segments=segments),
+        "output_name": "logits",
+        "dimension": len(labels),
+        "labels": labels,
+        "activation": read_activation(recipe.folder, network.config),
+        "reference": ClassifierReference(recipe.folder, max_length=limit),
+    }
 
 
 def _encoder(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
     steps, dimension = _steps(recipe, network.config.hidden_size * len(recipe.pooling))
-    reference = SentenceReference(recipe.folder, max_length=limit, normalize=recipe.bare)
-    return Encoder(network, pooling=recipe.pooling, steps=steps, segments=segments), dimension, (), reference
+    return {
+        "module": Encoder(network, pooling=recipe.pooling, steps=steps, segments=segments),
+        "output_name": "sentence_embedding",
+        "dimension": dimension,
+        "reference": SentenceReference(recipe.folder, max_length=limit, normalize=recipe.bare),
+    }
 
 
 def _network(recipe: Recipe) -> Any:
@@ -115,7 +128,7 @@ def _their_tokenizer(recipe: Recipe) -> Any:
     return theirs
 
 
-def _tokenizer(recipe: Recipe, theirs: Any, max_length: int) -> Tokenizer:
+def _tokenizer(recipe: Recipe, theirs: Any, max_length: int, *, segments: bool) -> Tokenizer:
     backend = theirs.backend_tokenizer
     if recipe.lower_case:
         lower = tokenizers.normalizers.Lowercase()
@@ -123,7 +136,8 @@ def _tokenizer(recipe: Recipe, theirs: Any, max_length: int) -> Tokenizer:
         backend.normalizer = tokenizers.normalizers.Sequence([lower, before]) if before else lower
     backend.enable_truncation(max_length, direction=theirs.truncation_side)
     pad_id = theirs.pad_token_id
-    return Tokenizer(backend, max_length=max_length, pad_id=0 if pad_id is None else int(pad_id))
+    pad_id = 0 if pad_id is None else int(pad_id)
+    return Tokenizer(backend, max_length=max_length, pad_id=pad_id, segments=segments)
 
 
 def _length_limit(recipe: Recipe, network: Any, theirs: Any, asked: int | None) -> tuple[int, tuple[str, ...]]:
@@ -153,13 +167,31 @@ def _positions(network: Any) -> int | None:
     return int(most) if most and most > 0 else None
 
 
-def _wants_segments(recipe: Recipe, network: Any, theirs: Any) -> bool:
+def _wants_segments(network: Any, theirs: Any) -> bool:
     takes = "token_type_ids" in inspect.signature(network.forward).parameters
-    if not takes or "token_type_ids" not in theirs.model_input_names:
-        return False
-    if any(theirs.backend_tokenizer.encode("a").type_ids):
-        raise refused(recipe.transformer, "a tokenizer with segment ids other than 0")
-    return True
+    return takes and SEGMENTS in theirs.model_input_names
+
+
+def _inputs(recipe: Recipe, module: Any, theirs: Any) -> tuple[tuple[str, ...], bool]:
+    """Names of what the network takes, and whether it takes pairs.
+
+    Segment ids belong to the inputs where a classifier's tokenizer gives some and they change the network's numbers. An
+    encoder gets none: those of single texts are zeros, which it makes itself.
+    """
+    single, pair = (theirs.backend_tokenizer.encode(*texts) for texts in (("a",), ("a", "b")))
+    if recipe.task == "embedding":
+        if module.segments and any(single.type_ids):
+            raise refused(recipe.transformer, "a tokenizer with segment ids other than 0")
+        return IDS_AND_MASK, False
+    if not module.segments or not any(pair.type_ids):
+        return IDS_AND_MASK, True
+    ids, mask, segments = (torch.tensor([each]) for each in (pair.ids, pair.attention_mask, pair.type_ids))
+    try:
+        with torch.inference_mode():
+            moved = bool((module(ids, mask) != module(ids, mask, segments)).any())
+    except IndexError:  # more segment ids than the network has: transformers runs single texts alone, too
+        return IDS_AND_MASK, False
+    return ((*IDS_AND_MASK, SEGMENTS) if moved else IDS_AND_MASK), True
 
 
 def _steps(recipe: Recipe, width: int) -> tuple[list[nn.Module], int]:

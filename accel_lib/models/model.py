@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.models.tokenizer import Tokenizer, pad, prompt_text
+from accel_lib.errors import ModelError
+from accel_lib.models.tokenizer import Tokenizer, prompt_text
+from accel_lib.ragged import IDS_AND_MASK, Ragged, by_name
+from accel_lib.scores import Activation
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +25,10 @@ class Reference(Protocol):
     """Somebody else's forward pass over the same weights, loaded when it is first called."""
 
     def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Texts to float32 ``[n, dimension]``, with the model's default prompt."""
+        """Texts to float32 ``[n, dimension]``, with the model's default prompt; of a classifier, its logits.
+
+        That of a model that takes pairs takes ``seconds`` too, the second text of each.
+        """
 
     @property
     def loaded(self) -> Any:
@@ -40,8 +46,8 @@ class Model:
     task
         ``"embedding"`` (one vector a text) or ``"classification"`` (one row of logits a text).
     module
-        ``module(input_ids, attention_mask)``, int64 ``[batch, sequence]`` to float32 ``[batch, dimension]``; in
-        evaluation mode, exportable with dynamic batch and sequence.
+        ``module(*inputs)``, int64 ``[batch, sequence]`` each to float32 ``[batch, dimension]``; in evaluation mode,
+        exportable with dynamic batch and sequence.
     tokenizer
         Makes the token ids; truncates at `max_length`.
     output_name, dimension
@@ -50,6 +56,12 @@ class Model:
         Longest sequence in tokens, special tokens included.
     labels
         Class names in the order of the logits; empty for embeddings.
+    inputs
+        Names of what `module` takes; a third, ``"token_type_ids"``, where a classifier tells the texts of a pair apart.
+    activation
+        What turns logits into scores: ``"softmax"``, ``"sigmoid"`` or ``"identity"`` (`accel_lib.scores`).
+    pairs
+        Whether a classifier takes two texts at once.
     prompts, default_prompt
         Named text prefixes, and the name of the one used when none is asked for.
     notes
@@ -67,44 +79,67 @@ class Model:
     dimension: int
     max_length: int
     labels: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = IDS_AND_MASK
+    activation: Activation = "softmax"
+    pairs: bool = False
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
     notes: tuple[str, ...] = ()
     reference: Reference
 
-    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
+    ) -> NDArray[np.float32]:
         """Run texts through the network with PyTorch, in batches of similar length.
 
         Parameters
         ----------
         texts
             Texts to encode; longer ones than `max_length` tokens are cut.
+        seconds
+            The second text of each pair, for a classifier.
         prompt
             Name of one of the model's prompts; None takes the default one, an empty string none.
 
         Returns
         -------
         float32 array ``[n, dimension]``
-            In the order of the texts.
+            In the order of the texts; of a classifier, its logits.
+
+        Raises
+        ------
+        ModelError
+            The model takes no pairs.
         """
         import torch
 
-        rows = self._rows(texts, prompt)
-        order = np.argsort([-len(row) for row in rows], kind="stable")
+        rows = self.tokenize(texts, seconds, prompt=prompt)
+        order = np.argsort(-rows.lengths, kind="stable")
         output = np.empty((len(rows), self.dimension), dtype=np.float32)
         device = next(self.module.parameters()).device
         with torch.inference_mode():
             for start in range(0, len(rows), _BATCH_SIZE):
                 batch = order[start : start + _BATCH_SIZE]
-                ids, mask = (
-                    torch.from_numpy(a).to(device) for a in pad([rows[i] for i in batch], self.tokenizer.pad_id)
-                )
-                output[batch] = self.module(ids, mask).cpu().numpy()
+                tensors = by_name(self.inputs, rows.take(batch).padded(self.tokenizer.pad_id)).values()
+                output[batch] = self.module(*(torch.from_numpy(a).to(device) for a in tensors)).cpu().numpy()
         return output
+
+    def tokenize(
+        self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
+    ) -> Ragged:
+        """The rows that `encode` runs, for `accel_lib.engines.batching.run_batches`."""
+        if seconds is not None and not self.pairs:
+            raise ModelError(
+                "The model takes single texts, not pairs.",
+                seen=self.name,
+                fix="leave out the second texts, or load a cross-encoder",
+            )
+        asked = prompt_text(self.prompts, self.default_prompt, prompt)
+        return self.tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
 
     def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokens a text, special tokens and default prompt included, after truncation; int64 ``[n]``."""
-        return np.array([len(row) for row in self._rows(texts, None)], dtype=np.int64)
+        return self.tokenize(texts).lengths
 
     @property
     def size_bytes(self) -> int:
@@ -134,6 +169,3 @@ class Model:
             for key, value in self.summary().items()
         )
         return f"<table>{rows}</table>"
-
-    def _rows(self, texts: Sequence[str], prompt: str | None) -> list[NDArray[np.int64]]:
-        return self.tokenizer(texts, prompt=prompt_text(self.prompts, self.default_prompt, prompt))

@@ -47,16 +47,25 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Token ids to one row of logits a text, by a transformer that has its own head."""
+    """Token ids to one row of logits a text, by a transformer that has its own head.
+
+    Parameters
+    ----------
+    transformer
+        Returns ``logits``.
+    segments
+        Whether it wants ``token_type_ids``; they are zeros where none are given.
+    """
 
     def __init__(self, transformer: nn.Module, *, segments: bool) -> None:
         super().__init__()
         self.transformer = transformer
         self.segments = segments
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 ``[batch, sequence]`` twice, padding on the right, to float32 ``[batch, labels]``."""
-        extra = {"token_type_ids": torch.zeros_like(input_ids)} if self.segments else {}
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """int64 ``[batch, sequence]`` each, padding on the right, to float32 ``[batch, labels]``."""
+        zeros = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        extra = {"token_type_ids": zeros} if self.segments else {}
         logits: Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask, **extra).logits
         return logits
 

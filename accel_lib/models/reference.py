@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import require
+from accel_lib.models.head import cross_encoder_settings
 from accel_lib.models.model import Reference
 from accel_lib.models.quiet import quiet
 
@@ -40,7 +41,7 @@ class SentenceReference:
 
 
 class ClassifierReference:
-    """transformers' tokenizer and sequence classifier, in float32 on the CPU."""
+    """transformers' own sequence classifier in float32 on the CPU; for pairs CrossEncoder, where it saved it."""
 
     def __init__(self, folder: Path, *, max_length: int) -> None:
         self._folder = folder
@@ -56,15 +57,35 @@ class ClassifierReference:
             classifier.tokenizer = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
         return classifier.float().eval()
 
-    def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
-        """Texts to float32 ``[n, labels]``."""
+    @functools.cached_property
+    def _cross_encoder(self) -> Any:
+        """sentence-transformers' CrossEncoder, where the folder is one of its own; else None."""
+        if not cross_encoder_settings(self._folder):
+            return None
+        library = require("sentence_transformers", extra="models")
+        with quiet():
+            encoder = library.CrossEncoder(str(self._folder), device="cpu", trust_remote_code=False)
+        encoder.max_seq_length = self._max_length
+        return encoder.float().eval()
+
+    def __call__(
+        self, texts: list[str], *, seconds: list[str] | None = None, batch_size: int = 32
+    ) -> NDArray[np.float32]:
+        """Texts, or pairs of them, to float32 ``[n, labels]``: logits."""
         import torch
 
+        if seconds is not None and self._cross_encoder:
+            pairs = list(zip(texts, seconds, strict=True))
+            raw = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+            logits = self._cross_encoder.predict(pairs, batch_size=batch_size, **raw)
+            return np.asarray(logits, dtype=np.float32).reshape(len(pairs), -1)
         rows = []
         with torch.inference_mode():
             for start in range(0, len(texts), batch_size):
+                batch = slice(start, start + batch_size)
                 inputs = self.loaded.tokenizer(
-                    list(texts[start : start + batch_size]),
+                    list(texts[batch]),
+                    None if seconds is None else list(seconds[batch]),
                     padding=True,
                     truncation=True,
                     max_length=self._max_length,

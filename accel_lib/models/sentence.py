@@ -127,7 +127,7 @@ def _read_modules(folder: Path) -> Recipe:
         raise refused(folder, f"the modules {' → '.join(kinds)}, not Transformer → Pooling → …")
     later = [_step(folder, kind, path) for kind, path in modules[2:]]
     first = _transformer_settings(folder, modules[0][1])
-    general = _optional(folder / "config_sentence_transformers.json")
+    general = optional_json(folder / "config_sentence_transformers.json")
     if general.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise refused(folder, f"a {general['model_type']}")
     prompts = {name: text or "" for name, text in (general.get("prompts") or {}).items()}
@@ -164,7 +164,7 @@ def _module(folder: Path, entry: Any) -> tuple[str, Path]:
 
 def _transformer_settings(folder: Path, path: Path) -> dict[str, Any]:
     files = [path / "sentence_bert_config.json", *sorted(path.glob("sentence_*_config.json"))]
-    settings = next((found for file in files if (found := _optional(file))), {})
+    settings = next((found for file in files if (found := optional_json(file))), {})
     for name, value in settings.items():
         if name in ("max_seq_length", "do_lower_case"):
             continue
@@ -188,7 +188,7 @@ def _pooling_modes(folder: Path, path: Path) -> tuple[str, ...]:
 def _step(folder: Path, kind: str, path: Path) -> Dense | Literal["normalize"]:
     if kind not in ("Dense", "Normalize"):
         raise refused(folder, f"a {kind} module")
-    settings = read_json(path / "config.json", dict) if kind == "Dense" else _optional(path / "config.json")
+    settings = read_json(path / "config.json", dict) if kind == "Dense" else optional_json(path / "config.json")
     for side in ("module_input_name", "module_output_name"):
         if (settings.get(side) or _SENTENCE) != _SENTENCE:
             raise refused(folder, f"a {kind} module with {side} = {settings[side]!r}")
@@ -211,5 +211,6 @@ def _step(folder: Path, kind: str, path: Path) -> Dense | Literal["normalize"]:
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def optional_json(path: Path) -> dict[str, Any]:
+    """A settings file as `read_json` reads it; empty where there is none."""
     return read_json(path, dict) if path.is_file() else {}

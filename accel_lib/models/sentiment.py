@@ -142,6 +142,8 @@ def _with_head(model: Model, search: Any, texts: Texts) -> Model:
         output_name="logits",
         dimension=len(found.classes_),
         labels=tuple(str(name) for name in found.classes_),
+        activation="softmax",
+        pairs=False,
         notes=(*model.notes, how),
         reference=HeadReference(model.reference, weight=weight, bias=bias),
     )

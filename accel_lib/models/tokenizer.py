@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -28,15 +29,19 @@ class Tokenizer:
         Longest row in tokens, special tokens included.
     pad_id
         Id that `pad` fills with; it is masked, so it never changes a result.
+    segments
+        Whether the model takes segment ids, which tell the texts of a pair apart.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, *, max_length: int, pad_id: int, segments: bool = False) -> None:
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())
         side = (self._backend.truncation or {}).get("direction", "right")
         self._backend.no_padding()
         self._backend.enable_truncation(max_length, direction=side)
         self.max_length = max_length
         self.pad_id = pad_id
+        self.segments = segments
+        self._single_segments = segments and any(self._backend.encode("a").type_ids)
 
     def __call__(self, texts: Sequence[str], *, prompt: str = "") -> list[NDArray[np.int64]]:
         """Tokenize texts, each with `prompt` in front.
@@ -51,12 +56,12 @@ class Tokenizer:
         TextError
             A text is blank, not a string, holds lone surrogates, or leaves no token at all.
         """
-        return self.counted(texts, prompt=prompt)[0]
+        return list(self.counted(texts, prompt=prompt)[0])
 
     def counted(
         self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str] | None = None
-    ) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-        """Tokenize texts, and count the tokens each had before it was cut.
+    ) -> tuple[Ragged, NDArray[np.int64]]:
+        """Tokenize texts or pairs, and count the tokens each had before it was cut.
 
         Parameters
         ----------
@@ -66,7 +71,7 @@ class Tokenizer:
         Returns
         -------
         rows
-            As `__call__` gives them.
+            The ids of each row; for a model that takes them, with segment ids, cut where the ids are.
         lengths
             int64 ``[n]``: more than the row has if it was cut.
 
@@ -81,20 +86,23 @@ class Tokenizer:
             firsts if seconds is None else list(zip(firsts, clean(seconds), strict=True))
         )
         special = self._backend.num_special_tokens_to_add(seconds is not None)
-        rows = [np.array(item.ids, dtype=np.int64) for item in encoded]
-        for index, row in enumerate(rows):
-            if not row.size:
-                raise TextError(
-                    f"Text {index} has no token this tokenizer knows.",
-                    seen=repr(checked[index][:40]),
-                    fix="leave it out",
-                )
+        rows = Ragged.of([np.array(item.ids, dtype=np.int64) for item in encoded])
+        if not rows.lengths.all():
+            index = int(rows.lengths.argmin())
+            raise TextError(
+                f"Text {index} has no token this tokenizer knows.",
+                seen=repr(checked[index][:40]),
+                fix="leave it out",
+            )
+        if self._single_segments or (self.segments and seconds is not None):
+            segments = Ragged.of([np.array(item.type_ids, dtype=np.int64) for item in encoded]).ids
+            rows = dataclasses.replace(rows, segments=segments)
         lengths = [len(item.ids) + sum(len(rest.ids) - special for rest in item.overflowing) for item in encoded]
         return rows, np.array(lengths, dtype=np.int64)
 
     def cutting(self, side: Literal["left", "right"]) -> Tokenizer:
         """The same tokenizer, which cuts what is too long at this side."""
-        other = Tokenizer(self._backend, max_length=self.max_length, pad_id=self.pad_id)
+        other = Tokenizer(self._backend, max_length=self.max_length, pad_id=self.pad_id, segments=self.segments)
         other._backend.enable_truncation(self.max_length, direction=side)
         return other
 
@@ -105,8 +113,8 @@ class Tokenizer:
         copy.save(str(path))
 
     @classmethod
-    def load(cls, path: str | Path, max_length: int | None = None) -> Tokenizer:
-        """Read what `save` wrote; `max_length` shortens the file's own limit.
+    def load(cls, path: str | Path, max_length: int | None = None, *, segments: bool = False) -> Tokenizer:
+        """Read what `save` wrote; `max_length` shortens the file's own limit, `segments` is as for the class.
 
         Raises
         ------
@@ -122,7 +130,8 @@ class Tokenizer:
             missing = "truncation" if not backend.truncation else "padding id"
             raise ArtifactError(f"{path.name} was not saved by this library.", seen=f"no {missing}", fix=_REBUILD)
         limit = int(backend.truncation["max_length"])
-        return cls(backend, max_length=min(limit, max_length or limit), pad_id=int(backend.padding["pad_id"]))
+        pad_id = int(backend.padding["pad_id"])
+        return cls(backend, max_length=min(limit, max_length or limit), pad_id=pad_id, segments=segments)
 
 
 def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -133,7 +142,8 @@ def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int6
     input_ids, attention_mask
         int64 arrays of shape ``[batch, longest row]``; the mask is 1 on tokens and 0 on padding.
     """
-    return Ragged.of(rows).padded(pad_id)
+    input_ids, attention_mask = Ragged.of(rows).padded(pad_id)
+    return input_ids, attention_mask
 
 
 def prompt_text(prompts: Mapping[str, str], default_prompt: str | None, asked: str | None = None) -> str:

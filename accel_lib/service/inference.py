@@ -16,6 +16,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Task
+from accel_lib.ragged import Ragged
+from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import described
 from accel_lib.service.edge import Record
@@ -23,7 +25,6 @@ from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Route
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse, parse
 from accel_lib.service.served import Inputs, InputType, ServedVersion
-from accel_lib.service.shadow import Rows
 
 router = APIRouter(tags=["inference"])
 Caller = Annotated[Principal, Depends(needs("inference"))]
@@ -88,16 +89,17 @@ async def classify(request: Request, caller: Caller) -> Response:
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
     inputs = Inputs(texts=texts, truncate=asked.truncate)
     answer = await infer(request, caller, "classification", inputs, model=asked.model, user=asked.user)
-    labels = answer.served.manifest.labels
+    manifest = answer.served.manifest
+    labels, names = manifest.labels, unique_labels(manifest.labels)
     data = [
         {
             "index": index,
             "label": labels[int(row.argmax())],
             "probs": row,
             "num_classes": len(labels),
-            "scores": dict(zip(labels, row.tolist(), strict=True)),
+            "scores": dict(zip(names, row.tolist(), strict=True)),
         }
-        for index, row in enumerate(probabilities(answer.output))
+        for index, row in enumerate(to_scores(answer.output, manifest.activation))
     ]
     usage = {"prompt_tokens": answer.tokens, "total_tokens": answer.tokens}
     head = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": asked.model}
@@ -130,13 +132,13 @@ async def infer(
         began = time.perf_counter()
         most = state.settings.max_request_tokens
 
-        def tokenize(version: ServedVersion) -> Awaitable[Rows]:
+        def tokenize(version: ServedVersion) -> Awaitable[Ragged]:
             return off_loop(request, lambda: version.tokenize(inputs, max_tokens=most))
 
         rows = await tokenize(served)
         tokenized = time.perf_counter()
         record.deadline.check()
-        record.tokens = sum(map(len, rows))
+        record.tokens = len(rows.ids)
         state.limits.charge(caller.id, record.tokens)
         with (
             state.limits.admitted(served.name, record.tokens, record.deadline),
@@ -174,12 +176,6 @@ def shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[n
     kept = vectors[:, :dimensions]
     norms = np.linalg.norm(kept, axis=1, keepdims=True)
     return np.ascontiguousarray(kept / np.where(norms > 0, norms, 1), dtype=np.float32)
-
-
-def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the classes, float32 ``[n, classes]``."""
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.ascontiguousarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 async def respond(request: Request, answer: Answer, body: Callable[[], bytes]) -> Response:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.batching import padding_share, plan_batches
 from accel_lib.errors import require
+from accel_lib.ragged import Ragged
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.problems import Problem
@@ -63,7 +64,7 @@ class InferencePath:
     async def infer(
         self,
         served: ServedVersion,
-        rows: Sequence[NDArray[np.int64]],
+        rows: Ragged,
         *,
         deadline: Deadline,
         priority: int = 0,
@@ -87,7 +88,7 @@ class InferencePath:
         Problem
             429, 503 or 504 as Triton says, or 500 if an answer is no use.
         """
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        lengths = rows.lengths
         most = max(1, served.config.max_batch_size)
         batches = plan_batches(lengths, max_batch_tokens=self._max_batch_tokens, max_batch_size=most)
         output = np.empty((len(rows), served.manifest.dimension), dtype=np.float32)
@@ -98,8 +99,7 @@ class InferencePath:
                 deadline.check()
                 self._metrics.batch_tokens.labels(served.name).observe(len(batch) * int(lengths[batch].max()))
                 self._metrics.batch_padding.labels(served.name).observe(padding_share(lengths, [batch]))
-                part = [rows[index] for index in batch]
-                output[batch] = await self._ask(served, part, deadline, priority, metadata)
+                output[batch] = await self._ask(served, rows.take(batch), deadline, priority, metadata)
 
         await _all([one(batch) for batch in batches])
         return output
@@ -113,7 +113,7 @@ class InferencePath:
     async def _ask(
         self,
         served: ServedVersion,
-        rows: Sequence[NDArray[np.int64]],
+        rows: Ragged,
         deadline: Deadline,
         priority: int,
         metadata: Sequence[tuple[str, str]],

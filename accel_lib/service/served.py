@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest, Task
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
+from accel_lib.ragged import SEGMENTS, Ragged
 from accel_lib.service.problems import Problem
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton.client import ServedModel
@@ -85,29 +85,32 @@ class ServedVersion:
         """Whether queries and passages are embedded differently."""
         return self._prompt("query") != self._prompt("passage")
 
-    def tokenize(self, inputs: Inputs, *, max_tokens: int) -> list[NDArray[np.int64]]:
+    def tokenize(self, inputs: Inputs, *, max_tokens: int) -> Ragged:
         """Rows of ids, shortened or refused as asked; burns CPU, so not for an event loop.
 
         Raises
         ------
         Problem
-            400: a text is too long, blank or no text, or there are too many tokens.
+            400: a text is too long, blank or no text, the model takes no pairs, or there are too many tokens.
         """
+        if inputs.seconds is not None and not self.manifest.pairs:
+            message = f"{self.name} takes single texts, not pairs; if it is a cross-encoder, convert it again."
+            raise Problem(400, message, param="inputs", code="no_pairs")
         if self.asymmetric and inputs.input_type is None:
             message = f"{self.name} embeds queries and passages differently: say which these are."
             raise Problem(400, message, param="input_type", code="missing")
-        rows: list[NDArray[np.int64]] = []
-        tokens = 0
-        while len(rows) < len(inputs.texts):
-            found = self._rows(inputs, len(rows))
-            rows += found
-            tokens += sum(map(len, found))
+        parts: list[Ragged] = []
+        done, tokens = 0, 0
+        while done < len(inputs.texts):
+            parts.append(self._rows(inputs, done))
+            done += len(parts[-1])
+            tokens += len(parts[-1].ids)
             if tokens > max_tokens:
                 message = f"The input has more than {max_tokens:,} tokens; send it in several requests."
                 raise Problem(400, message, param="input", code="too_many_tokens")
-        return rows
+        return Ragged.together(parts)
 
-    def _rows(self, inputs: Inputs, start: int) -> list[NDArray[np.int64]]:
+    def _rows(self, inputs: Inputs, start: int) -> Ragged:
         """The rows of the next texts that are tokenized together."""
         kind = inputs.input_type
         prompt = self._prompt(kind) if kind else prompt_text(self.manifest.prompts, self.manifest.default_prompt)
@@ -119,9 +122,8 @@ class ServedVersion:
         except AccelError as error:
             raise Problem(400, f"{error.cause} Fix: {error.fix}.", param="input", code="invalid_text") from error
         if inputs.truncate == "NONE":
-            for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                if length > len(row):
-                    raise self._too_long(start + index, f"{length:,} tokens")
+            for index in np.flatnonzero(lengths > rows.lengths):
+                raise self._too_long(start + int(index), f"{lengths[index]:,} tokens")
         return rows
 
     def _chunk(self, inputs: Inputs, start: int) -> list[str]:
@@ -238,7 +240,8 @@ class Catalogue:
         if known and self._texts.get((name, version)) == text:
             return dataclasses.replace(known, config=config)
         manifest = Manifest.from_json(text)
-        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length)
+        segments = SEGMENTS in manifest.inputs
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
         self._texts[name, version] = text
         return ServedVersion(
             name=name,

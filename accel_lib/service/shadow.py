@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.ragged import Ragged
 from accel_lib.service.experiments import Experiments
 from accel_lib.service.limits import Deadline
 from accel_lib.service.path import InferencePath
@@ -18,8 +19,6 @@ from accel_lib.service.served import Catalogue, ServedVersion
 
 _AT_ONCE, _WAITING = 2, 64  # what is more is left out, so that a slow candidate holds up nobody
 _PATIENCE_S = 30.0
-
-Rows = Sequence[NDArray[np.int64]]
 
 
 class Shadows:
@@ -33,7 +32,7 @@ class Shadows:
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     def send(
-        self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Rows]]
+        self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Ragged]]
     ) -> None:
         """Have the shadow compute a request too.
 
@@ -59,7 +58,7 @@ class Shadows:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _compare(
-        self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Rows]]
+        self, route: Route, sent: NDArray[np.float32], tokenize: Callable[[ServedVersion], Awaitable[Ragged]]
     ) -> None:
         async with self._places:
             copy, began = None, time.perf_counter()

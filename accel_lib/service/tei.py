@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from accel_lib.scores import to_scores
 from accel_lib.service.describe import described
-from accel_lib.service.inference import Caller, infer, probabilities, respond, shortened, to_json
+from accel_lib.service.inference import Caller, infer, respond, shortened, to_json
 from accel_lib.service.problems import Problem
 from accel_lib.service.schemas import EmbedRequest, Prediction, PredictRequest, parse
 from accel_lib.service.served import Inputs, InputType, Truncate
@@ -53,8 +54,9 @@ async def predict(request: Request, caller: Caller) -> Response:
     seconds = [item[1] for item in items] if len(items[0]) == 2 else None
     inputs = Inputs(texts=[item[0] for item in items], seconds=seconds, truncate=_truncate(asked))
     answer = await infer(request, caller, "classification", inputs)
-    scores = answer.output if asked.raw_scores else probabilities(answer.output)
-    labels = answer.served.manifest.labels
+    manifest = answer.served.manifest
+    scores = to_scores(answer.output, "identity" if asked.raw_scores else manifest.activation)
+    labels = manifest.labels
     classes = [[{"label": labels[i], "score": row[i].item()} for i in np.argsort(-row)] for row in scores]
     return await respond(request, answer, lambda: to_json(classes if batch else classes[0]))
 

@@ -105,7 +105,7 @@ class Playground:
         self._services: dict[tuple[tuple[str, str, str], int], ServiceTime] = {}
         for served, service in zip(models, calibrated, strict=False):
             self._keep(_contender(served), service)
-        self.lengths = np.array([len(ids) for ids in models[0]._tokenize(texts, None)[1]])
+        self.lengths = models[0]._tokenize(texts, None)[1].lengths
 
     def ready(self, knobs: Knobs) -> bool:
         """Whether this choice of model and instances is calibrated."""

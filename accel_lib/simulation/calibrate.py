@@ -84,7 +84,7 @@ def fit_simulator(
     >>> service = accel.fit_simulator(mine, accel.load_texts("short"))  # doctest: +SKIP
     """
     own, progress = served.config, Progress("Calibrating")
-    lengths = np.array([len(ids) for ids in served._tokenize(texts, None)[1]])
+    lengths = served._tokenize(texts, None)[1].lengths
     packed = Artifact.load(served._artifact_folder).manifest.packed
     padded_attention = packed and not _on_gpu(own)
     budget = own.max_batch_tokens or batch_tokens("cuda" if _on_gpu(own) else "cpu")

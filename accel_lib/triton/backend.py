@@ -69,6 +69,7 @@ class TritonPythonModel:
             )
         _check_tensors(artifact, config)
         self._max_length = artifact.manifest.max_length
+        self._inputs = artifact.manifest.inputs
         self._output = artifact.manifest.output_name
         self._pad_id = _pad_id(folder)
         self._limits = _limits(artifact, config, parameters)
@@ -93,19 +94,22 @@ class TritonPythonModel:
 
     def _rows(self, request: Any) -> Ragged:
         """The rows of one request without their padding, wherever it was; checked."""
-        ids, mask = read_tensor(request, "input_ids"), read_tensor(request, "attention_mask")
-        if ids.shape != mask.shape or mask.view(np.uint64).max(initial=0) > 1:  # below 0 is far above it, unsigned
+        ids, mask, *segments = tensors = [read_tensor(request, name) for name in self._inputs]
+        same = all(tensor.shape == ids.shape for tensor in tensors)
+        if not same or mask.view(np.uint64).max(initial=0) > 1:  # below 0 is far above it, unsigned
             raise RequestError(
-                "attention_mask is 1 on tokens and 0 on padding, in the shape of input_ids.",
-                seen=f"input_ids {list(ids.shape)}, attention_mask {list(mask.shape)} up to {mask.max(initial=0)}",
-                fix="send both with shape [rows, tokens], or leave the mask to the client: .infer(input_ids)",
+                "attention_mask is 1 on tokens and 0 on padding, and all inputs have one shape.",
+                seen=f"{_shapes(self._inputs, tensors)}, attention_mask up to {mask.max(initial=0)}",
+                fix="send each with shape [rows, tokens], or leave the mask to the client: .infer(input_ids)",
             )
-        rows = Ragged.masked(ids, mask)
+        rows = Ragged.masked(ids, mask, *segments)
         shortest, longest = rows.lengths.min(initial=self._max_length), rows.lengths.max(initial=0)
         least = rows.ids.min(initial=0)
+        if rows.segments is not None:
+            least = min(least, rows.segments.min(initial=0))
         if shortest < 1 or longest > self._max_length or least < 0:
             raise RequestError(
-                f"A row holds 1 to {self._max_length} token ids, none below 0.",
+                f"A row holds 1 to {self._max_length} token ids, and no id is below 0.",
                 seen=f"{longest if longest > self._max_length else shortest} tokens, the smallest {least}",
                 fix="tokenize with the model's own tokenizer, which cuts: .encode(texts)",
             )
@@ -135,7 +139,7 @@ def _check_tensors(artifact: Artifact, config: dict[str, Any]) -> None:
     """Refuse a configuration whose tensors are not the artifact's; Triton would notice at the first request only."""
     ids = {"data_type": "TYPE_INT64", "dims": [-1]}
     vectors = {"data_type": "TYPE_FP32", "dims": [artifact.manifest.dimension]}
-    wanted = {"input_ids": ids, "attention_mask": ids, artifact.manifest.output_name: vectors}
+    wanted = dict.fromkeys(artifact.manifest.inputs, ids) | {artifact.manifest.output_name: vectors}
     declared = {t["name"]: {"data_type": t["data_type"], "dims": t["dims"]} for t in config["input"] + config["output"]}
     if declared != wanted or config["max_batch_size"] < 1:
         raise ArtifactError(
@@ -147,6 +151,10 @@ def _check_tensors(artifact: Artifact, config: dict[str, Any]) -> None:
 
 def _show(tensors: dict[str, dict[str, Any]]) -> str:
     return ", ".join(f"{name} {t['data_type'].removeprefix('TYPE_')} {t['dims']}" for name, t in tensors.items())
+
+
+def _shapes(names: Sequence[str], tensors: Sequence[NDArray[Any]]) -> str:
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
 
 
 def refusal(error: AccelError) -> Any:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Artifact, Manifest
 from accel_lib.errors import AccelError, RequestError, require
+from accel_lib.ragged import SEGMENTS, Ragged, by_name
+from accel_lib.scores import to_scores, unique_labels
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.refusals import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
@@ -135,13 +137,17 @@ class ServedModel:
         self.version = version
         self._text_side: tuple[str, Any, Any] = ("", None, None)
 
-    def encode(self, texts: Sequence[str], *, prompt: str | None = None) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
+    ) -> NDArray[np.float32]:
         """Tokenize texts here and have their vectors or logits computed there.
 
         Parameters
         ----------
         texts
             Texts; longer ones than the model's limit are cut.
+        seconds
+            The second text of each pair, for a classifier.
         prompt
             Name of one of the model's prompts; None takes the default one, an empty string none.
 
@@ -155,19 +161,37 @@ class ServedModel:
         TextError
             A text that cannot be tokenized.
         RequestError
-            Triton refused or lost a request.
+            The model takes no pairs, or Triton refused or lost a request.
         """
-        from accel_lib.models.tokenizer import pad
-
-        tokenizer, rows = self._tokenize(texts, prompt)
+        tokenizer, rows = self._tokenize(texts, prompt, seconds)
         size = max(1, self.config.max_batch_size)
-        parts = [self.infer(*pad(rows[i : i + size], tokenizer.pad_id)) for i in range(0, len(rows), size)]
+        batches = (rows.take(np.arange(i, min(i + size, len(rows)))) for i in range(0, len(rows), size))
+        parts = [self.infer(*batch.padded(tokenizer.pad_id)) for batch in batches]
         return np.concatenate([np.empty((0, self.config.outputs[0].dims[-1]), dtype=np.float32), *parts])
+
+    def classify(self, texts: Sequence[str], seconds: Sequence[str] | None = None) -> list[dict[str, float]]:
+        """Scores of a classifier's labels, a dictionary for each text or pair, the highest score first.
+
+        They are those of transformers' pipeline and of ``CrossEncoder.predict``. Where labels share a name, one that
+        occurred before carries its index: ``"a", "a (1)"``.
+
+        Raises
+        ------
+        TextError, RequestError
+            As `encode`; or the model has no labels.
+        """
+        logits, manifest = self.encode(texts, seconds), self._text_side[2]
+        if not manifest.labels:
+            raise RequestError(f"{self.name} is no classifier.", seen=manifest.output_name, fix=".encode(texts)")
+        names = unique_labels(manifest.labels)
+        scores = to_scores(logits, manifest.activation)
+        return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in scores]
 
     def infer(
         self,
         input_ids: ArrayLike,
         attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
         *,
         timeout_s: float | None = None,
         priority: int = 0,
@@ -177,8 +201,9 @@ class ServedModel:
 
         Parameters
         ----------
-        input_ids, attention_mask
-            int64 ``[rows, tokens]``; without a mask every id is a token.
+        input_ids, attention_mask, token_type_ids
+            int64 ``[rows, tokens]``; without a mask every id is a token. A model that tells the texts of a pair apart
+            takes segment ids too; without them they are zeros, which is right for single texts.
         timeout_s
             How long to wait for the answer; None waits as long as it takes.
         priority
@@ -195,8 +220,9 @@ class ServedModel:
         """
         ids = _rows("input_ids", input_ids)
         mask = np.ones_like(ids) if attention_mask is None else _rows("attention_mask", attention_mask)
+        segments = None if token_type_ids is None else _rows(SEGMENTS, token_type_ids)
         module = require(f"tritonclient.{protocol}", extra="triton")
-        tensors = {"input_ids": ids, "attention_mask": mask}
+        tensors = by_name([spec.name for spec in self.config.inputs], (ids, mask, segments))
         inputs = [module.InferInput(name, array.shape, "INT64") for name, array in tensors.items()]
         for tensor, array in zip(inputs, tensors.values(), strict=True):
             tensor.set_data_from_numpy(array)
@@ -256,7 +282,7 @@ class ServedModel:
         rows = [self._tokenize([text], None)[1] for _ in range(repeats)]
         tokenized = time.perf_counter()
         for row in rows:
-            self.infer(row)
+            self.infer(row.ids[None])
         ended, counted = time.perf_counter(), self.settled() - before
         names = ("queue", "compute_input", "compute_infer", "compute_output")
         served = {f"{name}_ms": getattr(counted, f"{name}_ns") / max(counted.requests, 1) / 1e6 for name in names}
@@ -310,7 +336,9 @@ class ServedModel:
         model = self._server.repository / self.name
         return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
 
-    def _tokenize(self, texts: Sequence[str], prompt: str | None) -> tuple[Tokenizer, list[NDArray[np.int64]]]:
+    def _tokenize(
+        self, texts: Sequence[str], prompt: str | None, seconds: Sequence[str] | None = None
+    ) -> tuple[Tokenizer, Ragged]:
         from accel_lib.models.tokenizer import Tokenizer, prompt_text
 
         folder = self._artifact_folder
@@ -323,9 +351,18 @@ class ServedModel:
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
         if text != self._text_side[0]:  # first use, or the version was replaced
             manifest = Manifest.from_json(text)
-            self._text_side = (text, Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length), manifest)
+            segments = SEGMENTS in manifest.inputs
+            tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
+            self._text_side = (text, tokenizer, manifest)
         _, tokenizer, manifest = self._text_side
-        return tokenizer, tokenizer(texts, prompt=prompt_text(manifest.prompts, manifest.default_prompt, prompt))
+        if seconds is not None and not (manifest.pairs and manifest.labels):
+            raise RequestError(
+                f"{self.name} takes single texts, not pairs.",
+                seen=f"{manifest.model}, a model for {manifest.task}",
+                fix="serve a cross-encoder; one that an older version converted, convert again: accel.to_onnx(model)",
+            )
+        asked = prompt_text(manifest.prompts, manifest.default_prompt, prompt)
+        return tokenizer, tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
 
 
 def _rows(name: str, values: ArrayLike) -> NDArray[np.int64]:

@@ -17,7 +17,6 @@ from accel_lib.triton.config import ModelConfig, TensorSpec
 from accel_lib.triton.repository import ARTIFACT_FOLDER, MODEL_FILE, write_config
 
 _CODE = "from accel_lib.triton.parts import TritonPythonModel as TritonPythonModel\n"
-_IDS = ("input_ids", "attention_mask")
 
 
 def write_part(repository: Path, name: str, part: Artifact, *, instance_count: int = 1, threads: int = 1) -> Path:
@@ -74,7 +73,7 @@ def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, th
     message = require("tritonclient.grpc.model_config_pb2", extra="triton").ModelConfig(
         name=name, platform="ensemble", max_batch_size=16
     )
-    inputs = tuple(TensorSpec(name=tensor, data_type="INT64", dims=(-1,)) for tensor in _IDS)
+    inputs = tuple(TensorSpec(name=tensor, data_type="INT64", dims=(-1,)) for tensor in last.inputs)
     output = TensorSpec(name=last.output_name, data_type="FP32", dims=(last.dimension,))
     for part_name, part in zip(names, parts, strict=True):
         step = message.ensemble_scheduling.step.add(model_name=part_name, model_version=-1)

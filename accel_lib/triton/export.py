@@ -12,6 +12,7 @@ from pathlib import Path
 
 from accel_lib.artifact import MODEL_FILES, Artifact
 from accel_lib.errors import ServerError
+from accel_lib.ragged import SEGMENTS
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.install import TRITON_VERSION
 from accel_lib.triton.repository import write_model
@@ -51,8 +52,8 @@ docker run --rm {gpus}--shm-size 1g -p 8000:8000 -p 8001:8001 -v "$PWD/{reposito
   sh -c 'pip install "{package}" && tritonserver --model-repository /models --disable-auto-complete-config'
 ```
 
-A request carries token ids, as `artifact/tokenizer.json` makes them: `input_ids` and `attention_mask`, INT64
-`[rows, tokens]`. The answer is `{output}`, FP32 `[rows, {dimension}]`.
+A request carries token ids, as `artifact/tokenizer.json` makes them: {inputs}, INT64 `[rows, tokens]`{segments}.
+The answer is `{output}`, FP32 `[rows, {dimension}]`.
 
 ## Rebuild it
 
@@ -111,6 +112,8 @@ def _readme(artifact: Artifact, config: ModelConfig, version: int, measured: Ite
         package=_package(artifact),
         gpus="--gpus all " if m.format == "tensorrt" or m.precision == "fp16" else "",
         image=_IMAGE,
+        inputs=", ".join(f"`{name}`" for name in m.inputs),
+        segments="; the last is 1 on the second text of a pair, else 0" if SEGMENTS in m.inputs else "",
         output=m.output_name,
         dimension=m.dimension,
         rebuild=_rebuild(artifact),
@@ -128,7 +131,7 @@ def _facts(artifact: Artifact) -> dict[str, str]:
         "validated": f"{record.get('date', '')}: {record.get('texts', '?')} texts, "
         f"smallest cosine to the reference {record.get('cosine_min', float('nan')):.4f}",
     }
-    facts |= {"labels": ", ".join(m.labels)} if m.labels else {}
+    facts |= {"labels": ", ".join(m.labels), "scores by": m.activation} if m.labels else {}
     facts |= {"runs on": f"GPUs of compute capability {m.target}"} if m.target != "any" else {}
     return facts | ({"note": "; ".join(m.notes)} if m.notes else {})
 

@@ -71,10 +71,7 @@ def write_config(path: str | Path, config: ModelConfig) -> None:
 def default_config(name: str, artifact: Artifact) -> ModelConfig:
     """The configuration this project serves an artifact with: dynamic, ragged batches, all versions, no timeout."""
     manifest = artifact.manifest
-    inputs = (
-        TensorSpec(name=tensor, data_type="INT64", dims=(-1,), ragged=True)
-        for tensor in ("input_ids", "attention_mask")
-    )
+    inputs = (TensorSpec(name=tensor, data_type="INT64", dims=(-1,), ragged=True) for tensor in manifest.inputs)
     output = TensorSpec(name=manifest.output_name, data_type="FP32", dims=(manifest.dimension,))
     return ModelConfig(name=name, inputs=tuple(inputs), outputs=(output,))
 
@@ -105,7 +102,7 @@ def write_model(
     ArtifactError
         The artifact was not validated, or is damaged.
     ServerError
-        The name or version cannot be used, the model's other versions have another output, or `config` is of another
+        The name or version cannot be used, the model's other versions have other tensors, or `config` is of another
         model or holds a value that none may.
     """
     _check_name(name, version)
@@ -119,10 +116,10 @@ def write_model(
     model = Path(repository) / name
     plain = default_config(name, artifact)
     written = config or _existing(model, plain, version)
-    if written.outputs != plain.outputs:
+    if _tensors(written) != _tensors(plain):
         raise ServerError(
-            f"{name} answers with another output than this artifact.",
-            seen=f"{_show(written)} in {CONFIG_FILE}, {_show(plain)} in the artifact",
+            f"{name} has other inputs or another output than this artifact.",
+            seen=f"{_others(written, plain)} in {CONFIG_FILE}, {_others(plain, written)} in the artifact",
             fix="add it under another name",
         )
     if written.name != name:
@@ -206,15 +203,21 @@ def versions(model: Path) -> list[int]:
 
 
 def _existing(model: Path, plain: ModelConfig, version: int) -> ModelConfig:
-    """The file's configuration, unless the only version is being replaced by one with another output."""
+    """The file's configuration, unless the only version is being replaced by one with other tensors."""
     if not (model / CONFIG_FILE).is_file():
         return plain
     config = read_config(model)
-    return config if config.outputs == plain.outputs or set(versions(model)) - {version} else plain
+    return config if _tensors(config) == _tensors(plain) or set(versions(model)) - {version} else plain
 
 
-def _show(config: ModelConfig) -> str:
-    return ", ".join(f"{spec.name} {list(spec.dims)}" for spec in config.outputs)
+def _tensors(config: ModelConfig) -> tuple[list[str], tuple[TensorSpec, ...]]:
+    return [spec.name for spec in config.inputs], config.outputs
+
+
+def _others(config: ModelConfig, known: ModelConfig) -> str:
+    """The tensors of one configuration that another does not have."""
+    shown = [[f"{spec.name} {list(spec.dims)}" for spec in (*each.inputs, *each.outputs)] for each in (config, known)]
+    return ", ".join(name for name in shown[0] if name not in shown[1]) or "none"
 
 
 def _check_name(name: str, version: int) -> None:

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import require
-from accel_lib.models.tokenizer import pad
+from accel_lib.ragged import Ragged, by_name
+from accel_lib.triton.config import ModelConfig
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 Protocol = Literal["grpc", "http"]
 
 
 class Addressed(Shape):
-    """What a request is addressed to: a model, and one of its versions or ``""`` for the newest."""
+    """What a request is addressed to: a model, one of its versions or ``""`` for the newest, and what it takes."""
 
     @property
     def name(self) -> str:
@@ -28,18 +29,22 @@ class Addressed(Shape):
     def version(self) -> str:
         """Its version."""
 
+    @property
+    def config(self) -> ModelConfig:
+        """Its configuration, which names its inputs."""
+
 
 def serialize(
     served: Addressed,
-    rows: Sequence[NDArray[np.int64]],
+    rows: Sequence[NDArray[np.int64]] | Ragged,
     *,
     protocol: Protocol = "grpc",
     priority: int = 0,
     queue_timeout_us: int = 0,
 ) -> Any:
     """One request with a row a text, ready for the `Generator` of that protocol."""
-    ids, mask = pad(rows, 0)
-    tensors = {"input_ids": ids, "attention_mask": mask}
+    held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
+    tensors = by_name([spec.name for spec in served.config.inputs], held.padded(0))
     wishes = {name: value for name, value in (("priority", priority), ("timeout", queue_timeout_us)) if value}
     return (_message if protocol == "grpc" else _post)(served, tensors, wishes)
 

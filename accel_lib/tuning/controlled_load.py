@@ -142,7 +142,8 @@ def live(
     >>> print(live(mine, texts, arrivals=arrivals, p95_ms=50).decisions)  # doctest: +SKIP
     """
     due = np.asarray(arrivals, dtype=float)
-    payloads = [serialize(served, [row]) for row in served._tokenize(texts, None)[1]]
+    rows = served._tokenize(texts, None)[1]
+    payloads = [serialize(served, rows.take(np.array([index]))) for index in range(len(rows))]
     if control:
         _within_reach(served, texts, p95_ms)
     gate = gate or Admission()

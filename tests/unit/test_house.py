@@ -17,7 +17,19 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "accel_lib"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = (
-    ("errors", "version", "machine", "choice", "checkup", "progress", "formatting", "ragged", "corpus", "tables"),
+    (
+        "errors",
+        "version",
+        "machine",
+        "choice",
+        "checkup",
+        "progress",
+        "formatting",
+        "ragged",
+        "scores",
+        "corpus",
+        "tables",
+    ),
     ("texts", "stats", "measurement"),
     ("models", "artifact"),
     ("engines",),
