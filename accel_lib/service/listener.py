@@ -32,6 +32,7 @@ class Connection(HttpToolsProtocol):
     most = MOST_CONNECTIONS
 
     def connection_made(self, transport: Any) -> None:
+        """Take a new connection, or refuse it where too many are open."""
         super().connection_made(transport)
         self._late = self.loop.call_later(_HEAD_S, self._close_if_silent)
         if len(self.connections) > self.most:
@@ -39,6 +40,7 @@ class Connection(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
         self._late.cancel()
         super().connection_lost(exc)
 

@@ -17,6 +17,8 @@ Texts = _Text | Annotated[list[_Text], Field(min_length=1, max_length=MAX_INPUTS
 
 
 class Body(BaseModel):
+    """A request body: unknown fields are refused."""
+
     model_config = ConfigDict(extra=_REFUSED, frozen=True)
 
 

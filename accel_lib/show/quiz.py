@@ -68,6 +68,7 @@ def guess(question: str, default: float | str | None = None, unit: str = "", *, 
     Examples
     --------
     >>> latency = guess("p95 at 32 clients", unit="ms")
+    p95 at 32 clients (no guess given)
     >>> reveal(latency, 61.2)
     """
     if not live_notebook() or importlib.util.find_spec("ipywidgets") is None:
