@@ -62,6 +62,11 @@ class Encoder:
         ``"left"`` or ``"right"``: where what is too long is cut.
     most
         Tokens that a row can keep.
+
+    Attributes
+    ----------
+    single_segments
+        Whether a text that is no pair has segment ids other than 0.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, side: str, most: int) -> None:
@@ -69,11 +74,7 @@ class Encoder:
         self._backend = backend
         self._most = most
         self._frames = {pair: _frame(backend, pair) for pair in (False, True)}
-
-    @property
-    def single_segments(self) -> bool:
-        """Whether a text that is no pair has segment ids other than 0."""
-        return any(run.segments.any() for run in self._frames[False])
+        self.single_segments = any(run.segments.any() for run in self._frames[False])
 
     def contents(self, texts: Sequence[str], count_to: int | None) -> Iterator[Content]:
         """The tokens of each text without special tokens; texts of some ten thousand characters at once."""
@@ -118,11 +119,12 @@ class Encoder:
     def framed(self, halves: Sequence[NDArray[np.int64]], pair: bool) -> Row:
         """The special tokens around the halves."""
         frame = self._frames[pair]
-        ids = [run.ids if run.half is None else halves[run.half] for run in frame]
+        row = np.concatenate([run.ids if run.half is None else halves[run.half] for run in frame])
+        if not pair and not self.single_segments:
+            return Row(row, np.zeros_like(row), len(row))
         segments = [
             run.segments if run.half is None else np.full(len(halves[run.half]), run.segments[0]) for run in frame
         ]
-        row = np.concatenate(ids)
         return Row(row, np.concatenate(segments), len(row))
 
 
