@@ -22,9 +22,10 @@ from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import described
 from accel_lib.service.edge import Record
+from accel_lib.service.fields import parse
 from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Route
-from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse, parse
+from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
 from accel_lib.service.served import Catalogue, Inputs, InputType, ServedVersion
 
 router = APIRouter(tags=["inference"])
