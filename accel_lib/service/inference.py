@@ -178,7 +178,7 @@ def shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[n
         400: the model's vectors have fewer.
     """
     if dimensions is not None and dimensions > vectors.shape[1]:
-        message = f"The vectors have {vectors.shape[1]} dimensions."
+        message = f"dimensions is {dimensions}; the vectors have {vectors.shape[1]}."
         raise Problem(400, message, param="dimensions", code="unsupported_dimensions")
     return vectors[:, :dimensions]
 

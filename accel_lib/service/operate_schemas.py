@@ -150,7 +150,7 @@ ExperimentChange = Annotated[
     Discriminator(
         _change,
         custom_error_type="wrong_type",
-        custom_error_message="a plan, or an object whose action is 'promote' or 'rollback',",
+        custom_error_message="a plan, or one with the action 'promote' or 'rollback',",
     ),
 ]
 
