@@ -5,6 +5,7 @@
 #   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
 #   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
 #   QUICK=1                for bench: fewer texts and shorter measurements
+#   WORKERS=2              processes for unit tests
 #   NB=00_start_here       the notebooks for course and outputs; default: all
 #   LIGHT=1                colab-check and kaggle-check without torch and the notebooks
 
@@ -17,6 +18,7 @@ STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
 ALONE := --fresh --parameter SECONDS=2 --parameter TEXTS_IN_STEPS=16
+WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 # Machines without an NVIDIA GPU take the CPU build of torch; a Mac's only build is one.
@@ -35,8 +37,17 @@ setup: $(STAMP) ## make the environment in .venv and install the project
 course: setup ## run the course's notebooks headless into out/; NB=more the further experiments
 	@$(BIN)/python -m tools.notebooks $(NB)
 
+.PHONY: check
+check: lint types ## the quick part of the checks, before every commit: rules, format, types, quick unit tests
+	@$(BIN)/python -m pytest tests/unit -m "not slow" -n $(WORKERS) -q
+
 .PHONY: test
-test: packages lint types unit integration environments ui-check deploy-check notebooks ## all of the checks below, as CI runs them
+test: lint types unit integration environments ui-check deploy-check notebooks ## all checks, as CI runs them
+
+.PHONY: format
+format: setup ## let ruff mend what it can
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
 
 .PHONY: packages
 packages: ## Chromium, Prometheus and Alertmanager from Debian, which some checks need
@@ -53,8 +64,8 @@ types: setup ## mypy --strict
 	@$(BIN)/mypy
 
 .PHONY: unit
-unit: setup ## tests that start no server
-	@$(BIN)/python -m pytest tests/unit
+unit: setup ## tests that start no server, and the examples in docstrings; prints the coverage
+	@$(BIN)/python -m pytest tests/unit accel_lib --doctest-modules --doctest-ignore-import-errors -n $(WORKERS) --cov --cov-report=term:skip-covered
 
 .PHONY: integration
 integration: setup ## tests on a real Triton
@@ -115,11 +126,11 @@ ui: setup ## the dashboard in a browser, port 3000, over a gateway that `accel s
 	@$(BIN)/accel ui
 
 .PHONY: ui-check
-ui-check: setup packages ## click through the dashboard in headless Chromium, on a real Triton; pictures in out/ui
+ui-check: setup ## click through the dashboard in headless Chromium, on a real Triton; pictures in out/ui
 	@$(BIN)/python -m pytest tests/ui
 
 .PHONY: deploy-check
-deploy-check: setup packages ## all that can be checked of deploy/ without a cluster: one table, the verdict last
+deploy-check: setup ## all that can be checked of deploy/ without a cluster: one table, the verdict last
 	@$(BIN)/accel build embedding
 	@$(BIN)/python deploy/check/check.py
 

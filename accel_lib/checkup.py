@@ -134,7 +134,7 @@ def _memory(machine: Machine) -> Iterator[Finding]:
     short = gibibytes < 4
     fix = "close other programs: the course needs about 4 GiB" if short else ""
     yield Finding("Memory", f"{gibibytes:.1f} GiB", "warn" if short else "ok", fix)
-    shared = Path("/dev/shm")
+    shared = Path("/dev/shm")  # noqa: S108 (shared memory, which Triton needs)
     if shared.is_dir():
         mebibytes = shutil.disk_usage(shared).total / 2**20
         small = mebibytes < 256

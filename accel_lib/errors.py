@@ -49,7 +49,7 @@ class MissingDependencyError(AccelError, ImportError):
 
 
 class MachineError(AccelError):
-    """This machine cannot do what was asked."""
+    """What was asked is beyond this machine."""
 
 
 class TextError(AccelError, ValueError):

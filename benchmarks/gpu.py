@@ -86,7 +86,7 @@ def measure(model: Model, rate: float, *, compiling: bool) -> list[dict[str, Any
             ms = median_ms(lambda engine=engine: run_batches(engine, ids), calls=5)
             lengths = np.array([len(one) for one in ids])
             row["mixed_sentences_per_s"] = len(ids) / ms * 1e3
-            row["mixed_padding"] = padding(lengths, packed=engine.packed)
+            row["mixed_padding"] = padding(lengths, packed=engine.packed)  # type: ignore[attr-defined]
             row["mixed_of_matrix_rate"] = work(model, lengths) / (ms / 1e3) / rate / 1e12
             rows.append(row)
             print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()), flush=True)

@@ -70,7 +70,7 @@ class Proof:
                 except Exception as error:  # whatever a step meets, the next ones still tell something
                     traceback.print_exc()
                     result = {"verdict": f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"}
-            result["seconds"] = round(time.monotonic() - started, 1)
+            result["seconds"] = round(time.monotonic() - started, 1)  # type: ignore[assignment]
             self.kept["steps"][step.__name__] = result
             (self.asked.output / "gpu.json").write_text(json.dumps(self.kept, indent=1) + "\n")
             told = f"{result['verdict']} ({result['seconds']} s) {result.get('finding', '')}"
@@ -108,7 +108,7 @@ class Proof:
                 rows.append(shape | columns("ms", seconds * 1e3) | columns("speedup", first / seconds))
         for engine in opened.values():
             engine.close()
-        best = max(rows, key=lambda row: row["speedup"])
+        best = max(rows, key=lambda row: row["speedup"])  # type: ignore[return-value]
         where = f"{best['batch_size']} × {best['tokens']}"
         return {"rows": rows, "finding": f"{best['name']} is {best['speedup']:.1f} times as fast as fp32 at {where}"}
 

@@ -36,7 +36,7 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the se
 
 
 def parse_metrics(text: str) -> pd.DataFrame:
-    """Prometheus text as a tidy table: ``name``, ``kind``, ``model``, ``version``, ``reason``, ``gpu_uuid``, ``value``.
+    r"""Prometheus text as a table: ``name``, ``kind``, ``model``, ``version``, ``reason``, ``gpu_uuid``, ``value``.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def parse_metrics(text: str) -> pd.DataFrame:
 
     Examples
     --------
-    >>> parse_metrics('up{model="embedding"} 1\\n')[["name", "model", "value"]].values.tolist()
+    >>> parse_metrics('up{model="embedding"} 1\n')[["name", "model", "value"]].values.tolist()
     [['up', 'embedding', 1.0]]
     """
     parser = require("prometheus_client.parser", extra="triton")

@@ -176,5 +176,5 @@ def wait_until_ready(gateway: Gateway) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    for gateway in list(_GATEWAYS):
+    for gateway in _GATEWAYS:
         gateway.stop()

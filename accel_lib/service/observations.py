@@ -76,7 +76,7 @@ class Observations:
                 return
             columns = [field.name for field in dataclasses.fields(Sample)]
             marks = ", ".join(f":{column}" for column in columns)
-            statement = f"INSERT INTO observations ({', '.join(columns)}) VALUES ({marks})"
+            statement = f"INSERT INTO observations ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 (names of our own fields)
             try:
                 with self._state.changing() as change:
                     change.executemany(statement, [dataclasses.asdict(sample) for sample in taken])

@@ -68,7 +68,9 @@ def guess(question: str, default: float | str | None = None, unit: str = "", *, 
     Examples
     --------
     >>> latency = guess("p95 at 32 clients", unit="ms")
+    p95 at 32 clients (no guess given)
     >>> reveal(latency, 61.2)
+    No guess given; it was 61 ms.
     """
     if not live_notebook() or importlib.util.find_spec("ipywidgets") is None:
         taken = f"; taking {_say(default, unit)}" if default is not None else ""

@@ -51,7 +51,7 @@ class Connection:
 
     @property
     def grpc(self) -> Any:
-        """tritonclient's gRPC client; raises `RequestError` once the server was stopped."""
+        """Tritonclient's gRPC client; raises `RequestError` once the server was stopped."""
         if self._closed:
             raise request_error("", "UNAVAILABLE: the server was stopped")
         return self._grpc_client
@@ -62,7 +62,7 @@ class Connection:
         return module.InferenceServerClient(self._grpc_address, channel_args=list(_CHANNEL))
 
     def http(self, timeout_s: float) -> Any:
-        """tritonclient's HTTP client of this thread and timeout."""
+        """Tritonclient's HTTP client of this thread and timeout."""
         clients = self._local.__dict__.setdefault("clients", {})
         if timeout_s not in clients:
             module = require("tritonclient.http", extra="triton")

@@ -54,7 +54,7 @@ def finding(results: dict[str, Any]) -> str:
         for name in dict.fromkeys(row["name"] for row in results["served"])
         if name not in ("Triton, ours FP32", "our gateway, INT8")
     }
-    alone, busy = _over_the_best(alone, "ours INT8"), _over_the_best(busy, "Triton, ours INT8")
+    alone, busy = _over_the_best(alone, "ours INT8"), _over_the_best(busy, "Triton, ours INT8")  # type: ignore[assignment]
     return f"In one process ours in INT8 answers {alone}; served to {BUSY} clients, {busy}"
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-import litserve
+import litserve  # type: ignore[import-not-found]
 from sentence_transformers import SentenceTransformer
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from check import call
+from tests.environments.check import call
 
 ROOT = Path(__file__).parents[2]
 RESOLUTIONS = {"newest": "highest", "lowest": "lowest-direct"}

@@ -82,7 +82,7 @@ def test_the_readme_tells_versions_settings_and_what_was_measured(mine, tmp_path
 def test_the_rebuild_command_makes_the_same_model_again(tiny_model, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     artifact = accel.to_onnx(tiny_model, output=tmp_path / "first", progress=False)
-    artifact = accel.validate(artifact, reference=tiny_model, texts=accel.load_texts("short", limit=16)).artifact
+    artifact = accel.validate(artifact, reference=tiny_model, texts=accel.load_texts("short", limit=16)).artifact  # type: ignore[assignment]
     command = rebuilding(write_export("export.zip", artifact, default_config("mine", artifact)))
     config = next(tmp_path_factory.getbasetemp().glob("models*/tiny/config.json"))
     (tmp_path / "tiny").symlink_to(config.parent)

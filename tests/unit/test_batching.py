@@ -113,7 +113,7 @@ def test_results_come_back_in_the_order_of_the_texts(sort):
 @pytest.mark.parametrize(("asked", "rows"), [(None, 4), (2, 2), (100, 4)])
 def test_an_engine_that_holds_few_rows_is_never_given_more(asked, rows):
     engine = SumEngine()
-    engine.max_batch_size = 4
+    engine.max_batch_size = 4  # type: ignore[attr-defined]
     answers = run_batches(engine, [np.array([i, 1]) for i in range(50)], max_batch_size=asked)
     assert answers[:, 0].tolist() == [i + 1 for i in range(50)]
     assert max(shape[0] for shape in engine.shapes) == rows

@@ -129,7 +129,7 @@ def test_a_file_that_is_no_model_is_refused_with_the_command_that_makes_one(kind
 def test_batches_side_by_side_give_the_numbers_of_batches_in_a_row(onnx_fp32):
     rows = [np.random.default_rng(0).integers(5, 60, length) for length in (3, 9, 4, 12, 5, 7)]
     engine = open_engine(onnx_fp32, device="cpu", threads=2)
-    assert engine.lanes == 2
+    assert engine.lanes == 2  # type: ignore[attr-defined]
     together = run_batches(engine, rows, max_batch_size=2)
     assert together == pytest.approx(run_batches(engine, rows, max_batch_size=2, side_by_side=False), abs=1e-6)
     engine.close()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer, models
+from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -290,7 +290,7 @@ def _classifier(make: Callable[[str], Path]) -> Path:
     folder = make("bert bare").parent / "classifier"
     if not folder.exists():
         torch.manual_seed(0)
-        config = transformers.BertConfig(**SMALL, num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
+        config = transformers.BertConfig(**SMALL, num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})  # type: ignore[call-arg]
         transformers.BertForSequenceClassification(config).save_pretrained(folder)
         _wordpiece().save_pretrained(folder)
     return folder

@@ -197,7 +197,7 @@ def test_texts_longer_than_any_profile_are_not_hidden():
 def test_lengths_say_how_many_texts_the_model_cuts():
     ax = plots.lengths(np.array([10] * 60 + [40] * 38 + [128] * 2), 128)
     assert title(ax) == "Half of the texts have at most 10 tokens, 99% at most 128; 2% fill the model's 128"
-    assert sum(bar.get_height() for bar in ax.patches) == 100
+    assert sum(bar.get_height() for bar in ax.patches) == 100  # type: ignore[attr-defined]
     assert {"median 10", "limit 128"} <= set(words(ax))
 
 

@@ -20,7 +20,7 @@ from accel_lib.tuning.step_response import StepTest
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield
-    matplotlib.pyplot.close("all")
+    matplotlib.pyplot.close("all")  # type: ignore[attr-defined]
 
 
 def title(ax):

@@ -102,4 +102,4 @@ def test_what_cannot_be_trained_or_counted_is_refused(model: Model, classifier: 
     with pytest.raises(TextError, match="does not know a label"):
         accuracy(classifier, COLOURS)
     with pytest.raises(TextError, match="another number of columns"):
-        accuracy(lambda texts: np.zeros((len(texts), 2)), COLOURS)
+        accuracy(lambda texts: np.zeros((len(texts), 2)), COLOURS)  # type: ignore[return-value]

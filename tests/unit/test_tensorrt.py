@@ -113,7 +113,7 @@ def test_ctrl_c_ends_a_build_even_inside_a_callback_and_leaves_nothing(fp16, tmp
     before = signal.getsignal(signal.SIGINT)
     sent = []
 
-    class Interrupting(library.module.ILogger):
+    class Interrupting(library.module.ILogger):  # type: ignore[name-defined]
         """Presses Ctrl-C in the first message of the build, where an exception would be swallowed."""
 
         def log(self, severity, message):
