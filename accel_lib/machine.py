@@ -239,7 +239,7 @@ def _memory_bytes() -> int:
 
 
 def _groups(controller: str) -> list[str]:
-    """This process's control group and those above it, as prefixes of a file's name; in a container only the root."""
+    """The control group of this process and those above it, as prefixes of a file's name; in a container the root."""
     file = Path("/proc/self/cgroup")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     paths = [

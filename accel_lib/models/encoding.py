@@ -112,6 +112,7 @@ class Encoder:
         return Content(kept, total)
 
     def cut(self, ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+        """The first or last `most` ids."""
         return ids[:most] if self.side == "right" else ids[max(0, len(ids) - most) :]
 
     def framed(self, halves: Sequence[NDArray[np.int64]], pair: bool) -> Row:

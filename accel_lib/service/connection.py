@@ -45,6 +45,7 @@ class Connection(HttpToolsProtocol):
     most = MOST_CONNECTIONS
 
     def connection_made(self, transport: Any) -> None:
+        """Take a new connection, or refuse it where too many are open."""
         super().connection_made(transport)
         self._in_head = self._began = self._refused = False
         self._found: Problem | None = None
@@ -57,6 +58,7 @@ class Connection(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection and its timers."""
         for timer in (self._late, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -83,16 +85,19 @@ class Connection(HttpToolsProtocol):
             self._late = self.loop.call_later(_HEAD_S, self._head_is_late)
 
     def on_message_begin(self) -> None:
+        """Count from zero: a head begins."""
         super().on_message_begin()
         self._in_head = self._began = True
         self._fields = self._head_bytes = self._content_bytes = self._framing_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        """Take a part of the URL."""
         super().on_url(url)
         if len(self.url) > _MOST_URL_BYTES:
             self._stop(_URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head, or drop a trailer; both count."""
         self._fields += 1
         self._head_bytes += len(name) + len(value)
         if self._fields > _MOST_HEADERS or self._head_bytes + len(self.url) > _MOST_HEAD_BYTES:
@@ -101,6 +106,7 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        """Begin the request, unless its head is to be parsed again."""
         self._in_head = False
         if self._late is not None:
             self._late.cancel()
@@ -111,18 +117,22 @@ class Connection(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
         self._content_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """End the request's body."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
     def pause_writing(self) -> None:
+        """The client does not read: give the answer up after a while."""
         super().pause_writing()
         self._unread = self.loop.call_later(_UNREAD_S, self.transport.abort)
 
     def resume_writing(self) -> None:
+        """The client reads again."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
