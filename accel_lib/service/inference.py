@@ -22,9 +22,10 @@ from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.auth import Principal, needs
 from accel_lib.service.describe import described
 from accel_lib.service.edge import Record
+from accel_lib.service.fields import parse
 from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Route
-from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse, parse
+from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
 from accel_lib.service.served import Catalogue, Inputs, InputType, ServedVersion
 
 router = APIRouter(tags=["inference"])
@@ -177,7 +178,7 @@ def shortened(vectors: NDArray[np.float32], dimensions: int | None) -> NDArray[n
         400: the model's vectors have fewer.
     """
     if dimensions is not None and dimensions > vectors.shape[1]:
-        message = f"The vectors have {vectors.shape[1]} dimensions."
+        message = f"dimensions is {dimensions}; the vectors have {vectors.shape[1]}."
         raise Problem(400, message, param="dimensions", code="unsupported_dimensions")
     return vectors[:, :dimensions]
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from accel_lib.service.fields import Body, one_or_many
 from accel_lib.service.keys import Role
 from accel_lib.service.routing import Plan, Sticky
-from accel_lib.service.schemas import Body, one_or_many
 
 _Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$", examples=["2"])]
 
@@ -150,7 +150,7 @@ ExperimentChange = Annotated[
     Discriminator(
         _change,
         custom_error_type="wrong_type",
-        custom_error_message="a plan, or an object whose action is 'promote' or 'rollback',",
+        custom_error_message="a plan, or one with the action 'promote' or 'rollback',",
     ),
 ]
 

@@ -20,6 +20,7 @@ _KINDS = {bool: "a boolean", str: "a text", list: "a list", dict: "an object", t
 _EXPECTED = {
     "string_type": "a text",
     "int_type": "a whole number",
+    "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "bool_type": "true or false",

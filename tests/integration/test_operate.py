@@ -346,7 +346,10 @@ def test_what_operators_did_is_in_the_audit_log_with_who_and_what_came_of_it(gat
     assert entry["who"].startswith("key:")
     assert entry["detail"] == {"preferred_batch_sizes": [999]}
     assert "did not load" in entry["outcome"]
-    assert client.get("/v1/audit", params={"limit": 0}).status_code == 400
+    for wrong, words in ((0, "limit must be at least 1"), ("many", "limit is a text; a whole number")):
+        refused = client.get("/v1/audit", params={"limit": wrong})
+        assert refused.status_code == 400
+        assert words in refused.json()["message"]
 
 
 def test_a_trial_finds_the_better_version_and_stops_when_it_is_sure(gateway, client):

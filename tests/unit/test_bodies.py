@@ -7,9 +7,10 @@ import json
 import pytest
 
 from accel_lib.service import operate_schemas, schemas, tei_schemas
+from accel_lib.service.fields import Body, parse
 from accel_lib.service.operate_schemas import BatchingChange, ExperimentPlan
 from accel_lib.service.problems import Problem
-from accel_lib.service.schemas import Body, ClassifyRequest, EmbeddingRequest, parse
+from accel_lib.service.schemas import ClassifyRequest, EmbeddingRequest
 from accel_lib.service.tei_schemas import EmbedRequest, PredictRequest, SimilarityRequest
 
 BODIES = sorted(
