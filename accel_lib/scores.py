@@ -40,6 +40,24 @@ def to_scores(logits: NDArray[np.float32], activation: Activation) -> NDArray[np
     return np.ascontiguousarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
+def same_answers(seen: NDArray[np.float32], wanted: NDArray[np.float32], activation: Activation) -> NDArray[np.float64]:
+    """How much of each text's answer two models share, 0 to 1, float64 ``[n]``; 0 where their labels differ in number.
+
+    Of softmax that is the likeliest label; of sigmoids the share of labels on the same side of one half; of numbers the
+    share that are within a tenth.
+    """
+    if seen.shape != wanted.shape:
+        return np.zeros(len(wanted))
+    if activation == "softmax":
+        same = seen.argmax(axis=1, keepdims=True) == wanted.argmax(axis=1, keepdims=True)
+    elif activation == "sigmoid":
+        same = (seen > 0) == (wanted > 0)
+    else:
+        same = np.abs(seen - wanted) <= 0.1 * np.maximum(np.abs(wanted), 1)
+    share: NDArray[np.float64] = same.mean(axis=1)
+    return share
+
+
 def unique_labels(labels: Sequence[str]) -> list[str]:
     """Label names as the keys of a mapping: one that occurred before carries its index, as in ``"a", "a (1)"``."""
     names: list[str] = []

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.convert.int8 import loud_channels, quantize, weighted_products
+from accel_lib.artifact import Artifact
+from accel_lib.convert.int8 import calibration_rows, loud_channels, quantize, weighted_products
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 from accel_lib.errors import ConversionError, require
-from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import Ragged
 from accel_lib.scores import logit_errors
 from accel_lib.stats import cosine, overlap
 from accel_lib.texts import load_texts
@@ -26,7 +26,7 @@ MOST_LOGIT_ERROR = 0.14  # of a classifier's spread: what a cosine of 0.99 is to
 _MARGIN = 0.01  # other texts keep a little less than those that were searched with
 _TEXTS, _FEW = 192, 24
 
-_Encode = Callable[[Collection[str], Sequence[NDArray[np.int64]]], NDArray[np.float32]]
+_Encode = Callable[[Collection[str], Ragged], NDArray[np.float32]]
 
 
 def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
@@ -54,8 +54,7 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
         The targets hold only where nothing is rounded.
     """
     onnx = require("onnx", extra="convert")
-    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
-    rows = tokenizer(texts or load_texts("mixed", limit=_TEXTS, seed=2))
+    rows, _ = calibration_rows(fp32, texts or load_texts("mixed", limit=_TEXTS, seed=2))
     products = weighted_products(onnx.load(fp32.path).graph)
     names = [node.name for node in products]
     with _trials(fp32) as encode:
@@ -66,8 +65,8 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
 
         if holds([]):
             return []
-        few = sorted(range(len(rows)), key=lambda index: len(rows[index]))[:: max(1, len(rows) // _FEW)]
-        some = [rows[index] for index in few]
+        few = np.argsort(rows.lengths, kind="stable")[:: max(1, len(rows) // _FEW)]
+        some = rows.take(few)
         work = _work(onnx.load(fp32.path).graph, products)
         task = fp32.manifest.task
         moved = {name: _moved(encode(set(names) - {name}, some), exact[few], task) for name in names}
@@ -112,7 +111,7 @@ def _trials(fp32: Artifact) -> Iterator[_Encode]:
     with tempfile.TemporaryDirectory() as folder:
         trial = Artifact(Path(folder), fp32.manifest)
 
-        def encode(kept: Collection[str], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
             model = onnx.load(fp32.path)
             quantize(model, kept, loud)
             onnx.save(model, trial.path)
