@@ -121,10 +121,9 @@ def tiny_artifact(
 def classifier_folder(folder, *, labels=2, seed=0, network=None, **config):
     """Save a tiny BERT classifier with random weights, or another network, beside the default model's tokenizer."""
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    facts = {**shape, "initializer_range": 0.3, "num_labels": labels, **config}
     torch.manual_seed(seed)
-    network = network or transformers.BertForSequenceClassification(
-        transformers.BertConfig(**shape, initializer_range=0.3, num_labels=labels, **config)
-    )
+    network = network or transformers.BertForSequenceClassification(transformers.BertConfig(**facts))
     network.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copy(locate(DEFAULT).folder / name, folder)

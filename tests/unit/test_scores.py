@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,11 +117,10 @@ def test_every_engine_feeds_segment_ids(cross, onnx_cross, tmp_path):
         np.testing.assert_allclose(run_batches(open_engine(candidate, device="cpu"), rows), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "near"), [("fp16", 0.03), ("int8", 0.3), ("int8-qdq", 0.6)])
-def test_every_precision_keeps_the_third_input(cross, tmp_path, precision, near):
-    made = to_onnx(cross, precision=precision, output=tmp_path / precision, progress=False)
+def test_a_quantized_file_keeps_the_third_input(cross, tmp_path):
+    made = to_onnx(cross, precision="int8-qdq", output=tmp_path / "int8", progress=False)
     seen = run_batches(open_engine(made, device="cpu"), cross.tokenize(TEXTS, SECONDS))
-    assert logit_errors(seen, cross.encode(TEXTS, SECONDS)).typical < near
+    assert logit_errors(seen, cross.encode(TEXTS, SECONDS)).typical < 0.6
     assert Manifest.from_json(made.manifest.to_json()).inputs == cross.inputs
 
 
@@ -163,8 +163,9 @@ def test_a_network_without_segment_ids_gets_none(tmp_path):
     shape = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64, "num_labels": 1}
     network = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**shape))
     model = load_model(str(classifier_folder(tmp_path / "distil", network=network)))
+    reference: Any = model.reference
     assert model.inputs == ("input_ids", "attention_mask")
-    np.testing.assert_allclose(model.encode(TEXTS, SECONDS), model.reference(TEXTS, seconds=SECONDS), atol=1e-5)
+    np.testing.assert_allclose(model.encode(TEXTS, SECONDS), reference(TEXTS, seconds=SECONDS), atol=1e-5)
 
 
 def test_pairs_for_a_model_that_takes_none_are_refused(tiny_model):

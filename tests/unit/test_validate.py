@@ -170,18 +170,17 @@ def swapped(head):
         weight.copy_(weight.roll(1, 0))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int8-qdq"])
 @pytest.mark.parametrize(
     "ruin", [head_times(0), swapped, head_times(2), head_times(0.5), head_times(1.2)],
     ids=["zeroed", "swapped", "twice", "half", "a fifth more"],
 )  # fmt: skip
-def test_a_ruined_head_is_refused_whatever_the_precision_allows(heads, ruin, precision):
+def test_a_ruined_head_is_refused_by_the_widest_tolerance_too(heads, ruin):
     model, texts = heads[0], load_texts("mixed", limit=16)
     module = copy.deepcopy(model.module)
     with torch.no_grad():
         ruin(module.transformer.classifier)
     engine = open_engine(dataclasses.replace(model, module=module), device="cpu")
-    engine.precision = precision
+    engine.precision = "int8-qdq"
     with pytest.raises(ValidationError, match="logits"):
         validate(engine, reference=model, texts=texts)
 
@@ -201,11 +200,11 @@ def test_a_file_of_other_labels_is_refused_and_not_broadcast(tmp_path):
         validate(open_engine(one, device="cpu"), reference=two, texts=load_texts("mixed", limit=8))
 
 
-def test_a_cross_encoder_is_validated_on_pairs_too(tmp_path):
+def test_a_cross_encoder_is_validated_on_pairs_too(tmp_path, monkeypatch):
     model = load_model(str(classifier_folder(tmp_path / "cross", labels=1)))
     engine, texts = open_engine(model, device="cpu"), load_texts("mixed", limit=8)
     with_segments = engine.run
-    engine.run = lambda ids, mask, _segments=None: with_segments(ids, mask)
+    monkeypatch.setattr(engine, "run", lambda ids, mask, _segments=None: with_segments(ids, mask))
     with pytest.raises(ValidationError, match="logits differ"):
         validate(engine, reference=model, texts=texts)
     single = dataclasses.replace(model, pairs=False)
