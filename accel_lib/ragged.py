@@ -101,10 +101,13 @@ def by_name(names: Sequence[str], arrays: Sequence[NDArray[np.int64] | None]) ->
     names
         Of the model's inputs: `IDS_AND_MASK`, and `SEGMENTS` where it tells the texts of a pair apart.
     arrays
-        Token ids, mask and, where there are any, segments, as `Ragged.padded` gives them.
+        Token ids, mask and, where there are any, segments, as `Ragged.padded` gives them. Segments that a model takes
+        and that are not given are zeros. Whatever else it takes is missing, as the model will say.
     """
     held = {name: array for name, array in zip((*IDS_AND_MASK, SEGMENTS), arrays, strict=False) if array is not None}
-    return {name: held[name] if name in held else np.zeros_like(held["input_ids"]) for name in names}
+    if SEGMENTS not in held:
+        held[SEGMENTS] = np.zeros_like(held["input_ids"])
+    return {name: held[name] for name in names if name in held}
 
 
 def within(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

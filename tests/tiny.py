@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import numpy as np
 import onnx
 import tokenizers
 import torch
+import transformers
 from onnx import TensorProto, helper, numpy_helper
 
 from accel_lib.artifact import Artifact, Manifest, Profile, seal, writing
 from accel_lib.models import Model
+from accel_lib.models.places import DEFAULT, locate
 from accel_lib.models.tokenizer import Tokenizer
 
 WORDS, WIDTH, LONGEST = 200, 16, 64
@@ -118,3 +121,15 @@ def tiny_artifact(
         seal(draft, manifest)
     made = Artifact.load(folder)
     return made.record_validation({"passed": True}) if validated else made
+
+
+def classifier_folder(folder, *, labels=2, seed=0, network=None, **config):
+    """Save a tiny BERT classifier with random weights, or another network, beside the default model's tokenizer."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    facts = {**shape, "initializer_range": 0.3, "num_labels": labels, **config}
+    torch.manual_seed(seed)
+    network = network or transformers.BertForSequenceClassification(transformers.BertConfig(**facts))
+    network.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(locate(DEFAULT).folder / name, folder)
+    return folder

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from accel_lib.scores import Activation, same_answers
 from accel_lib.stats import NEAREST, kept, nearest
 from accel_lib.stats import overlap as overlap
 
 
-def agreement(seen: NDArray[np.float32], reference: NDArray[np.float32], *, task: str) -> dict[str, float]:
+def agreement(
+    seen: NDArray[np.float32], reference: NDArray[np.float32], *, task: str, activation: Activation = "softmax"
+) -> dict[str, float]:
     """Compare answers with the reference's.
 
     Parameters
@@ -21,6 +24,8 @@ def agreement(seen: NDArray[np.float32], reference: NDArray[np.float32], *, task
         Vectors or logits of the same texts, float32 ``[n, dimension]``.
     task
         ``"embedding"`` or ``"classification"``.
+    activation
+        Of a classifier: what makes scores of its logits, see `accel_lib.scores.same_answers`.
 
     Returns
     -------
@@ -28,7 +33,7 @@ def agreement(seen: NDArray[np.float32], reference: NDArray[np.float32], *, task
         ``cosine_mean``, ``cosine_min`` and ``top10_overlap`` for embeddings, ``same_label`` for classification.
     """
     if task == "classification":
-        return {"same_label": float(np.mean(seen.argmax(axis=1) == reference.argmax(axis=1)))}
+        return {"same_label": float(same_answers(seen, reference, activation).mean())}
     a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (seen, reference))
     cosine = np.sum(a * b, axis=1, dtype=np.float64)
     return {"cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min()), "top10_overlap": overlap(a, b)}

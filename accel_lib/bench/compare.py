@@ -196,7 +196,8 @@ def _agreements(
 ) -> list[dict[str, float]]:
     """What each contender keeps of the reference; the first one is the reference."""
     truth = model.reference(texts)
-    kept = [agreement(truth, truth, task=model.task)]
+    judged: dict[str, Any] = {"task": model.task, "activation": model.activation}
+    kept = [agreement(truth, truth, **judged)]
     for one, pace in zip(field[1:], paces[1:], strict=True):
         seen = one.encode(texts, pace.strategy)
         if seen.shape != truth.shape:
@@ -205,7 +206,7 @@ def _agreements(
                 seen=f"{seen.shape[1]} numbers a text where the reference has {truth.shape[1]}",
                 fix="compare candidates of one model, or pass reference=",
             )
-        kept.append(agreement(seen, truth, task=model.task))
+        kept.append(agreement(seen, truth, **judged))
     return kept
 
 

@@ -13,7 +13,7 @@ from accel_lib.engines.part import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir
 from accel_lib.models.tokenizer import Tokenizer
-from accel_lib.ragged import IDS_AND_MASK, SEGMENTS, by_name
+from accel_lib.ragged import SEGMENTS, by_name
 
 HIDDEN = "hidden_states"
 _LAYER = re.compile(r"layer\.(\d+)\.")
@@ -36,8 +36,8 @@ def cut(whole: Artifact, *, at: int | None = None) -> tuple[Artifact, Artifact]:
     -------
     tuple of Artifact
         The first takes what the whole does and gives ``hidden_states``, float32 ``[batch, tokens, width]``; the second
-        takes those, ``input_ids`` and ``attention_mask`` and gives what the whole does. Both are in the cache, and
-        validated: one after the other they gave the whole's vectors.
+        takes those too and gives what the whole does. Both are in the cache, and validated: one after the other they
+        gave the whole's vectors.
 
     Raises
     ------
@@ -55,8 +55,9 @@ def cut(whole: Artifact, *, at: int | None = None) -> tuple[Artifact, Artifact]:
     if not 0 < at < count:
         raise ConversionError("There is no such place to cut.", seen=f"at={at}, {count} layers", fix="1 ≤ at < layers")
     crossing = _crossing(graph, at)
-    first = _write(whole, sorted(whole.manifest.inputs), crossing, f"layers 1 to {at} of {count}")
-    second = _write(whole, [crossing, *sorted(IDS_AND_MASK)], whole.manifest.output_name, f"layers {at + 1} to {count}")
+    inputs, output = sorted(whole.manifest.inputs), whole.manifest.output_name
+    first = _write(whole, inputs, crossing, f"layers 1 to {at} of {count}")
+    second = _write(whole, [crossing, *inputs], output, f"layers {at + 1} to {count}")
     _check(whole, first, second)
     passed = {"passed": True, "against": whole.name, "tolerance": _TOLERANCE}
     return first.record_validation(passed), second.record_validation(passed)

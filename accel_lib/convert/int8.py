@@ -24,8 +24,8 @@ from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import require
 from accel_lib.machine import inspect_machine
-from accel_lib.models.tokenizer import Tokenizer, pad
-from accel_lib.ragged import by_name
+from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import SEGMENTS, Ragged, by_name
 from accel_lib.texts import load_texts
 
 _VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
@@ -96,6 +96,20 @@ def loud_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors
     return {x: np.sqrt(seen[x] / largest[x]).astype(np.float32) for x in largest}
 
 
+def calibration_rows(fp32: Artifact, texts: Sequence[str]) -> tuple[Ragged, int]:
+    """Rows of texts as the artifact's tokenizer makes them, of a cross-encoder with pairs behind them; and its padding.
+
+    A classifier that tells the texts of a pair apart is a cross-encoder: its activations are those of pairs.
+    """
+    inputs = fp32.manifest.inputs
+    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE, segments=SEGMENTS in inputs)
+    singles = tokenizer.counted(texts)[0]
+    if SEGMENTS not in inputs or len(texts) < 2:
+        return singles, tokenizer.pad_id
+    pairs = tokenizer.counted(texts[: len(texts) // 2], seconds=texts[-(len(texts) // 2) :])[0]
+    return Ragged.together([singles, pairs]), tokenizer.pad_id
+
+
 def _reach(
     model: Any, tensors: Sequence[str], fp32: Artifact, texts: Sequence[str] | None
 ) -> dict[str, NDArray[np.float32]]:
@@ -106,14 +120,13 @@ def _reach(
     model.graph.output.extend(onnx.helper.make_tensor_value_info(x, kind, None) for x in tensors if x not in there)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
-    rows = tokenizer(texts or load_texts("mixed", limit=_CALIBRATION_TEXTS, seed=1))
+    rows, pad_id = calibration_rows(fp32, texts or load_texts("mixed", limit=_CALIBRATION_TEXTS, seed=1))
     reach: dict[str, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory() as folder:  # a path, as a serialized message ends at 2 GiB
         onnx.save(model, Path(folder, "model.onnx"))
         session = ort.InferenceSession(Path(folder, "model.onnx"), options, providers=["CPUExecutionProvider"])
-        for batch in plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024):
-            feeds = by_name(fp32.manifest.inputs, pad([rows[i] for i in batch], tokenizer.pad_id))
+        for batch in plan_batches(rows.lengths, max_batch_tokens=1024):
+            feeds = by_name(fp32.manifest.inputs, rows.take(batch).padded(pad_id))
             found = session.run(list(tensors), feeds)
             for x, values in zip(tensors, found, strict=True):
                 highest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.convert.int8 import to_int8, weighted_products
+from accel_lib.artifact import Artifact
+from accel_lib.convert.int8 import calibration_rows, to_int8, weighted_products
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.errors import ArtifactError, ConversionError, require
 from accel_lib.ragged import by_name
@@ -134,13 +132,10 @@ class _Calibration:
 
     def __init__(self, fp32: Artifact, texts: Sequence[str] | None) -> None:
         from accel_lib.engines.batching import plan_batches
-        from accel_lib.models.tokenizer import Tokenizer, pad
         from accel_lib.texts import load_texts
 
-        tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
-        rows = tokenizer(texts or load_texts("mixed", limit=_CALIBRATION_TEXTS))
-        batches = plan_batches(np.array([len(row) for row in rows]), max_batch_tokens=1024)
-        padded = (pad([rows[i] for i in batch], tokenizer.pad_id) for batch in batches)
+        rows, pad_id = calibration_rows(fp32, texts or load_texts("mixed", limit=_CALIBRATION_TEXTS))
+        padded = (rows.take(batch).padded(pad_id) for batch in plan_batches(rows.lengths, max_batch_tokens=1024))
         self._feeds = iter([by_name(fp32.manifest.inputs, arrays) for arrays in padded])
 
     def get_next(self) -> dict[str, Any] | None:

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.convert.int8 import loud_channels, quantize, weighted_products
+from accel_lib.artifact import Artifact
+from accel_lib.convert.int8 import calibration_rows, loud_channels, quantize, weighted_products
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 from accel_lib.errors import ConversionError, require
-from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import Ragged
+from accel_lib.scores import logit_errors
 from accel_lib.stats import cosine, overlap
 from accel_lib.texts import load_texts
 
 LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95  # what INT8 has to keep to be served by default
+MOST_LOGIT_ERROR = 0.14  # of a classifier's spread: what a cosine of 0.99 is to a vector
 _MARGIN = 0.01  # other texts keep a little less than those that were searched with
 _TEXTS, _FEW = 192, 24
 
-_Encode = Callable[[Collection[str], Sequence[NDArray[np.int64]]], NDArray[np.float32]]
+_Encode = Callable[[Collection[str], Ragged], NDArray[np.float32]]
 
 
 def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
@@ -32,7 +34,7 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
 
     Each product is rounded alone; those that move the vectors furthest for the arithmetic they save are kept first, and
     only as many as it takes to reach a mean cosine of 0.99 and 95% of the ten nearest neighbours, with a percent to
-    spare. A classifier's logits are held to the cosine alone.
+    spare. A classifier's logits may be off by 14% of their spread.
 
     Parameters
     ----------
@@ -52,8 +54,7 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
         The targets hold only where nothing is rounded.
     """
     onnx = require("onnx", extra="convert")
-    tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE)
-    rows = tokenizer(texts or load_texts("mixed", limit=_TEXTS, seed=2))
+    rows, _ = calibration_rows(fp32, texts or load_texts("mixed", limit=_TEXTS, seed=2))
     products = weighted_products(onnx.load(fp32.path).graph)
     names = [node.name for node in products]
     with _trials(fp32) as encode:
@@ -64,16 +65,18 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
 
         if holds([]):
             return []
-        few = sorted(range(len(rows)), key=lambda index: len(rows[index]))[:: max(1, len(rows) // _FEW)]
-        some = [rows[index] for index in few]
+        few = np.argsort(rows.lengths, kind="stable")[:: max(1, len(rows) // _FEW)]
+        some = rows.take(few)
         work = _work(onnx.load(fp32.path).graph, products)
-        moved = {name: 1 - cosine(encode(set(names) - {name}, some), exact[few]).mean() for name in names}
+        task = fp32.manifest.task
+        moved = {name: _moved(encode(set(names) - {name}, some), exact[few], task) for name in names}
         worst_first = sorted(names, key=lambda name: -moved[name] / work[name])
         count = _fewest(lambda count: holds(worst_first[:count]), len(names))
     if count == len(names):
         raise ConversionError(
             "INT8 does not hold its targets for this model.",
-            seen=f"a mean cosine under {LEAST_COSINE}, or under {LEAST_OVERLAP:.0%} of the ten nearest neighbours",
+            seen=f"a mean cosine under {LEAST_COSINE}, or under {LEAST_OVERLAP:.0%} of the ten nearest neighbours; "
+            f"of a classifier, logits off by more than {MOST_LOGIT_ERROR:.0%} of their spread",
             fix='precision="fp32"; or keep=[...] and a look at what you lose',
         )
     return worst_first[:count]
@@ -89,11 +92,15 @@ def _fewest(holds: Callable[[int], bool], most: int) -> int:
 
 
 def _holds(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> bool:
-    near = cosine(seen, exact).mean() >= LEAST_COSINE
     if task == "classification":
-        return bool(near)
+        return logit_errors(seen, exact).typical <= MOST_LOGIT_ERROR
+    near = cosine(seen, exact).mean() >= LEAST_COSINE
     share = overlap(*(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (seen, exact)))
     return bool(near) and not share < LEAST_OVERLAP + _MARGIN  # too few texts give NaN: the cosine decides
+
+
+def _moved(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> float:
+    return logit_errors(seen, exact).typical if task == "classification" else float(1 - cosine(seen, exact).mean())
 
 
 @contextlib.contextmanager
@@ -104,7 +111,7 @@ def _trials(fp32: Artifact) -> Iterator[_Encode]:
     with tempfile.TemporaryDirectory() as folder:
         trial = Artifact(Path(folder), fp32.manifest)
 
-        def encode(kept: Collection[str], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
             model = onnx.load(fp32.path)
             quantize(model, kept, loud)
             onnx.save(model, trial.path)

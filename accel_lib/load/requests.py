@@ -44,13 +44,13 @@ def make_mix(
     if not len(texts) or not (sizes and levels and waits) or min(sizes) < 1:
         fix = "accel_lib.load_test(served, texts, concurrency=8, seconds=5)"
         raise AccelError("A load needs texts, and a text in each request.", seen=f"{len(texts)} texts, {rows}", fix=fix)
-    ids = served._tokenize(texts, None)[1]
+    ids, inputs = served._tokenize(texts, None)[1], [spec.name for spec in served.config.inputs]
     mix, start = Mix(payloads=[], rows=[], tokens=[], priorities=[]), 0
     turns = zip(itertools.cycle(sizes), itertools.cycle(levels), itertools.cycle(waits), strict=False)
     while start < len(ids) or len(mix.payloads) < max(len(sizes), len(levels), len(waits)):
         size, level, wait = next(turns)
         group = ids.take(np.arange(start, start + size) % len(ids))
-        wishes: dict[str, Any] = {"priority": level, "queue_timeout_us": wait, "protocol": protocol}
+        wishes: dict[str, Any] = {"priority": level, "queue_timeout_us": wait, "protocol": protocol, "inputs": inputs}
         mix.payloads.append(serialize(served, group, **wishes))
         mix.rows.append(size)
         mix.tokens.append(len(group.ids))

@@ -21,6 +21,7 @@ from accel_lib.load.vary import ratios, speed
 from accel_lib.machine import cache_dir, inspect_machine
 from accel_lib.measurement import Result, to_frame
 from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.ragged import by_name
 from accel_lib.triton.ensemble import write_ensemble, write_part
 from accel_lib.triton.server import Server
 from accel_lib.triton.statistics import Statistics
@@ -144,7 +145,8 @@ def part_times_ms(parts: Sequence[Artifact], texts: Sequence[str], *, repeats: i
     for _ in range(repeats):
         spent = np.zeros(len(parts))
         for row in rows:
-            tensors: dict[str, NDArray[Any]] = {"input_ids": row[None], "attention_mask": np.ones_like(row)[None]}
+            arrays = (row[None], np.ones_like(row)[None])
+            tensors: dict[str, NDArray[Any]] = {**by_name(parts[0].manifest.inputs, arrays)}
             for number, part in enumerate(opened):
                 begin = time.perf_counter()
                 tensors[part.output] = part.run(tensors)

@@ -49,7 +49,7 @@ def read_activation(folder: Path, config: Any) -> Activation:
 def cross_encoder_settings(folder: Path) -> dict[str, Any]:
     """What sentence-transformers' CrossEncoder wrote, in any of its three layouts; empty where it wrote nothing."""
     general = optional_json(folder / "config_sentence_transformers.json")
-    if general.get("model_type") == "CrossEncoder":
+    if general.get("model_type") == "CrossEncoder" and (folder / "modules.json").is_file():
         return general
     config = optional_json(folder / "config.json")
     older = config.get("sbert_ce_default_activation_function")

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.scores import Activation, same_answers
 from accel_lib.service.observations import Observations, Sample, summary, verdicts
 from accel_lib.service.problems import Problem
 from accel_lib.service.routing import Plan, Route, choose, shadowed
@@ -123,7 +124,7 @@ class Experiments:
         self, route: Route, sent: NDArray[np.float32], copy: NDArray[np.float32] | None, *, compute_ms: float
     ) -> None:
         """Compare what the shadow computed with what was sent; `copy` is None when it failed."""
-        agreement = None if copy is None else _agreement(sent, copy, labels=self._labels(route.model))
+        agreement = None if copy is None else _agreement(sent, copy, self._activation(route.model))
         self._observations.record(
             Sample(
                 experiment=route.experiment, version=route.shadow, latency_ms=None, compute_ms=compute_ms,
@@ -222,7 +223,7 @@ class Experiments:
         experiment = self.get(name)
         plan, live = experiment.plan, self.live(experiment.plan.model)
         seen = self._observations.by_version(name)
-        labels = self._labels(plan.model)
+        labels = self._activation(plan.model) is not None
         base = live if live in seen else next(iter(plan.weights))
         compared = [
             verdict
@@ -271,9 +272,11 @@ class Experiments:
             raise _conflict(f"{name} does not run; it was {experiment.status.replace('_', ' ')}.", "not_running")
         return experiment
 
-    def _labels(self, model: str) -> bool:
-        tasks = {each.manifest.task for each in self._versions() if each.name == model}
-        return tasks == {"classification"}
+    def _activation(self, model: str) -> Activation | None:
+        """What makes scores of a classifier's logits; None for embeddings."""
+        manifests = [each.manifest for each in self._versions() if each.name == model]
+        classifiers = [manifest.activation for manifest in manifests if manifest.task == "classification"]
+        return classifiers[0] if classifiers and len(classifiers) == len(manifests) else None
 
     def _go_live(self, model: str, version: str, *, previous: str, experiment: Experiment | None = None) -> None:
         with self._state.changing() as change:
@@ -297,9 +300,9 @@ def _since_ms(began: float) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def _agreement(sent: NDArray[np.float32], copy: NDArray[np.float32], *, labels: bool) -> float:
-    if labels:
-        return float((sent.argmax(axis=1) == copy.argmax(axis=1)).sum())
+def _agreement(sent: NDArray[np.float32], copy: NDArray[np.float32], activation: Activation | None) -> float:
+    if activation:
+        return float(same_answers(copy, sent, activation).sum())
     if sent.shape != copy.shape:
         return 0.0
     norms = np.linalg.norm(sent, axis=1) * np.linalg.norm(copy, axis=1)

@@ -119,7 +119,8 @@ class InferencePath:
         metadata: Sequence[tuple[str, str]],
     ) -> NDArray[np.float32]:
         left_s = deadline.left_s
-        message = serialize(served, rows, priority=priority, queue_timeout_us=int(left_s * 1e6))
+        timeout_us = int(left_s * 1e6)
+        message = serialize(served, rows, inputs=served.manifest.inputs, priority=priority, queue_timeout_us=timeout_us)
         try:
             answer = await self._call()(message, timeout=left_s, metadata=tuple(metadata))
         except grpc.aio.AioRpcError as error:

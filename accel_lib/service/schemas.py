@@ -120,9 +120,9 @@ class Classification(BaseModel):
 
     index: int
     label: str
-    probs: list[float]
+    probs: list[float] = Field(description="Scores in the order of the labels, as the model's head makes them.")
     num_classes: int
-    scores: dict[str, float]
+    scores: dict[str, float] = Field(description="By label; a name that occurred before carries its index: a, a (1).")
 
 
 class ClassifyResponse(BaseModel):

@@ -222,7 +222,8 @@ class ServedModel:
         mask = np.ones_like(ids) if attention_mask is None else _rows("attention_mask", attention_mask)
         segments = None if token_type_ids is None else _rows(SEGMENTS, token_type_ids)
         module = require(f"tritonclient.{protocol}", extra="triton")
-        tensors = by_name([spec.name for spec in self.config.inputs], (ids, mask, segments))
+        config = self.config
+        tensors = by_name([spec.name for spec in config.inputs], (ids, mask, segments))
         inputs = [module.InferInput(name, array.shape, "INT64") for name, array in tensors.items()]
         for tensor, array in zip(inputs, tensors.values(), strict=True):
             tensor.set_data_from_numpy(array)
@@ -232,7 +233,7 @@ class ServedModel:
             else:
                 client, limit = self._connection.grpc, {"client_timeout": timeout_s}
             answer = client.infer(self.name, inputs, self.version, priority=priority, **limit)
-        output: NDArray[np.float32] = answer.as_numpy(self.config.outputs[0].name)
+        output: NDArray[np.float32] = answer.as_numpy(config.outputs[0].name)
         return output
 
     def configure(self, **settings: Any) -> ModelConfig:

@@ -11,15 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import require
-from accel_lib.ragged import Ragged, by_name
-from accel_lib.triton.config import ModelConfig
+from accel_lib.ragged import IDS_AND_MASK, Ragged, by_name
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 Protocol = Literal["grpc", "http"]
 
 
 class Addressed(Shape):
-    """What a request is addressed to: a model, one of its versions or ``""`` for the newest, and what it takes."""
+    """What a request is addressed to: a model, and one of its versions or ``""`` for the newest."""
 
     @property
     def name(self) -> str:
@@ -29,22 +28,19 @@ class Addressed(Shape):
     def version(self) -> str:
         """Its version."""
 
-    @property
-    def config(self) -> ModelConfig:
-        """Its configuration, which names its inputs."""
-
 
 def serialize(
     served: Addressed,
     rows: Sequence[NDArray[np.int64]] | Ragged,
     *,
+    inputs: Sequence[str] = IDS_AND_MASK,
     protocol: Protocol = "grpc",
     priority: int = 0,
     queue_timeout_us: int = 0,
 ) -> Any:
-    """One request with a row a text, ready for the `Generator` of that protocol."""
+    """One request with a row a text for a model of these inputs, ready for the `Generator` of that protocol."""
     held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
-    tensors = by_name([spec.name for spec in served.config.inputs], held.padded(0))
+    tensors = by_name(inputs, held.padded(0))
     wishes = {name: value for name, value in (("priority", priority), ("timeout", queue_timeout_us)) if value}
     return (_message if protocol == "grpc" else _post)(served, tensors, wishes)
 

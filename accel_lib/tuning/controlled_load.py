@@ -143,7 +143,8 @@ def live(
     """
     due = np.asarray(arrivals, dtype=float)
     rows = served._tokenize(texts, None)[1]
-    payloads = [serialize(served, rows.take(np.array([index]))) for index in range(len(rows))]
+    inputs = [spec.name for spec in served.config.inputs]
+    payloads = [serialize(served, rows.take(np.array([index])), inputs=inputs) for index in range(len(rows))]
     if control:
         _within_reach(served, texts, p95_ms)
     gate = gate or Admission()

@@ -1,5 +1,6 @@
 """What may not be served: each kind of broken artifact is refused, by the check that is there for it."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier, validate
+from accel_lib import load_model, load_texts, open_engine, to_onnx, to_torch, train_classifier, validate
 from accel_lib.artifact import Artifact, seal
 from accel_lib.errors import ValidationError
-from tests.tiny import NOISE, TABLE, WIDTH, tiny_artifact, tiny_model, tiny_texts
+from tests.tiny import NOISE, TABLE, WIDTH, classifier_folder, tiny_artifact, tiny_model, tiny_texts
 
 TEXTS = tiny_texts(24)
 
@@ -146,3 +147,72 @@ def test_the_verdict_is_a_table_with_what_is_allowed(sound, reference):
     assert "≥ 0.9999" in verdict._repr_html_()
     assert set(verdict.to_frame().columns) == {"name", "seen", "limit", "passed"}
     assert str(verdict).endswith("checks passed")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 28], ids="{} labels".format)
+def heads(request, tmp_path_factory):
+    """Two classifiers of one shape, their weights random."""
+    folder = tmp_path_factory.mktemp("heads")
+    return [
+        load_model(str(classifier_folder(folder / f"seed{seed}", labels=request.param, seed=seed))) for seed in (0, 1)
+    ]
+
+
+def head_times(value):
+    return lambda head: [weight.mul_(value) for weight in head.parameters()]
+
+
+def swapped(head):
+    """Labels change places; one label's order of texts is turned round."""
+    if head.out_features == 1:
+        head.weight.neg_()
+    for weight in head.parameters():
+        weight.copy_(weight.roll(1, 0))
+
+
+@pytest.mark.parametrize(
+    "ruin", [head_times(0), swapped, head_times(2), head_times(0.5), head_times(1.2)],
+    ids=["zeroed", "swapped", "twice", "half", "a fifth more"],
+)  # fmt: skip
+def test_a_ruined_head_is_refused_by_the_widest_tolerance_too(heads, ruin):
+    model, texts = heads[0], load_texts("mixed", limit=16)
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        ruin(module.transformer.classifier)
+    engine = open_engine(dataclasses.replace(model, module=module), device="cpu")
+    engine.precision = "int8-qdq"
+    with pytest.raises(ValidationError, match="logits"):
+        validate(engine, reference=model, texts=texts)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8-qdq"])
+def test_another_models_file_is_refused(heads, precision):
+    engine, texts = open_engine(heads[0], device="cpu"), load_texts("mixed", limit=16)
+    engine.precision = precision
+    assert validate(engine, reference=heads[0], texts=texts).passed
+    with pytest.raises(ValidationError, match="logits differ"):
+        validate(engine, reference=heads[1], texts=texts)
+
+
+def test_a_file_of_other_labels_is_refused_and_not_broadcast(tmp_path):
+    one, two = (load_model(str(classifier_folder(tmp_path / str(n), labels=n))) for n in (1, 2))
+    with pytest.raises(ValidationError, match="numbers a text 1, allowed 2"):
+        validate(open_engine(one, device="cpu"), reference=two, texts=load_texts("mixed", limit=8))
+
+
+def test_a_cross_encoder_is_validated_on_pairs_too(tmp_path, monkeypatch):
+    model = load_model(str(classifier_folder(tmp_path / "cross", labels=1)))
+    engine, texts = open_engine(model, device="cpu"), load_texts("mixed", limit=8)
+    with_segments = engine.run
+    monkeypatch.setattr(engine, "run", lambda ids, mask, _segments=None: with_segments(ids, mask))
+    with pytest.raises(ValidationError, match="logits differ"):
+        validate(engine, reference=model, texts=texts)
+    single = dataclasses.replace(model, pairs=False)
+    assert validate(engine, reference=single, texts=texts).passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_honest_files_of_a_cross_encoder_pass(tmp_path, precision):
+    model, texts = load_model(str(classifier_folder(tmp_path / "cross", labels=1))), load_texts("mixed", limit=16)
+    made = to_onnx(model, precision=precision, output=tmp_path / precision, progress=False)
+    assert validate(made, reference=model, texts=texts, device="cpu").passed
