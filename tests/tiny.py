@@ -11,7 +11,8 @@ import tokenizers
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from accel_lib.artifact import Artifact, Manifest, Profile, seal, writing
+from accel_lib.artifact import Artifact, Manifest, Profile, seal
+from accel_lib.atomic import writing
 from accel_lib.models import Model
 from accel_lib.models.tokenizer import Tokenizer
 

@@ -31,7 +31,7 @@ FLOORS = (
         "tables",
     ),
     ("texts", "stats", "measurement"),
-    ("models", "artifact"),
+    ("models", "artifact", "atomic"),
     ("engines",),
     ("convert",),
     ("triton",),
