@@ -98,16 +98,22 @@ def writing_file(path: str | Path, *, ours: Callable[[Path], bool] | None = None
     OutputError
         `ours` says no, the disk is full, or it cannot be written.
     """
-    path = Path(path).resolve()
-    if ours and path.exists() and not (path.is_file() and ours(path)):
-        raise OutputError(
-            f"{path.name} was not written by this library, so it stays.", fix=f"name another file: new-{path.name}"
-        )
+    path = check_ours(path, ours) if ours else Path(path).resolve()
     with draft_beside(path) as draft:
         yield draft / path.name
         if path.exists():
             (draft / path.name).chmod(path.stat().st_mode & 0o777)
         (draft / path.name).replace(path)
+
+
+def check_ours(path: str | Path, ours: Callable[[Path], bool]) -> Path:
+    """The path itself, links followed; raises `OutputError` if there is something that this library did not write."""
+    path = Path(path).resolve()
+    if path.exists() and not (path.is_file() and ours(path)):
+        raise OutputError(
+            f"{path.name} was not written by this library, so it stays.", fix=f"name another file: new-{path.name}"
+        )
+    return path
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accel_lib.artifact import Artifact, Format
+from accel_lib.artifact import MANIFEST_FILE, Artifact, Format, Manifest
+from accel_lib.atomic import locked
 from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
-from accel_lib.errors import AccelError, ArtifactError, require
+from accel_lib.errors import AccelError, ArtifactError, OutputError, require
 from accel_lib.formatting import listed
 from accel_lib.machine import cache_dir, inspect_machine, project_root
-from accel_lib.triton.repository import write_model
+from accel_lib.triton.repository import ARTIFACT_FOLDER, foreign_version, model_names, unbuilt, write_model
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
 
 _REPOSITORY = "model_repository"
-_IN_PLACE_OF = "in place of "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,9 @@ def ensure(name: str = "embedding") -> Path:
     without padding, and in INT8 where that keeps 95% of the ten nearest neighbours; where PyTorch has a GPU they are
     PyTorch programs, the second in FP16 (without padding from compute capability 8.0 on), or a TensorRT engine where
     one is installed that suits the GPU; an engine that was built for another GPU, driver or TensorRT is built again.
-    The repository is ``$ACCEL_REPOSITORY`` (made if it is not there), else the nearest ``model_repository`` folder
-    upward from here, else the course's own.
+    The repository is ``$ACCEL_REPOSITORY``, else the nearest ``model_repository`` folder upward from here that has the
+    model, else the course's own. A version that was not built here, such as a model of your own under that name, is
+    never replaced.
 
     Parameters
     ----------
@@ -66,6 +67,11 @@ def ensure(name: str = "embedding") -> Path:
     -------
     Path
         The repository, for ``accel.serve``.
+
+    Raises
+    ------
+    AccelError
+        There is no such model or repository, or a model of your own has the name.
 
     Examples
     --------
@@ -108,12 +114,76 @@ def workbench(*names: str) -> Path:
 
 def _build_missing(name: str, recipes: _Recipes) -> Path:
     repository = _repository(name)
-    folders = {version: repository / name / str(version) / "artifact" for version in recipes}
-    missing = [version for version, folder in folders.items() if not _usable(folder, recipes[version])]
-    if missing:
-        model, texts = source_model(name)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(locked(repository))
+        missing = [version for version, recipe in recipes.items() if not _usable(repository / name, version, recipe)]
+        if missing:
+            check_built_here(repository / name, missing, kept=recipes.keys() - missing)
+            model, texts = source_model(name)
         for version in missing:
-            _build_or_fall_back(model, recipes[version], texts, folders[version])
+            put = functools.partial(write_model, repository, name, version=version, recipe=recipes[version].name)
+            _build_or_fall_back(model, recipes[version], texts, put)
+    return repository
+
+
+def check_built_here(model: Path, numbers: Iterable[int], *, kept: Iterable[int] = ()) -> None:
+    """Refuse to build versions of a model that is somebody's own: `ensure` did not build what is there.
+
+    Parameters
+    ----------
+    model
+        The model's folder.
+    numbers, kept
+        Versions to build, and versions that are there and stay.
+
+    Raises
+    ------
+    AccelError
+        One of the versions to build, or all that the model has, are somebody's own.
+    """
+    folders = {int(each.name): each for each in model.glob("[0-9]*") if each.is_dir() and each.name.isdecimal()}
+    built = {number for number, folder in folders.items() if _recipe(folder)} | set(kept)
+    own = {number for number in folders.keys() - built if _somebody_s_own(folders[number])}
+    if own & set(numbers) or (own and not built):
+        as_it_is = f"ACCEL_REPOSITORY={model.parent.name} accel serve"
+        raise AccelError(
+            f"{model.name} in {model.parent.name} was not built by accel.ensure, so nothing of it is replaced.",
+            seen=f"version {', '.join(map(str, sorted(own)))}",
+            fix=f"serve it as it is: {as_it_is}; or build elsewhere: export ACCEL_REPOSITORY=$(mktemp -d)",
+        )
+
+
+def _somebody_s_own(version: Path) -> bool:
+    return bool(foreign_version(version)) or (version / ARTIFACT_FOLDER).is_dir()
+
+
+def repository_to_serve(names: Sequence[str] = ()) -> Path:
+    """The repository of ``accel serve``: nothing is added to your own, and ``embedding`` is built in the course's own.
+
+    It is ``$ACCEL_REPOSITORY``, else the nearest ``model_repository`` folder with a model upward from here, else the
+    course's own.
+
+    Parameters
+    ----------
+    names
+        Models to serve; none means all.
+
+    Raises
+    ------
+    AccelError
+        There is no such repository, or no model in it is built.
+    """
+    given = _given()
+    repository = given or next((folder for folder in _above() if model_names(folder)), None) or _course()
+    if given is None and repository == _course() and (not names or "embedding" in names):
+        return ensure("embedding")
+    if not any(not unbuilt(repository / name) for name in model_names(repository)):
+        raise AccelError(
+            f"{repository.name} holds no model that is built.",
+            seen=", ".join(model_names(repository)) or "no model",
+            fix='accel build embedding, or server.add("mine", artifact) in Python',
+        )
     return repository
 
 
@@ -123,16 +193,27 @@ def source_model(name: str) -> tuple[Model, Sequence[str]]:
 
 
 def _repository(name: str) -> Path:
+    return _given() or next((folder for folder in _above() if (folder / name).is_dir()), None) or _course()
+
+
+def _given() -> Path | None:
     given = os.environ.get("ACCEL_REPOSITORY")
-    if given:
-        repository = Path(given)
-        if not (repository / name).is_dir():
-            own = project_root() / _REPOSITORY / name
-            shutil.copytree(own, repository / name, ignore=shutil.ignore_patterns("artifact", "__pycache__"))
-        return repository
-    here = Path.cwd()
-    above = (folder / _REPOSITORY for folder in (here, *here.parents))
-    return next((folder for folder in above if (folder / name).is_dir()), None) or project_root() / _REPOSITORY
+    if given and not Path(given).is_dir():
+        raise AccelError(
+            "There is no such model repository.",
+            seen=f"ACCEL_REPOSITORY={given}",
+            fix=f"mkdir {given}, if it is no slip",
+        )
+    return Path(given) if given else None
+
+
+def _above() -> Iterator[Path]:
+    here = Path.cwd().resolve()
+    return (folder / _REPOSITORY for folder in (here, *here.parents))
+
+
+def _course() -> Path:
+    return project_root() / _REPOSITORY
 
 
 def _recipes() -> _Recipes:
@@ -149,21 +230,29 @@ def _torch_has_a_gpu() -> bool:
     return bool(inspect_machine().gpus) and bool(require("torch", extra="models").cuda.is_available())
 
 
-def _usable(folder: Path, recipe: _Recipe) -> bool:
+def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
     from accel_lib.models.places import DEFAULT, locate
 
     try:
-        artifact = Artifact.load(folder)
+        artifact = Artifact.load(model / str(version) / ARTIFACT_FOLDER)
     except ArtifactError:
         return False
     held = artifact.manifest
     if recipe.format == "tensorrt" and held.format == "tensorrt" and (reason := unfit(held)):
-        print(f"the engine in {folder.parent.parent.name} is built again: {reason}", flush=True)
+        print(f"the engine in {model.name} is built again: {reason}", flush=True)
         return False
-    if recipe.instead and any(note.startswith(f"{_IN_PLACE_OF}{recipe.name}:") for note in held.notes):
-        recipe = recipe.instead
-    fits = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
+    as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
+    fits = held.recipe == recipe.name or as_made
     return artifact.validated and fits and held.source.startswith(locate(DEFAULT).source)
+
+
+def _recipe(version: Path) -> str:
+    """What a version was built by, also if its files are damaged; empty if not here."""
+    try:
+        text = (version / ARTIFACT_FOLDER / MANIFEST_FILE).read_text(encoding="utf-8")
+        return Manifest.from_json(text).recipe
+    except (OSError, ValueError, ArtifactError):
+        return ""
 
 
 def _embedding() -> tuple[Model, Sequence[str]]:
@@ -187,16 +276,19 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
 _BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
 
 
-def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], folder: Path) -> None:
+def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
     """Build a recipe, or what is taken in its place where it is refused, said and kept in the manifest."""
     try:
-        _build(model, recipe, texts, folder)
+        return _build(model, recipe, texts, put)
+    except OutputError:
+        raise
     except AccelError as refusal:
         if recipe.instead is None:
             raise
         print(f"no {recipe.name}: {refusal.cause} {refusal.seen or ''}".rstrip(), flush=True)
-        _build_or_fall_back(model, recipe.instead, texts, folder)
-        Artifact.load(folder).with_note(f"{_IN_PLACE_OF}{recipe.name}: {refusal.cause}")
+        version = _build_or_fall_back(model, recipe.instead, texts, put)
+        Artifact.load(version / ARTIFACT_FOLDER).with_note(f"in place of {recipe.name}: {refusal.cause}")
+        return version
 
 
 def _to_tensorrt(model: Model, *, precision: str) -> Artifact:
@@ -220,14 +312,14 @@ def _convert(model: Model, recipe: _Recipe) -> Artifact:
     return to_onnx(model, precision=recipe.precision, packed=recipe.packed, keep=keep, progress=False)
 
 
-def _build(model: Model, recipe: _Recipe, texts: Sequence[str], folder: Path) -> None:
+def _build(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
     from accel_lib.convert.validate import validate
 
     with _step(f"converting to {recipe.name}, and validating"):
         artifact = _convert(model, recipe)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
-        Artifact.load(artifact.folder).copy_to(folder)
+        return put(artifact)
 
 
 @contextlib.contextmanager

@@ -74,13 +74,13 @@ def test_kernels_are_headless_and_a_fresh_one_has_its_own_empty_cache(notebook, 
         "look",
         "import os\nfrom accel_lib.machine import cache_dir\nprint('headless', os.environ['ACCEL_HEADLESS'])",
         "print([f.name for f in cache_dir().iterdir()], [f.name for f in cache_dir('triton').iterdir()])",
-        "print(os.path.exists(os.environ.get('ACCEL_REPOSITORY', '.')))",
+        "print(os.listdir(os.environ.get('ACCEL_REPOSITORY', '.')))",
     )
     course.run_notebooks([look], output=tmp_path / "warm")
     course.run_notebooks([look], output=tmp_path / "fresh", fresh=True)
     assert "headless 1" in printed(tmp_path / "warm" / "look.ipynb")
     assert "artifacts" in printed(tmp_path / "warm" / "look.ipynb")
-    assert printed(tmp_path / "fresh" / "look.ipynb").splitlines()[1:] == ["['triton'] ['2.51.0']", "False"]
+    assert printed(tmp_path / "fresh" / "look.ipynb").splitlines()[1:] == ["['triton'] ['2.51.0']", "[]"]
     assert os.environ["ACCEL_HOME"] == str(tmp_path / "home")
     assert "ACCEL_REPOSITORY" not in os.environ
 
