@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from accel_lib.atomic import is_draft, recover, replaceable, write_text, writing
+from accel_lib.atomic import is_draft, recover, write_text, writing
 from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
@@ -252,17 +252,6 @@ def foreign_files(folder: Path) -> list[str]:
         own = set()
     others = (each for each in folder.iterdir() if each.name not in own or not each.is_file())
     return sorted(each.name for each in others if not is_draft(each.name))
-
-
-def check_output(folder: str | Path) -> Path:
-    """The folder, links followed, if an artifact may be written there: it is new, empty, or holds an artifact alone.
-
-    Raises
-    ------
-    OutputError
-        It holds anything else, which would be lost.
-    """
-    return replaceable(folder, foreign_files)
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:

@@ -17,10 +17,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from accel_lib.errors import AccelError, OutputError
+from accel_lib.errors import OutputError
 
 _DRAFT = ".accel-"  # ".<name>.accel-<random>" is a draft of <name>
-_OLD, _NEW = "old", "new"
+_OLD = ".replaced"  # in a draft: what was in its target's place
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 2**20  # a disk with less room than this counts as full, for libraries that lose the error's number
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
@@ -75,7 +75,7 @@ def writing(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | No
     """
     folder = replaceable(folder, foreign) if foreign else Path(folder).resolve()
     with draft_beside(folder) as draft:
-        new = draft / _NEW
+        new = draft / folder.name
         new.mkdir()
         yield new
         new.chmod(folder.stat().st_mode & 0o777 if folder.exists() else 0o755)
@@ -231,13 +231,20 @@ def _refusal(target: Path, error: BaseException) -> OutputError | None:
             seen=os.strerror(errno.ENOSPC),
             fix="make room on its disk (df -h shows how much there is) or name a folder on another, then run it again",
         )
-    if isinstance(error, OSError) and not isinstance(error, AccelError):
+    if isinstance(error, OSError) and _is_of(target, error):
         return OutputError(
             f"{target.name} cannot be written.",
             seen=error.strerror or type(error).__name__,
             fix="name a place in a folder that you may write to",
         )
     return None
+
+
+def _is_of(target: Path, error: OSError) -> bool:
+    """Whether an error is of writing here, and not of what was read or fetched meanwhile."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else Path()
+    ours = any(is_draft(part) and part.startswith(f".{target.name}{_DRAFT}") for part in path.parts)
+    return ours or path == target or path in target.parents
 
 
 def _disk_is_full(target: Path, error: BaseException) -> bool:

@@ -148,20 +148,21 @@ def convert(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub token for a private id.")] = None,
 ) -> None:
     """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
-    from accel_lib.artifact import check_output
+    from accel_lib.artifact import foreign_files
+    from accel_lib.atomic import writing
     from accel_lib.convert.onnx import to_onnx
     from accel_lib.convert.validate import validate
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
-    check_output(output)
-    sample = load_texts(texts, column=column, limit=256)
-    loaded = load_model(model, revision=revision, token=token)
-    onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else output)
-    verdict = validate(onnx, reference=loaded, texts=sample)
-    print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
-    if target:
-        _build_engine(onnx, loaded, sample, target, output)
+    with writing(output, foreign=foreign_files) as draft:  # what is there stays until the new artifact is validated
+        sample = load_texts(texts, column=column, limit=256)
+        loaded = load_model(model, revision=revision, token=token)
+        onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
+        verdict = validate(onnx, reference=loaded, texts=sample)
+        print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+        if target:
+            _build_engine(onnx, loaded, sample, target, draft)
     for file in sorted(output.iterdir()):
         print(f"  {output.name}/{file.name}  {file.stat().st_size / 1e6:.1f} MB")
 

@@ -148,7 +148,7 @@ def write_model(
 def restoring(model: Path) -> Iterator[None]:
     """Put a model's folder back as it was if what is done meanwhile fails."""
     with draft_beside(model) as draft:
-        before, there = draft / "new", model.is_dir()
+        before, there = draft / model.name, model.is_dir()
         if there:
             shutil.copytree(model, before, copy_function=_link, symlinks=True)
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from accel_lib import atomic
-from accel_lib.artifact import Artifact, check_output
+from accel_lib.artifact import Artifact, foreign_files
 from accel_lib.atomic import locked, write_text, writing, writing_file
 from accel_lib.errors import ConversionError, OutputError
 from accel_lib.triton.repository import write_model
@@ -103,7 +103,8 @@ def test_a_folder_of_other_files_is_no_output(tmp_path, made, there, seen):
             made[0].copy_to(output)
         assert str(tmp_path) not in str(refused.value)
     with pytest.raises(OutputError, match=seen):
-        check_output(folder)
+        made[0].copy_to(folder)
+    assert set(foreign_files(folder)) == there.keys()
     assert {name: (folder / name).read_text() for name in names(folder)} == there
 
 
@@ -157,6 +158,13 @@ def test_a_full_disk_is_called_so_whatever_a_library_makes_of_it(tmp_path, monke
     with pytest.raises(OutputError, match="disk is full"), writing_file(tmp_path / "file"):
         raise RuntimeError("PytorchStreamWriter failed writing file data")
     assert names(tmp_path) == []
+
+
+def test_an_error_of_something_else_is_not_called_one_of_writing(tmp_path):
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "tiny"):
+        (tmp_path / "weights").read_bytes()
+    with pytest.raises(ConnectionError), writing(tmp_path / "tiny"):
+        raise ConnectionError("the hub does not answer")
 
 
 def test_a_file_keeps_its_permissions_and_its_link(tmp_path):
