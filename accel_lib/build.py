@@ -9,7 +9,8 @@ from pathlib import Path
 
 from accel_lib.artifact import Artifact
 from accel_lib.errors import ArtifactError, ServerError
-from accel_lib.prepare import check_built_here, ensure, source_model
+from accel_lib.find_repository import check_built_here
+from accel_lib.prepare import ensure, source_model
 from accel_lib.progress import Progress
 from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names, unbuilt, versions, write_model
 

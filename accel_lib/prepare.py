@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accel_lib.artifact import MANIFEST_FILE, Artifact, Format, Manifest
+from accel_lib.artifact import Artifact, Format
 from accel_lib.atomic import locked
 from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
 from accel_lib.errors import AccelError, ArtifactError, OutputError, require
+from accel_lib.find_repository import (
+    check_built_here,
+    course_repository,
+    given_repository,
+    repositories_above,
+    repository_of,
+)
 from accel_lib.formatting import listed
-from accel_lib.machine import cache_dir, inspect_machine, project_root
-from accel_lib.triton.repository import ARTIFACT_FOLDER, foreign_version, model_names, unbuilt, write_model
+from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names, unbuilt, write_model
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
-
-_REPOSITORY = "model_repository"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ def workbench(*names: str) -> Path:
 
 
 def _build_missing(name: str, recipes: _Recipes) -> Path:
-    repository = _repository(name)
+    repository = repository_of(name)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # a file system without locks
             stack.enter_context(locked(repository))
@@ -125,37 +129,6 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
             put = functools.partial(write_model, repository, name, version=version, recipe=recipes[version].name)
             _build_or_fall_back(model, recipes[version], texts, put)
     return repository
-
-
-def check_built_here(model: Path, numbers: Iterable[int], *, kept: Iterable[int] = ()) -> None:
-    """Refuse to build versions of a model that is somebody's own: `ensure` did not build what is there.
-
-    Parameters
-    ----------
-    model
-        The model's folder.
-    numbers, kept
-        Versions to build, and versions that are there and stay.
-
-    Raises
-    ------
-    AccelError
-        One of the versions to build, or all that the model has, are somebody's own.
-    """
-    folders = {int(each.name): each for each in model.glob("[0-9]*") if each.is_dir() and each.name.isdecimal()}
-    built = {number for number, folder in folders.items() if _recipe(folder)} | set(kept)
-    own = {number for number in folders.keys() - built if _somebody_s_own(folders[number])}
-    if own & set(numbers) or (own and not built):
-        as_it_is = f"ACCEL_REPOSITORY={model.parent.name} accel serve"
-        raise AccelError(
-            f"{model.name} in {model.parent.name} was not built by accel.ensure, so nothing of it is replaced.",
-            seen=f"version {', '.join(map(str, sorted(own)))}",
-            fix=f"serve it as it is: {as_it_is}; or build elsewhere: export ACCEL_REPOSITORY=$(mktemp -d)",
-        )
-
-
-def _somebody_s_own(version: Path) -> bool:
-    return bool(foreign_version(version)) or (version / ARTIFACT_FOLDER).is_dir()
 
 
 def repository_to_serve(names: Sequence[str] = ()) -> Path:
@@ -174,9 +147,9 @@ def repository_to_serve(names: Sequence[str] = ()) -> Path:
     AccelError
         There is no such repository, or no model in it is built.
     """
-    given = _given()
-    repository = given or next((folder for folder in _above() if model_names(folder)), None) or _course()
-    if given is None and repository == _course() and (not names or "embedding" in names):
+    given = given_repository()
+    repository = given or next(filter(model_names, repositories_above()), None) or course_repository()
+    if given is None and repository == course_repository() and (not names or "embedding" in names):
         return ensure("embedding")
     if not any(not unbuilt(repository / name) for name in model_names(repository)):
         raise AccelError(
@@ -190,30 +163,6 @@ def repository_to_serve(names: Sequence[str] = ()) -> Path:
 def source_model(name: str) -> tuple[Model, Sequence[str]]:
     """A model of the course before any conversion, and texts to validate it with."""
     return _BUILDERS[name]()
-
-
-def _repository(name: str) -> Path:
-    return _given() or next((folder for folder in _above() if (folder / name).is_dir()), None) or _course()
-
-
-def _given() -> Path | None:
-    given = os.environ.get("ACCEL_REPOSITORY")
-    if given and not Path(given).is_dir():
-        raise AccelError(
-            "There is no such model repository.",
-            seen=f"ACCEL_REPOSITORY={given}",
-            fix=f"mkdir {given}, if it is no slip",
-        )
-    return Path(given) if given else None
-
-
-def _above() -> Iterator[Path]:
-    here = Path.cwd().resolve()
-    return (folder / _REPOSITORY for folder in (here, *here.parents))
-
-
-def _course() -> Path:
-    return project_root() / _REPOSITORY
 
 
 def _recipes() -> _Recipes:
@@ -244,15 +193,6 @@ def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
     as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
     fits = held.recipe == recipe.name or as_made
     return artifact.validated and fits and held.source.startswith(locate(DEFAULT).source)
-
-
-def _recipe(version: Path) -> str:
-    """What a version was built by, also if its files are damaged; empty if not here."""
-    try:
-        text = (version / ARTIFACT_FOLDER / MANIFEST_FILE).read_text(encoding="utf-8")
-        return Manifest.from_json(text).recipe
-    except (OSError, ValueError, ArtifactError):
-        return ""
 
 
 def _embedding() -> tuple[Model, Sequence[str]]:

@@ -12,7 +12,8 @@ from accel_lib import prepare
 from accel_lib.artifact import Artifact
 from accel_lib.build import build, wait_until_built
 from accel_lib.errors import AccelError, ServerError
-from accel_lib.prepare import check_built_here, ensure, repository_to_serve
+from accel_lib.find_repository import check_built_here
+from accel_lib.prepare import ensure, repository_to_serve
 from accel_lib.triton.repository import versions, write_model
 from tests.tiny import TABLE, tiny_artifact
 

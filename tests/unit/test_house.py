@@ -41,7 +41,7 @@ FLOORS = (
     ("tuning",),
     ("service",),
     ("show",),
-    ("prepare", "build", "cli"),
+    ("find_repository", "prepare", "build", "cli"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
