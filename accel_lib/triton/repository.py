@@ -61,9 +61,24 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def write_config(path: str | Path, config: ModelConfig) -> None:
-    """Write a model's ``config.pbtxt``, whole or not at all; `path` is the file or the model's folder."""
+    """Write a model's ``config.pbtxt``, whole or not at all; `path` is the file or the model's folder.
+
+    Raises
+    ------
+    ServerError
+        There is another model's configuration.
+    OutputError
+        The disk is full, or it cannot be written.
+    """
     path = Path(path)
     path = path if path.name == CONFIG_FILE else path / CONFIG_FILE
+    there = path.is_file() and ModelConfig.from_text(path.read_text(encoding="utf-8", errors="replace")).name
+    if there and there != config.name:
+        raise ServerError(
+            f"{path.parent.name}/{CONFIG_FILE} is of another model, so it stays.",
+            seen=f"name: {there!r}",
+            fix=f"write into {config.name}",
+        )
     write_text(path, config.to_text())
 
 
@@ -136,10 +151,11 @@ def write_model(
             "The configuration is of another model.", seen=f"{written.name!r}", fix=f"config.replace(name={name!r})"
         )
     written.to_text()  # what cannot be written is refused before anything is
+    unchanged = (model / CONFIG_FILE).is_file() and written == read_config(model)
     with writing(model / str(version), foreign=foreign_version) as draft:
         (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
         artifact.copy_to(draft / ARTIFACT_FOLDER, recipe=recipe)
-    if not (model / CONFIG_FILE).is_file() or written != read_config(model):
+    if not unchanged:
         write_config(model, written)
     return model / str(version)
 

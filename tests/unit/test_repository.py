@@ -168,6 +168,13 @@ def test_a_configuration_that_is_none_is_refused_with_its_place(tmp_path, text, 
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_another_model_s_configuration_is_not_replaced(tmp_path):
+    write_config(tmp_path / "theirs", ModelConfig(name="theirs"))
+    with pytest.raises(ServerError, match=r"of another model, so it stays\.\n  seen: name: 'theirs'"):
+        write_config(tmp_path / "theirs", ModelConfig(name="mine"))
+    assert read_config(tmp_path / "theirs").name == "theirs"
+
+
 def test_a_missing_model_is_refused_with_those_there_are(tmp_path):
     write_config(tmp_path / "mine", ModelConfig(name="mine"))
     with pytest.raises(ServerError, match=r"no model 'other'.*\n.*\n.*choose from mine"):
