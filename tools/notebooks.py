@@ -161,7 +161,8 @@ def _check_copy(copy: Path) -> None:
         executed = False
     if not executed:
         raise OutputError(
-            f"{copy.name} in {copy.parent.name} is no executed copy, so it stays.", fix="accel course run --output out"
+            f"{copy.name} in {copy.parent.name} is no executed copy, so it stays.",
+            fix="name another folder: --output out",
         )
 
 

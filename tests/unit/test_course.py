@@ -111,7 +111,9 @@ def test_a_notebook_that_is_no_executed_copy_is_not_replaced(notebook, tmp_path,
     (tmp_path / "mine").mkdir()
     shutil.copy(path, tmp_path / "mine" / "book.ipynb")
     before = path.read_text()
-    with pytest.raises(OutputError, match=r"no executed copy, so it stays\.\n  fix:  accel course run --output out"):
+    with pytest.raises(
+        OutputError, match=r"no executed copy, so it stays\.\n  fix:  name another folder: --output out"
+    ):
         course.run_notebooks([path], output=tmp_path / where)
     assert path.read_text() == (tmp_path / "mine" / "book.ipynb").read_text() == before
 
