@@ -52,7 +52,7 @@ def replaceable(folder: str | Path, foreign: Callable[[Path], Sequence[str]]) ->
         raise OutputError(
             f"{found.name} holds what this library did not write, so it stays.",
             seen=seen,
-            fix=f"name a folder inside it: {found.name}/model",
+            fix="move that elsewhere first, or name another folder",
         )
     return found
 

@@ -111,7 +111,7 @@ def test_a_folder_of_other_files_is_no_output(tmp_path, made, there, seen):
 def test_a_file_that_lies_beside_an_artifact_keeps_it(tmp_path, made):
     made[0].copy_to(tmp_path / "tiny")
     (tmp_path / "tiny" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"seen: notes\.txt\n  fix:  name a folder inside it: tiny/model"):
+    with pytest.raises(OutputError, match=r"seen: notes\.txt\n  fix:  move that elsewhere first"):
         made[1].copy_to(tmp_path / "tiny")
     made[1].copy_to(tmp_path / "tiny" / "model")
     assert (tmp_path / "tiny" / "notes.txt").read_text() == "mine"
