@@ -178,7 +178,7 @@ class TritonProcess:
 def _links(**targets: Path) -> Path:
     """A temporary folder with links: Triton starts its stubs by a shell that takes plain paths only."""
     plain = re.fullmatch(r"[\w./+-]+", tempfile.gettempdir(), re.ASCII)
-    folder = Path(tempfile.mkdtemp(prefix="accel-triton-", dir=None if plain else "/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="accel-triton-", dir=None if plain else "/tmp"))  # noqa: S108  (mkdtemp's own, 0700)
     for name, target in targets.items():
         (folder / name).symlink_to(target, target_is_directory=True)
     return folder
