@@ -2,22 +2,20 @@
 
 One folder holds one artifact: the model file (``model.onnx``, ``model.plan`` or ``model.pt2``), ``tokenizer.json`` and
 ``manifest.json``. A TensorRT artifact also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere.
-Files are written aside and renamed, so a folder is either whole or not there.
+A folder is written whole or not at all.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from accel_lib.atomic import is_draft, recover, write_text, writing
 from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
@@ -87,6 +85,8 @@ class Manifest:
         Record of the last validation, or None: an artifact without a passed one is not served.
     files
         SHA-256 and size of every file beside the manifest.
+    recipe
+        What `accel.ensure` built it by; only what it built is ever built again. Empty for every other artifact.
     """
 
     model: str
@@ -113,6 +113,7 @@ class Manifest:
     created: str = ""
     validation: dict[str, Any] | None = None
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    recipe: str = ""
 
     def to_json(self) -> str:
         """The manifest as indented JSON, with the schema number first."""
@@ -157,6 +158,8 @@ class Artifact:
             The folder or manifest is missing, or a file is missing, truncated or changed.
         """
         folder = Path(folder)
+        if not folder.exists():
+            recover(folder)
         rebuild = f"convert the model again: accel convert --model <name> --output {folder.name}"
         path = folder / MANIFEST_FILE
         if not path.is_file():
@@ -192,21 +195,29 @@ class Artifact:
     def record_validation(self, verdict: dict[str, Any]) -> Artifact:
         """Write a validation's verdict into the manifest and return the updated artifact."""
         manifest = dataclasses.replace(self.manifest, validation=verdict)
-        _write_aside(self.folder / MANIFEST_FILE, manifest.to_json())
+        write_text(self.folder / MANIFEST_FILE, manifest.to_json())
         return Artifact(self.folder, manifest)
 
     def with_note(self, sentence: str) -> Artifact:
         """Write one more sentence that a user should know into the manifest and return the updated artifact."""
         manifest = dataclasses.replace(self.manifest, notes=(*self.manifest.notes, sentence))
-        _write_aside(self.folder / MANIFEST_FILE, manifest.to_json())
+        write_text(self.folder / MANIFEST_FILE, manifest.to_json())
         return Artifact(self.folder, manifest)
 
-    def copy_to(self, folder: str | Path) -> Artifact:
-        """Copy the artifact into another folder, whole or not at all."""
-        with writing(folder) as draft:
-            for name in [*self.manifest.files, MANIFEST_FILE]:
+    def copy_to(self, folder: str | Path, *, recipe: str = "") -> Artifact:
+        """Copy the artifact into another folder, whole or not at all; `recipe` is the copy's.
+
+        Raises
+        ------
+        OutputError
+            The folder holds anything but an artifact, or the disk is full.
+        """
+        manifest = dataclasses.replace(self.manifest, recipe=recipe)
+        with writing(folder, foreign=foreign_files) as draft:
+            for name in self.manifest.files:
                 shutil.copy2(self.folder / name, draft / name)
-        return Artifact(Path(folder), self.manifest)
+            (draft / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        return Artifact(Path(folder), manifest)
 
     def __repr__(self) -> str:
         return "\n".join(f"{key}: {value}" for key, value in self.summary().items())
@@ -232,24 +243,15 @@ class Artifact:
         } | ({"note": "; ".join(m.notes)} if m.notes else {})
 
 
-@contextlib.contextmanager
-def writing(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty draft folder that replaces `folder` on success and vanishes on error."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+def foreign_files(folder: Path) -> list[str]:
+    """What in a folder no conversion wrote: everything but the manifest and the files that it names."""
     try:
-        yield draft
-        draft.chmod(0o755)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.replace(old / "old")
-            draft.replace(folder)
-            shutil.rmtree(old)
-        else:
-            draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        own = {MANIFEST_FILE, *manifest.files}
+    except (OSError, ValueError, ArtifactError):
+        own = set()
+    others = (each for each in folder.iterdir() if each.name not in own or not each.is_file())
+    return sorted(each.name for each in others if not is_draft(each.name))
 
 
 def seal(draft: Path, manifest: Manifest) -> Manifest:
@@ -279,9 +281,3 @@ def _damage(folder: Path, name: str, record: dict[str, Any]) -> str | None:
     if file.stat().st_size != record["bytes"]:
         return f"{file.stat().st_size} bytes where the manifest says {record['bytes']}"
     return None if sha256(file) == record["sha256"] else "its SHA-256 differs"
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.draft")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

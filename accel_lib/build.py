@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accel_lib.artifact import Artifact
 from accel_lib.errors import ArtifactError, ServerError
+from accel_lib.find_repository import check_built_here
 from accel_lib.prepare import ensure, source_model
 from accel_lib.progress import Progress
 from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names, unbuilt, versions, write_model
@@ -41,6 +42,7 @@ def build(names: Sequence[str], *, target: str | None = None) -> Path:
     for name in dict.fromkeys(names):
         repository = ensure(name)
         if target and not _usable(repository / name, ENGINE_VERSION):
+            check_built_here(repository / name, [ENGINE_VERSION])
             _engine(repository, name, target)
     return repository
 
@@ -85,7 +87,7 @@ def _engine(repository: Path, name: str, target: str) -> None:
     onnx = to_onnx(model, precision="fp16")
     plan = to_tensorrt(onnx, target=target, lengths=model.lengths(texts))
     validate(plan, reference=model, texts=texts)
-    write_model(repository, name, plan, version=ENGINE_VERSION)
+    write_model(repository, name, plan, version=ENGINE_VERSION, recipe="TensorRT engine")
 
 
 def _missing(model: Path, engine: bool) -> list[str]:

@@ -7,6 +7,7 @@ AccelError
 ├── ModelError               a model that cannot be found, loaded or honoured
 ├── ConversionError          an export, a quantization or an engine build failed
 ├── ArtifactError            a file or manifest that must not be used
+├── OutputError              a file or folder that cannot be written, or must not be replaced
 ├── ValidationError          an artifact that disagrees with its reference
 ├── EngineError              an engine that cannot run here, or failed while running
 ├── ServerError              Triton did not start, load, configure or stop
@@ -66,6 +67,10 @@ class ConversionError(AccelError):
 
 class ArtifactError(AccelError):
     """A file or manifest that must not be used."""
+
+
+class OutputError(AccelError):
+    """A file or folder that cannot be written, or must not be replaced."""
 
 
 class ValidationError(AccelError):

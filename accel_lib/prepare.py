@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import shutil
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from accel_lib.artifact import Artifact, Format
+from accel_lib.atomic import locked
 from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
-from accel_lib.errors import AccelError, ArtifactError, require
+from accel_lib.errors import AccelError, ArtifactError, OutputError, require
+from accel_lib.find_repository import (
+    check_built_here,
+    course_repository,
+    given_repository,
+    repositories_above,
+    repository_of,
+)
 from accel_lib.formatting import listed
-from accel_lib.machine import cache_dir, inspect_machine, project_root
-from accel_lib.triton.repository import write_model
+from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.triton.repository import ARTIFACT_FOLDER, model_names, unbuilt, write_model
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
-
-_REPOSITORY = "model_repository"
-_IN_PLACE_OF = "in place of "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,9 @@ def ensure(name: str = "embedding") -> Path:
     without padding, and in INT8 where that keeps 95% of the ten nearest neighbours; where PyTorch has a GPU they are
     PyTorch programs, the second in FP16 (without padding from compute capability 8.0 on), or a TensorRT engine where
     one is installed that suits the GPU; an engine that was built for another GPU, driver or TensorRT is built again.
-    The repository is ``$ACCEL_REPOSITORY`` (made if it is not there), else the nearest ``model_repository`` folder
-    upward from here, else the course's own.
+    The repository is ``$ACCEL_REPOSITORY``, else the nearest ``model_repository`` folder upward from here that has the
+    model, else the course's own. A version that was not built here, such as a model of your own under that name, is
+    never replaced.
 
     Parameters
     ----------
@@ -66,6 +71,11 @@ def ensure(name: str = "embedding") -> Path:
     -------
     Path
         The repository, for ``accel.serve``.
+
+    Raises
+    ------
+    AccelError
+        There is no such model or repository, or a model of your own has the name.
 
     Examples
     --------
@@ -107,32 +117,52 @@ def workbench(*names: str) -> Path:
 
 
 def _build_missing(name: str, recipes: _Recipes) -> Path:
-    repository = _repository(name)
-    folders = {version: repository / name / str(version) / "artifact" for version in recipes}
-    missing = [version for version, folder in folders.items() if not _usable(folder, recipes[version])]
-    if missing:
-        model, texts = source_model(name)
+    repository = repository_of(name)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks
+            stack.enter_context(locked(repository))
+        missing = [version for version, recipe in recipes.items() if not _usable(repository / name, version, recipe)]
+        if missing:
+            check_built_here(repository / name, missing, kept=recipes.keys() - missing)
+            model, texts = source_model(name)
         for version in missing:
-            _build_or_fall_back(model, recipes[version], texts, folders[version])
+            put = functools.partial(write_model, repository, name, version=version, recipe=recipes[version].name)
+            _build_or_fall_back(model, recipes[version], texts, put)
+    return repository
+
+
+def repository_to_serve(names: Sequence[str] = ()) -> Path:
+    """The repository of ``accel serve``: nothing is added to your own, and ``embedding`` is built in the course's own.
+
+    It is ``$ACCEL_REPOSITORY``, else the nearest ``model_repository`` folder with a model upward from here, else the
+    course's own.
+
+    Parameters
+    ----------
+    names
+        Models to serve; none means all.
+
+    Raises
+    ------
+    AccelError
+        There is no such repository, or no model in it is built.
+    """
+    given = given_repository()
+    repository = given or next(filter(model_names, repositories_above()), None) or course_repository()
+    if given is None and repository == course_repository() and (not names or "embedding" in names):
+        return ensure("embedding")
+    if not any(not unbuilt(repository / name) for name in model_names(repository)):
+        raise AccelError(
+            f"{repository.name} holds no model that is built.",
+            seen=", ".join(model_names(repository)) or "no model",
+            fix='accel build embedding, or server.add("mine", artifact) in Python',
+        )
     return repository
 
 
 def source_model(name: str) -> tuple[Model, Sequence[str]]:
     """A model of the course before any conversion, and texts to validate it with."""
     return _BUILDERS[name]()
-
-
-def _repository(name: str) -> Path:
-    given = os.environ.get("ACCEL_REPOSITORY")
-    if given:
-        repository = Path(given)
-        if not (repository / name).is_dir():
-            own = project_root() / _REPOSITORY / name
-            shutil.copytree(own, repository / name, ignore=shutil.ignore_patterns("artifact", "__pycache__"))
-        return repository
-    here = Path.cwd()
-    above = (folder / _REPOSITORY for folder in (here, *here.parents))
-    return next((folder for folder in above if (folder / name).is_dir()), None) or project_root() / _REPOSITORY
 
 
 def _recipes() -> _Recipes:
@@ -149,20 +179,19 @@ def _torch_has_a_gpu() -> bool:
     return bool(inspect_machine().gpus) and bool(require("torch", extra="models").cuda.is_available())
 
 
-def _usable(folder: Path, recipe: _Recipe) -> bool:
+def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
     from accel_lib.models.places import DEFAULT, locate
 
     try:
-        artifact = Artifact.load(folder)
+        artifact = Artifact.load(model / str(version) / ARTIFACT_FOLDER)
     except ArtifactError:
         return False
     held = artifact.manifest
     if recipe.format == "tensorrt" and held.format == "tensorrt" and (reason := unfit(held)):
-        print(f"the engine in {folder.parent.parent.name} is built again: {reason}", flush=True)
+        print(f"the engine in {model.name} is built again: {reason}", flush=True)
         return False
-    if recipe.instead and any(note.startswith(f"{_IN_PLACE_OF}{recipe.name}:") for note in held.notes):
-        recipe = recipe.instead
-    fits = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
+    as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
+    fits = held.recipe == recipe.name or as_made
     return artifact.validated and fits and held.source.startswith(locate(DEFAULT).source)
 
 
@@ -187,16 +216,19 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
 _BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
 
 
-def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], folder: Path) -> None:
+def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
     """Build a recipe, or what is taken in its place where it is refused, said and kept in the manifest."""
     try:
-        _build(model, recipe, texts, folder)
+        return _build(model, recipe, texts, put)
+    except OutputError:
+        raise
     except AccelError as refusal:
         if recipe.instead is None:
             raise
         print(f"no {recipe.name}: {refusal.cause} {refusal.seen or ''}".rstrip(), flush=True)
-        _build_or_fall_back(model, recipe.instead, texts, folder)
-        Artifact.load(folder).with_note(f"{_IN_PLACE_OF}{recipe.name}: {refusal.cause}")
+        version = _build_or_fall_back(model, recipe.instead, texts, put)
+        Artifact.load(version / ARTIFACT_FOLDER).with_note(f"in place of {recipe.name}: {refusal.cause}")
+        return version
 
 
 def _to_tensorrt(model: Model, *, precision: str) -> Artifact:
@@ -220,14 +252,14 @@ def _convert(model: Model, recipe: _Recipe) -> Artifact:
     return to_onnx(model, precision=recipe.precision, packed=recipe.packed, keep=keep, progress=False)
 
 
-def _build(model: Model, recipe: _Recipe, texts: Sequence[str], folder: Path) -> None:
+def _build(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
     from accel_lib.convert.validate import validate
 
     with _step(f"converting to {recipe.name}, and validating"):
         artifact = _convert(model, recipe)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
-        Artifact.load(artifact.folder).copy_to(folder)
+        return put(artifact)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,16 @@ import csv
 import dataclasses
 import io
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accel_lib.errors import MissingDependencyError, TextError
 
+_LONGEST_NAME = 3  # words that a column's name may have before it counts as a text
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
 
@@ -29,10 +33,11 @@ class Table:
         Raises
         ------
         TextError
-            There is no such column, or a value of it is not a text.
+            There is no such column, the file's first line is a text, or a value of the column is not a text.
         """
         if column is None:
             column = next(iter(self.columns)) if len(self.columns) == 1 else "text"
+            self._check_name(column, words=1)
         return self._checked(column, self._column(column, "column"))
 
     def labels(self, column: str) -> list[str]:
@@ -49,11 +54,22 @@ class Table:
     def _column(self, column: str, keyword: str) -> list[Any]:
         if column in self.columns:
             return self.columns[column]
+        for name in self.columns:
+            self._check_name(name, words=_LONGEST_NAME)
         raise TextError(
             f"{self.name} has no column {column!r}.",
             seen=f"columns {', '.join(map(repr, self.columns))}",
-            fix=f"load_texts({self.name!r}, {keyword}={next(iter(self.columns))!r})",
+            fix=f"load_texts({self.name!r}, {keyword}={next(iter(self.columns))!r}), if that is a column's name",
         )
+
+    def _check_name(self, column: str, words: int) -> None:
+        """Refuse a table whose first line is data: its first text would be taken for a column's name, and lost."""
+        if Path(self.name).suffix.lower() in (".csv", ".tsv") and len(column.split()) > words:
+            raise TextError(
+                f"{self.name}, line 1 looks like data, where the columns' names belong.",
+                seen=short(repr(column)),
+                fix=f"write their names above it, such as text; or, if this is one: column={short(column)!r}",
+            )
 
     def _checked(self, column: str, values: list[Any]) -> list[str]:
         for place, value in zip(self.places, values, strict=True):
@@ -100,7 +116,7 @@ def read(path: Path, *, shipped: Sequence[str]) -> Table:
     Raises
     ------
     TextError
-        The file is missing, of another kind, not UTF-8, malformed or empty.
+        The file is missing, of another kind, neither UTF-8 nor marked as UTF-16, malformed or empty.
     MissingDependencyError
         A ``.parquet`` file, and no pyarrow to read it with.
     """
@@ -135,7 +151,7 @@ def _missing(path: Path, shipped: Sequence[str]) -> TextError:
 def _parsed(path: Path, suffix: str) -> Table:
     text = _decoded(path)
     if suffix in (".csv", ".tsv"):
-        return _csv(path.name, text, "," if suffix == ".csv" else "\t")
+        return _csv(path.name, text, "\t" if suffix == ".tsv" else _delimiter(text))
     # Not splitlines: it also cuts at characters that may stand inside a text.
     rows = text.removesuffix("\n").split("\n") if text else []
     places = [f"line {n}" for n in range(1, len(rows) + 1)]
@@ -145,33 +161,60 @@ def _parsed(path: Path, suffix: str) -> Table:
 
 
 def _decoded(path: Path) -> str:
+    """The file's text with plain line ends: UTF-8, or what the mark at its beginning says."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode(next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8"))
     except OSError as error:
         raise TextError(f"{path.name} cannot be read.", seen=error.strerror, fix=f"ls -l {path.name}") from error
     except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path.name} is not UTF-8.",
-            seen=f"byte 0x{error.object[error.start]:02x} at position {error.start:,}",
-            fix=f"save it as UTF-8, from Windows: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}",
-        ) from error
+        raise _not_utf8(path, f"byte 0x{error.object[error.start]:02x} at position {error.start:,}") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:
+        seen = f"a NUL byte in line {text[: text.index(chr(0))].count(chr(10)) + 1}"
+        raise _not_utf8(path, seen, "UTF-16LE" if text.count("\0") > len(text) / 4 else "")
+    return text
+
+
+def _not_utf8(path: Path, seen: str, encoding: str = "WINDOWS-1252") -> TextError:
+    name = shlex.quote(path.name)
+    fix = f"save it as UTF-8, from Windows: iconv -f {encoding} -t UTF-8 {name} > {shlex.quote(f'utf8-{path.name}')}"
+    delete = f"delete it: tr -d '\\000' < {name} > {shlex.quote(f'clean-{path.name}')}"
+    return TextError(f"{path.name} is not UTF-8.", seen=seen, fix=fix if encoding else delete)
+
+
+def _delimiter(text: str) -> str:
+    """What separates the fields of a header: a comma, or what spreadsheets write where that marks decimals."""
+    header = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _csv(name: str, text: str, delimiter: str) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    before = csv.field_size_limit(max(len(text), 1))
+    line = 1
     try:
         header = next(reader, [])
+        if header and header[0].startswith("sep="):  # a line by which Excel names the delimiter
+            header = next(reader, [])
         rows, places = [], []
-        for row in reader:
+        while True:
+            line = reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                break
             rows.append(row or [""])  # a blank line is a row of one empty field
-            places.append(f"line {reader.line_num}")
+            places.append(f"line {line}")
             if len(rows[-1]) != len(header):
                 raise csv.Error(f"{len(row)} fields under a header of {len(header)}")
         if len(set(header)) < len(header):
             raise csv.Error(f"two columns of one name in {', '.join(header)}")
     except csv.Error as error:
-        fix = 'quote fields that hold a delimiter, a quote or a line break: "…"'
-        raise TextError(f"{name}, line {reader.line_num} cannot be read.", seen=error, fix=fix) from error
+        fix = 'quote fields that hold a delimiter, a quote or a line break: "…", a quote inside as ""'
+        seen = f"a quote that is never closed: {error}" if "end of data" in str(error) else error
+        raise TextError(f"{name}, line {line} cannot be read.", seen=seen, fix=fix) from error
+    finally:
+        csv.field_size_limit(before)
     return Table(name=name, columns={key: [row[i] for row in rows] for i, key in enumerate(header)}, places=places)
 
 
@@ -179,10 +222,13 @@ def _jsonl(name: str, rows: list[str], places: list[str]) -> Table:
     records = []
     for place, row in zip(places, rows, strict=True):
         try:
-            records.append(dict(json.loads(row)))
-        except (ValueError, TypeError) as error:
+            record = json.loads(row)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
             fix = 'write one object a line: {"text": "…"}'
-            raise TextError(f"{name}, {place} is not a JSON object.", seen=short(repr(row)), fix=fix) from error
+            raise TextError(f"{name}, {place} is not a JSON object.", seen=short(repr(row)), fix=fix)
+        records.append(record)
     keys = dict.fromkeys(key for record in records for key in record)
     return Table(name=name, columns={key: [record.get(key) for record in records] for key in keys}, places=places)
 
@@ -199,5 +245,6 @@ def _parquet(path: Path) -> Table:
     except (ValueError, OSError) as error:
         fix = "write it again: frame.to_parquet(…)"
         raise TextError(f"{path.name} is not a valid parquet file.", seen=short(str(error)), fix=fix) from error
-    columns = {str(key): [None if pd.isna(v) else v for v in frame[key]] for key in frame.columns}
+    plain = frame.astype(object).where(frame.notna(), None)
+    columns = {str(key): plain[key].tolist() for key in plain.columns}
     return Table(name=path.name, columns=columns, places=[f"row {n}" for n in range(len(frame))])

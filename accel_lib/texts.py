@@ -119,7 +119,8 @@ def load_texts(
         ``"short"``: search queries of 3 to 8 tokens.
         ``"passages"``: sentences on 39 subjects, one after the other.
         ``"sentiment-train"``, ``"sentiment-test"``: labelled reviews, and labelled messages of another style.
-        Or a path, in UTF-8: ``.txt`` (a text a line), ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
+        Or a path, in UTF-8 or marked UTF-16: ``.txt`` (a text a line), ``.csv`` (separated by commas, semicolons or
+        tabs), ``.tsv``, ``.jsonl`` or ``.parquet``. The first line of a table holds its columns' names.
     column, label_column
         The file's columns of texts (default: ``"text"``, or the only one) and of labels (default: none).
     limit

@@ -165,6 +165,7 @@ def through_triton() -> list[dict[str, Any]]:
     texts = accel.load_texts("mixed", limit=2048)
     ids = model.tokenizer(texts)
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "model_repository").mkdir()
         os.environ["ACCEL_REPOSITORY"] = str(Path(folder, "model_repository"))
         repository = accel.ensure("embedding")
         shutil.copytree(ECHO, repository / "echo", ignore=shutil.ignore_patterns("__pycache__"))

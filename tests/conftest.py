@@ -45,7 +45,7 @@ def texts():
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
+def tiny_folder(tmp_path_factory):
     """Two layers, 32 wide, random weights, the default model's own tokenizer: a real transformer in a blink."""
     import torch
     import transformers
@@ -56,4 +56,10 @@ def tiny_model(tmp_path_factory):
     transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(locate(DEFAULT).folder / name, folder)
-    return accel.load_model(str(folder), max_length=128)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder):
+    """The model of `tiny_folder`."""
+    return accel.load_model(str(tiny_folder), max_length=128)

@@ -13,7 +13,8 @@ import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 
-from accel_lib.artifact import Artifact, Manifest, Profile, seal, writing
+from accel_lib.artifact import Artifact, Manifest, Profile, seal
+from accel_lib.atomic import writing
 from accel_lib.models import Model
 from accel_lib.models.places import DEFAULT, locate
 from accel_lib.models.tokenizer import Tokenizer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import typer
 
+from accel_lib.atomic import write_text
 from accel_lib.errors import require
 from accel_lib.machine import project_root, repository_url
 from tools.notebooks import MORE, NOTEBOOKS
@@ -63,7 +64,7 @@ def outdated(*, write: bool = False) -> list[str]:
     differing = {path: text for path, text in wanted.items() if path.read_text(encoding="utf-8") != text}
     if write:
         for path, text in differing.items():
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
     return [str(path.relative_to(root)) for path in differing]
 
 

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
-from accel_lib.errors import require
+from accel_lib.atomic import write_text, writing_file
+from accel_lib.errors import OutputError, require
 from accel_lib.machine import cache_dir, inspect_machine, project_root
 
 NOTEBOOKS = (
@@ -85,7 +86,14 @@ def run_notebooks(
     -------
     list of NotebookRun
         One for each notebook, also for those that failed.
+
+    Raises
+    ------
+    OutputError
+        In `output` is a notebook of that name that is no executed copy, such as the notebook itself.
     """
+    for path in paths:
+        _check_copy(output / path.name)
     output.mkdir(parents=True, exist_ok=True)
     runs = []
     for path in paths:
@@ -122,8 +130,7 @@ def summarize(runs: Sequence[NotebookRun], path: Path, *, status: int = 0, files
         "notebooks": [dataclasses.asdict(run) | {"verdict": run.verdict} for run in runs],
         **{file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(summary, indent=2) + "\n")
 
 
 def keep_outputs(path: Path, copy: Path) -> None:
@@ -138,13 +145,25 @@ def keep_outputs(path: Path, copy: Path) -> None:
             cell.execution_count = executed[cell.id].execution_count
         if "readme" in cell.metadata.get("tags", []):
             _keep_figure(cell, path.parent / "images" / f"{path.stem}.png")
-    path.write_text(require("nbformat", extra="notebook").writes(notebook) + "\n", encoding="utf-8")
+    write_text(path, require("nbformat", extra="notebook").writes(notebook) + "\n")
 
 
 def _keep_figure(cell: Any, file: Path) -> None:
     figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(base64.b64decode(figures[-1]))
+    with writing_file(file) as draft:
+        draft.write_bytes(base64.b64decode(figures[-1]))
+
+
+def _check_copy(copy: Path) -> None:
+    try:
+        executed = not copy.exists() or "papermill" in json.loads(copy.read_text(encoding="utf-8"))["metadata"]
+    except (OSError, ValueError, KeyError, TypeError):
+        executed = False
+    if not executed:
+        raise OutputError(
+            f"{copy.name} in {copy.parent.name} is no executed copy, so it stays.",
+            fix="name another folder: --output out",
+        )
 
 
 def _run(path: Path, copy: Path, parameters: dict[str, Any], cell_timeout_s: int, *, nbval: bool) -> NotebookRun:
@@ -206,7 +225,9 @@ def _surroundings(fresh: bool) -> Iterator[None]:
             home = Path(folder, "cache")
             home.mkdir()
             (home / "triton").symlink_to(triton.resolve(), target_is_directory=True)
-            changed |= {"ACCEL_HOME": str(home), "ACCEL_REPOSITORY": str(Path(folder, "model_repository"))}
+            repository = Path(folder, "model_repository")
+            repository.mkdir()
+            changed |= {"ACCEL_HOME": str(home), "ACCEL_REPOSITORY": str(repository)}
         before = dict(os.environ)
         os.environ.update(changed)
         try:

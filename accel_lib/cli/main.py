@@ -111,12 +111,15 @@ def load(
     """Start a real Triton, put load on a model, and print latency, throughput and where the time went."""
     from accel_lib.bench.findings import batch_sizes
     from accel_lib.load.runner import load_test as measure
+    from accel_lib.load.storage import check_target
     from accel_lib.prepare import ensure
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve as start
 
     if protocol not in ("grpc", "http"):
         raise AccelError("There is no such protocol.", seen=protocol, fix="--protocol grpc, or --protocol http")
+    if save:
+        check_target(save)
     sample = load_texts(texts, column=column, limit=512)
     how: dict[str, Any] = {"rate": rate, "concurrency": concurrency, "connections": connections, "seconds": seconds}
     with start(repository or ensure(model), models=[model]) as server:
@@ -134,7 +137,9 @@ def load(
 @app.command()
 def convert(
     model: Annotated[str, typer.Option(help="Catalogue name, hub id or folder.")],
-    output: Annotated[Path, typer.Option(help="Folder to write; replaced whole.")],
+    output: Annotated[
+        Path, typer.Option(help="Folder to write: a new or empty one, or that of an artifact, which is replaced.")
+    ],
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-qdq.")] = "fp32",
     packed: Annotated[bool, typer.Option("--packed", help="Compute without padding, for CPUs.")] = False,
     target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
@@ -144,18 +149,21 @@ def convert(
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub token for a private id.")] = None,
 ) -> None:
     """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
+    from accel_lib.artifact import foreign_files
+    from accel_lib.atomic import writing
     from accel_lib.convert.onnx import to_onnx
     from accel_lib.convert.validate import validate
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
-    sample = load_texts(texts, column=column, limit=256)
-    loaded = load_model(model, revision=revision, token=token)
-    onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else output)
-    verdict = validate(onnx, reference=loaded, texts=sample)
-    print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
-    if target:
-        _build_engine(onnx, loaded, sample, target, output)
+    with writing(output, foreign=foreign_files) as draft:  # what is there stays until the new artifact is validated
+        sample = load_texts(texts, column=column, limit=256)
+        loaded = load_model(model, revision=revision, token=token)
+        onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
+        verdict = validate(onnx, reference=loaded, texts=sample)
+        print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+        if target:
+            _build_engine(onnx, loaded, sample, target, draft)
     for file in sorted(output.iterdir()):
         print(f"  {output.name}/{file.name}  {file.stat().st_size / 1e6:.1f} MB")
 
@@ -181,18 +189,21 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the gateway; 0 takes a free one.")] = None,
 ) -> None:
-    """Start Triton and the gateway in front of it; ACCEL_* variables set everything else."""
+    """Start Triton and the gateway in front of it; ACCEL_* variables set everything else.
+
+    ACCEL_REPOSITORY, or the nearest model_repository folder, is served as it is; in the course's, embedding is built.
+    """
     from accel_lib.machine import thread_environment
 
     os.environ |= thread_environment()  # before NumPy is imported
-    from accel_lib.prepare import ensure
+    from accel_lib.prepare import repository_to_serve
     from accel_lib.service.command import run_gateway
     from accel_lib.service.settings import Settings
 
     asked: dict[str, Any] = {"models": tuple(model) if model else None, "port": port}
     settings = Settings(**{name: value for name, value in asked.items() if value is not None})
-    if not settings.triton_host and (not settings.models or "embedding" in settings.models):
-        settings = settings.model_copy(update={"repository": ensure("embedding")})
+    if not settings.triton_host:
+        settings = settings.model_copy(update={"repository": repository_to_serve(settings.models)})
     run_gateway(settings)
 
 

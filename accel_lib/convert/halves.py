@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from accel_lib.artifact import TOKENIZER_FILE, Artifact, seal, writing
+from accel_lib.artifact import TOKENIZER_FILE, Artifact, seal
+from accel_lib.atomic import writing
 from accel_lib.engines.part import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir

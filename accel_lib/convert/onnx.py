@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, seal, writing
+from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, foreign_files, seal
+from accel_lib.atomic import writing
 from accel_lib.convert import precision as precisions
 from accel_lib.convert.overflow import check_fp16_range
 from accel_lib.errors import ArtifactError, ConversionError, require
@@ -190,7 +191,7 @@ def _make(
                     print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
                 return found
     started = time.monotonic()
-    with writing(folder) as draft:
+    with writing(folder, foreign=foreign_files if output else None) as draft:
         notes = write(draft / MODEL_FILES[form])
         model.tokenizer.save(draft / TOKENIZER_FILE)
         seconds = time.monotonic() - started

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Profile, seal, sha256, writing
+from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, seal, sha256
+from accel_lib.atomic import writing
 from accel_lib.convert.builder import build, parsed
 from accel_lib.convert.cache import built_on, cached
 from accel_lib.convert.targets import check_precision, choose_library, resolve_target
 from accel_lib.engines.trt import LIBRARIES, Library, built_with, load_library
-from accel_lib.errors import ArtifactError, ConversionError
+from accel_lib.errors import ArtifactError, ConversionError, OutputError
 from accel_lib.machine import cache_dir, inspect_machine
 
 if TYPE_CHECKING:
@@ -70,11 +71,17 @@ def to_tensorrt(
         The graph cannot be built for that target; the parser's or builder's own words are in it.
     MissingDependencyError
         Neither TensorRT is installed.
+    OutputError
+        `output` holds anything but an artifact, or is the one to build from.
     """
     onnx_file = artifact.folder / MODEL_FILES["onnx"]
     if not onnx_file.is_file():
         raise ArtifactError(
             "The artifact holds no ONNX file to build from.", seen=artifact.name, fix="accel.to_onnx(model)"
+        )
+    if output and Path(output).resolve() == artifact.folder.resolve():
+        raise OutputError(
+            "The engine would replace the artifact it is built from.", seen=artifact.name, fix="name another folder"
         )
     target = resolve_target(target)
     library = choose_library(target)
@@ -108,8 +115,8 @@ def to_tensorrt(
     if progress:
         shapes = ", ".join(f"up to {profile.max[0]} × {profile.max[1]} tokens" for profile in chosen)
         print(f"{library.name} {library.version} builds for {target}: {shapes}", flush=True)
-    plan = build(library, onnx_file, target, chosen, progress=progress)
-    with writing(folder) as draft:
+    with writing(folder, foreign=foreign_files if output else None) as draft:
+        plan = build(library, onnx_file, target, chosen, progress=progress)
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
         for name in (MODEL_FILES["onnx"], TOKENIZER_FILE):
             shutil.copy2(artifact.folder / name, draft / name)

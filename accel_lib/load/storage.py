@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from accel_lib.atomic import check_ours, writing_file
 from accel_lib.errors import AccelError, require
 from accel_lib.machine import inspect_machine
 
@@ -21,17 +22,20 @@ def write(path: Path, frame: pd.DataFrame, facts: dict[str, Any]) -> Path:
     Raises
     ------
     AccelError
-        The suffix is neither ``.json`` nor ``.parquet``, or pyarrow is missing for the latter.
+        The suffix is neither ``.json`` nor ``.parquet``, pyarrow is missing for the latter, or the file that is there
+        holds no run.
     """
     about = {"format": _FORMAT, "facts": facts, "attrs": frame.attrs, "versions": inspect_machine().versions}
     if _suffix(path) == ".json":
         columns = json.loads(frame.to_json(orient="split", double_precision=15, index=False))
-        path.write_text(json.dumps(about | {"table": columns}), encoding="utf-8")
+        with writing_file(path, ours=_holds_a_run) as draft:
+            draft.write_text(json.dumps(about | {"table": columns}), encoding="utf-8")
     else:
         arrow, parquet = _arrow()
         table = arrow.Table.from_pandas(frame, preserve_index=False)
         metadata = {**(table.schema.metadata or {}), _KEY.encode(): json.dumps(about).encode()}
-        parquet.write_table(table.replace_schema_metadata(metadata), path)
+        with writing_file(path, ours=_holds_a_run) as draft:
+            parquet.write_table(table.replace_schema_metadata(metadata), draft)
     return path
 
 
@@ -63,6 +67,20 @@ def read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     frame.attrs.clear()
     frame.attrs |= about["attrs"] | {"versions": about["versions"]}
     return frame, about["facts"]
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that `write` would refuse, before anything is measured."""
+    _suffix(path)
+    check_ours(path, _holds_a_run)
+
+
+def _holds_a_run(path: Path) -> bool:
+    try:
+        read(path)
+    except AccelError:
+        return False
+    return True
 
 
 def _suffix(path: Path) -> str:

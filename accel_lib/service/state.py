@@ -61,6 +61,7 @@ class State:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
             self._writer = self._connect()
+            self._refuse_another_s()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")  # a commit is on the disk, also after a power cut
             self._prepare()
@@ -118,6 +119,16 @@ class State:
         connection = sqlite3.connect(self.path, timeout=_BUSY_MS / 1e3, check_same_thread=False, isolation_level=None)
         connection.row_factory = sqlite3.Row
         return connection
+
+    def _refuse_another_s(self) -> None:
+        """Change nothing in a database that another program keeps."""
+        tables = {row[0] for row in self._writer.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables >= {"keys", "experiments", "live", "audit"}:
+            raise StateError(
+                "This file is another program's database.",
+                seen=f"{self.path.name} with tables {', '.join(sorted(tables)[:3])}",
+                fix="name a file of its own: export ACCEL_STATE_FILE=gateway.sqlite3",
+            )
 
     def _prepare(self) -> None:
         with self.changing() as change:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from accel_lib.artifact import MODEL_FILES, Artifact
+from accel_lib.atomic import writing_file
 from accel_lib.errors import ServerError
 from accel_lib.ragged import SEGMENTS
 from accel_lib.triton.config import ModelConfig
@@ -80,21 +80,29 @@ def write_export(
         The artifact was not validated, or is damaged.
     ServerError
         `path` is a folder.
+    OutputError
+        `path` is a file that is no export, or the disk is full.
     """
     path = Path(path)
     if path.is_dir():
         raise ServerError("An export is one file.", seen=f"{path.name} is a folder", fix='.export("export.zip")')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        root, aside = Path(folder, "root"), Path(folder, "zip")
+    with writing_file(path, ours=_is_export) as aside:
+        root = aside.with_name("root")
         write_model(root / _REPOSITORY, config.name, artifact, version=version, config=config)
         (root / "README.md").write_text(_readme(artifact, config, version, measured), encoding="utf-8")
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for file in sorted(file for file in root.rglob("*") if file.is_file()):
                 archive.write(file, file.relative_to(root))
-        aside.replace(path)
     print(f"{path.name}: {artifact.name} as {config.name} version {version}, {path.stat().st_size / 1e6:.1f} MB")
     return path
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {Path(name).parts[0] for name in archive.namelist()} == {"README.md", _REPOSITORY}
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _readme(artifact: Artifact, config: ModelConfig, version: int, measured: Iterable[object]) -> str:

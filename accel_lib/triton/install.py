@@ -22,7 +22,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from accel_lib.artifact import sha256, writing
+from accel_lib.artifact import sha256
+from accel_lib.atomic import writing
 from accel_lib.errors import MachineError, ServerError
 from accel_lib.machine import cache_dir, thread_environment
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,11 +99,11 @@ class TritonProcess:
     ) -> TritonProcess:
         install = ensure_tritonserver()
         prefix, held = supervisor.claim_prefix()
-        folder = Path(tempfile.mkdtemp(prefix="accel-triton-"))
+        folder = _links(repository=repository, backends=install.backends)
         options = {
-            "model-repository": repository,
+            "model-repository": folder / "repository",
             "model-control-mode": "explicit",
-            "backend-directory": install.backends,
+            "backend-directory": folder / "backends",
             "backend-config": f"python,shm-region-prefix-name={prefix}",
             "cache-directory": install.caches,
             "cache-config": f"local,size={_CACHE_BYTES}",
@@ -172,6 +173,15 @@ class TritonProcess:
             progress.tick("starting")
             time.sleep(0.05)
         return False
+
+
+def _links(**targets: Path) -> Path:
+    """A temporary folder with links: Triton starts its stubs by a shell that takes plain paths only."""
+    plain = re.fullmatch(r"[\w./+-]+", tempfile.gettempdir(), re.ASCII)
+    folder = Path(tempfile.mkdtemp(prefix="accel-triton-", dir=None if plain else "/tmp"))  # noqa: S108  (mkdtemp's own, 0700)
+    for name, target in targets.items():
+        (folder / name).symlink_to(target, target_is_directory=True)
+    return folder
 
 
 @contextlib.contextmanager

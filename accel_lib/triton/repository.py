@@ -16,7 +16,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from accel_lib.artifact import Artifact, writing
+from accel_lib.artifact import Artifact, foreign_files
+from accel_lib.atomic import draft_beside, is_draft, put, replaceable, write_text, writing
 from accel_lib.errors import ArtifactError, ServerError
 from accel_lib.triton.config import CONFIG_FILE, ModelConfig, TensorSpec
 
@@ -24,6 +25,7 @@ ARTIFACT_FOLDER = "artifact"
 MODEL_FILE = "model.py"
 _NEEDS_ARTIFACT = "from accel_lib.triton.backend import TritonPythonModel"
 _MODEL_CODE = f"{_NEEDS_ARTIFACT} as TritonPythonModel\n"
+_OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import TritonPythonModel( as TritonPythonModel)?\s*")
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -59,13 +61,25 @@ def read_config(path: str | Path) -> ModelConfig:
 
 
 def write_config(path: str | Path, config: ModelConfig) -> None:
-    """Write a model's ``config.pbtxt``, whole or not at all; `path` is the file or the model's folder."""
+    """Write a model's ``config.pbtxt``, whole or not at all; `path` is the file or the model's folder.
+
+    Raises
+    ------
+    ServerError
+        There is another model's configuration.
+    OutputError
+        The disk is full, or it cannot be written.
+    """
     path = Path(path)
     path = path if path.name == CONFIG_FILE else path / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{CONFIG_FILE}.draft")
-    draft.write_text(config.to_text(), encoding="utf-8")
-    draft.replace(path)
+    there = path.is_file() and ModelConfig.from_text(path.read_text(encoding="utf-8", errors="replace")).name
+    if there and there != config.name:
+        raise ServerError(
+            f"{path.parent.name}/{CONFIG_FILE} is of another model, so it stays.",
+            seen=f"name: {there!r}",
+            fix=f"write into {config.name}",
+        )
+    write_text(path, config.to_text())
 
 
 def default_config(name: str, artifact: Artifact) -> ModelConfig:
@@ -77,7 +91,13 @@ def default_config(name: str, artifact: Artifact) -> ModelConfig:
 
 
 def write_model(
-    repository: str | Path, name: str, artifact: Artifact, *, version: int = 1, config: ModelConfig | None = None
+    repository: str | Path,
+    name: str,
+    artifact: Artifact,
+    *,
+    version: int = 1,
+    config: ModelConfig | None = None,
+    recipe: str = "",
 ) -> Path:
     """Put one version of a model into a repository, whole or not at all.
 
@@ -86,11 +106,13 @@ def write_model(
     repository
         Folder that holds one folder a model.
     name, version
-        Model name and version number; an existing version is replaced.
+        Model name and version number; a version that this library wrote is replaced.
     artifact
-        A validated artifact; its folder is read anew (a validation may have been recorded since) and copied.
+        A validated artifact; its folder is read again (a validation may have been recorded since) and copied.
     config
         Written when given; else an existing ``config.pbtxt`` stays, and a new model gets `default_config`.
+    recipe
+        Kept in the copy's manifest.
 
     Returns
     -------
@@ -102,8 +124,10 @@ def write_model(
     ArtifactError
         The artifact was not validated, or is damaged.
     ServerError
-        The name or version cannot be used, the model's other versions have other tensors, or `config` is of another
-        model or holds a value that none may.
+        The name or version cannot be used, the model is of another backend, its other versions have other tensors, or
+        `config` is of another model or holds a value that none may.
+    OutputError
+        The version's folder holds what this library did not write, or the disk is full; everything is as it was.
     """
     _check_name(name, version)
     artifact = Artifact.load(artifact.folder)
@@ -127,29 +151,30 @@ def write_model(
             "The configuration is of another model.", seen=f"{written.name!r}", fix=f"config.replace(name={name!r})"
         )
     written.to_text()  # what cannot be written is refused before anything is
-    with writing(model / str(version)) as draft:
+    unchanged = (model / CONFIG_FILE).is_file() and written == read_config(model)
+    with writing(model / str(version), foreign=foreign_version) as draft:
         (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
-        artifact.copy_to(draft / ARTIFACT_FOLDER)
-    write_config(model, written)
+        artifact.copy_to(draft / ARTIFACT_FOLDER, recipe=recipe)
+    if not unchanged:
+        write_config(model, written)
     return model / str(version)
 
 
 @contextlib.contextmanager
 def restoring(model: Path) -> Iterator[None]:
     """Put a model's folder back as it was if what is done meanwhile fails."""
-    before = model.with_name(f".{model.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
-    if model.is_dir():
-        shutil.copytree(model, before, copy_function=_link)
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(model, ignore_errors=True)
-        if before.is_dir():
-            before.rename(model)
-        raise
-    finally:
-        shutil.rmtree(before, ignore_errors=True)
+    with draft_beside(model) as draft:
+        before, there = draft / model.name, model.is_dir()
+        if there:
+            shutil.copytree(model, before, copy_function=_link, symlinks=True)
+        try:
+            yield
+        except BaseException:
+            if there:
+                put(before, model)
+            else:
+                shutil.rmtree(model, ignore_errors=True)
+            raise
 
 
 def _link(source: str, target: str) -> None:
@@ -167,6 +192,8 @@ def remove_version(repository: str | Path, name: str, version: int) -> list[int]
     ------
     ServerError
         There is no such model or version.
+    OutputError
+        Its folder, or with the last version the model's, holds what this library did not write.
     """
     model = Path(repository) / name
     read_config(model)
@@ -176,10 +203,26 @@ def remove_version(repository: str | Path, name: str, version: int) -> list[int]
             f"{name} has no version {version}.", seen=f"versions {', '.join(map(str, there))}", fix="name one of these"
         )
     left = [number for number in there if number != version]
-    gone = model / str(version) if left else model
-    aside = gone.rename(gone.with_name(f".{gone.name}.removed"))
-    shutil.rmtree(aside)
+    gone = replaceable(model / str(version), foreign_version)
+    if not left:
+        gone = replaceable(model, lambda folder: _foreign(folder, {CONFIG_FILE, gone.name}))
+    with draft_beside(gone) as draft:
+        gone.rename(draft / "removed")
     return left
+
+
+def foreign_version(folder: Path) -> list[str]:
+    """What in a version's folder this library did not write."""
+    code = folder / MODEL_FILE
+    own = {MODEL_FILE} if code.is_file() and _OWN_CODE.fullmatch(code.read_text("utf-8", "replace")) else set()
+    if (folder / ARTIFACT_FOLDER).is_dir() and not foreign_files(folder / ARTIFACT_FOLDER):
+        own.add(ARTIFACT_FOLDER)
+    return _foreign(folder, own)
+
+
+def _foreign(folder: Path, own: set[str]) -> list[str]:
+    kept = own | {"__pycache__"}
+    return sorted(each.name for each in folder.iterdir() if each.name not in kept and not is_draft(each.name))
 
 
 def model_names(repository: str | Path) -> list[str]:
@@ -203,11 +246,18 @@ def versions(model: Path) -> list[int]:
 
 
 def _existing(model: Path, plain: ModelConfig, version: int) -> ModelConfig:
-    """The file's configuration, unless the only version is being replaced by one with other tensors."""
+    """The file's configuration, with the new tensors where the only version is being replaced."""
     if not (model / CONFIG_FILE).is_file():
         return plain
     config = read_config(model)
-    return config if _tensors(config) == _tensors(plain) or set(versions(model)) - {version} else plain
+    if config.backend != plain.backend:
+        raise ServerError(
+            f"{model.name} is a model of another backend.",
+            seen=f"backend: {config.backend!r} in {CONFIG_FILE}",
+            fix="add it under another name",
+        )
+    alone = _tensors(config) != _tensors(plain) and not set(versions(model)) - {version}
+    return config.replace(inputs=plain.inputs, outputs=plain.outputs) if alone else config
 
 
 def _tensors(config: ModelConfig) -> tuple[list[str], tuple[TensorSpec, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,11 @@ class Journal:
                 file.write(json.dumps(line) + "\n")
 
     def _read(self, path: Path, head: Mapping[str, Any]) -> None:
-        text = path.read_text(encoding="utf-8")
-        whole, _, half = text.rpartition("\n")
         try:
+            whole, _, half = path.read_bytes().decode().rpartition("\n")
             lines = [json.loads(line) for line in whole.splitlines()]
-            said = lines[0]
-        except (ValueError, IndexError) as error:
+            said = dict(lines[0])
+        except (OSError, ValueError, TypeError, IndexError) as error:
             raise AccelError("This file is no journal of a sweep.", seen=path.name, fix="name a new file") from error
         if said != head:
             differing = [name for name in head if said.get(name) != head[name]]
@@ -83,7 +83,7 @@ class Journal:
                 fix=f"name another file, or remove {path.name}",
             )
         if half:  # cut off while it was written
-            path.write_text(f"{whole}\n", encoding="utf-8")
+            os.truncate(path, len(whole.encode()) + 1)
         for line in lines[1:]:
             if "alone_ms" in line:
                 self._alone_ms = line["alone_ms"]

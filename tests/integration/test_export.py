@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import accel_lib as accel
 from accel_lib.artifact import Artifact
 from accel_lib.cli import app
-from accel_lib.errors import ArtifactError, ServerError
+from accel_lib.errors import ArtifactError, OutputError, ServerError
 from accel_lib.triton.export import write_export
 from accel_lib.triton.repository import default_config
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
@@ -133,6 +133,21 @@ def test_an_unvalidated_artifact_is_not_exported(tmp_path):
     with pytest.raises(ArtifactError, match="not validated"):
         write_export(tmp_path / "export.zip", artifact, default_config("mine", artifact))
     assert [file.name for file in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_only_an_export_is_overwritten(tmp_path):
+    artifact = tiny_artifact(tmp_path / "artifact", TABLE)
+    write_export(tmp_path / "export.zip", artifact, default_config("mine", artifact))
+    write_export(tmp_path / "export.zip", artifact, default_config("again", artifact))
+    assert "# again" in readme(tmp_path / "export.zip")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("README.md", "mine")
+    (tmp_path / "thesis.zip").write_text("no zip at all")
+    for name in ("photos.zip", "thesis.zip"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(OutputError, match=rf"{name} was not written by this library, so it stays"):
+            write_export(tmp_path / name, artifact, default_config("mine", artifact))
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_a_folder_is_not_overwritten(mine, tmp_path):

@@ -117,7 +117,7 @@ def test_a_tensorrt_engine_can_be_looked_into_where_it_runs(plan):
 def server(tmp_path_factory):
     """The course's model in a Triton on the GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCEL_REPOSITORY", str(tmp_path_factory.mktemp("served") / "model_repository"))
+        patch.setenv("ACCEL_REPOSITORY", str(tmp_path_factory.mktemp("model_repository")))
         repository = ensure("embedding")
     with serve(repository) as running:
         yield running

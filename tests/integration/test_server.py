@@ -249,6 +249,7 @@ def test_a_model_that_is_not_built_is_left_out_with_a_line_or_refused_by_name(tm
     ignore = shutil.ignore_patterns("artifact", ".accel.lock")
     repository = shutil.copytree(COURSE, tmp_path / "model_repository", ignore=ignore)
     (repository / "sentiment").rename(repository / "mine")
+    (repository / "mine" / "config.pbtxt").unlink()
     write_config(repository / "mine", ModelConfig(name="mine"))
     with accel_lib.serve(repository) as server:
         assert repr(server) == "no model loaded yet"

@@ -112,6 +112,7 @@ def test_a_broken_version_says_what_to_do_and_the_old_one_keeps_answering(server
     if callable(damage):
         damage(folder / "artifact", artifact)
     else:
+        (folder / "model.py").rename(folder.parent / "kept.py")
         (folder / "model.py").write_text(damage)
     assert unbuilt(folder.parent) == []
     try:
@@ -120,6 +121,8 @@ def test_a_broken_version_says_what_to_do_and_the_old_one_keeps_answering(server
         assert str(server.repository.parent) not in str(caught.value)
         assert answers(server.model("tiny", 1))
     finally:
+        if not callable(damage):  # a version with code of one's own is not removed
+            (folder.parent / "kept.py").rename(folder / "model.py")
         server.remove("tiny", version=2)
 
 

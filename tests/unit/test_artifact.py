@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from accel_lib.artifact import Artifact, Manifest, Profile, seal, writing
+from accel_lib.artifact import Artifact, Manifest, Profile, seal
+from accel_lib.atomic import writing
 from accel_lib.errors import ArtifactError
 
 MANIFEST = Manifest(

@@ -1,6 +1,7 @@
 """The command line answers at once, prints errors plainly, and gives nothing away in a report."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 import accel_lib
 from accel_lib.cli import app
+from accel_lib.errors import ValidationError
+from tests.tiny import TABLE, tiny_artifact
 
 ACCEL = Path(sys.executable).with_name("accel")
 
@@ -68,6 +71,36 @@ def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):
     assert cause in done.stderr
     assert fix in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["mine", ".", "..", "mine/config.json", "docs"])
+def test_an_output_that_holds_anything_else_is_refused_before_the_work(tmp_path, tiny_folder, output):
+    (tmp_path / "here").mkdir()
+    for name in ("here/mine", "mine"):
+        shutil.copytree(tiny_folder, tmp_path / name)
+    (tmp_path / "here" / "docs").mkdir()
+    (tmp_path / "here" / "docs" / "thesis.txt").write_text("years of work")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    words = [ACCEL, "convert", "--model", str(tmp_path / "here" / "mine"), "--output", output]
+    done = subprocess.run(words, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "fix:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def refuse(*_arguments, **_options):
+    raise ValidationError("The artifact disagrees.", fix="another precision")
+
+
+def test_a_conversion_that_fails_in_validation_leaves_the_old_artifact(tmp_path, tiny_folder, monkeypatch):
+    words = ["convert", "--model", str(tiny_folder), "--output", str(tmp_path / "out")]
+    tiny_artifact(tmp_path / "out", TABLE)
+    before = (tmp_path / "out" / "manifest.json").read_text()
+    monkeypatch.setattr("accel_lib.convert.validate.validate", refuse)
+    assert CliRunner().invoke(app, words).exit_code == 2
+    assert (tmp_path / "out" / "manifest.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_missing_option_shows_usage_and_exit_2():

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,7 +13,7 @@ import nbformat
 import pytest
 
 from accel_lib import machine
-from accel_lib.errors import AccelError, MachineError
+from accel_lib.errors import AccelError, MachineError, OutputError
 from accel_lib.prepare import ensure
 from tools import badges
 from tools import notebooks as course
@@ -74,13 +75,13 @@ def test_kernels_are_headless_and_a_fresh_one_has_its_own_empty_cache(notebook, 
         "look",
         "import os\nfrom accel_lib.machine import cache_dir\nprint('headless', os.environ['ACCEL_HEADLESS'])",
         "print([f.name for f in cache_dir().iterdir()], [f.name for f in cache_dir('triton').iterdir()])",
-        "print(os.path.exists(os.environ.get('ACCEL_REPOSITORY', '.')))",
+        "print(os.listdir(os.environ.get('ACCEL_REPOSITORY', '.')))",
     )
     course.run_notebooks([look], output=tmp_path / "warm")
     course.run_notebooks([look], output=tmp_path / "fresh", fresh=True)
     assert "headless 1" in printed(tmp_path / "warm" / "look.ipynb")
     assert "artifacts" in printed(tmp_path / "warm" / "look.ipynb")
-    assert printed(tmp_path / "fresh" / "look.ipynb").splitlines()[1:] == ["['triton'] ['2.51.0']", "False"]
+    assert printed(tmp_path / "fresh" / "look.ipynb").splitlines()[1:] == ["['triton'] ['2.51.0']", "[]"]
     assert os.environ["ACCEL_HOME"] == str(tmp_path / "home")
     assert "ACCEL_REPOSITORY" not in os.environ
 
@@ -102,6 +103,19 @@ def test_kept_outputs_are_all_that_changes_in_a_notebook(notebook, tmp_path):
     assert "measured" in printed(path)
     assert after.metadata == before.metadata
     assert [(c.id, c.source, c.metadata) for c in after.cells] == [(c.id, c.source, c.metadata) for c in before.cells]
+
+
+@pytest.mark.parametrize("where", [".", "mine"])
+def test_a_notebook_that_is_no_executed_copy_is_not_replaced(notebook, tmp_path, where):
+    path = notebook("book", "print('measured')")
+    (tmp_path / "mine").mkdir()
+    shutil.copy(path, tmp_path / "mine" / "book.ipynb")
+    before = path.read_text()
+    with pytest.raises(
+        OutputError, match=r"no executed copy, so it stays\.\n  fix:  name another folder: --output out"
+    ):
+        course.run_notebooks([path], output=tmp_path / where)
+    assert path.read_text() == (tmp_path / "mine" / "book.ipynb").read_text() == before
 
 
 def test_the_figure_for_the_readme_is_written_beside_the_notebook(notebook, tmp_path):

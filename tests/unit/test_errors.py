@@ -17,5 +17,5 @@ def test_a_missing_package_names_the_extra_that_installs_it():
 
 def test_every_error_of_the_tree_is_an_accel_error():
     children = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, Exception)]
-    assert len(children) == 12
+    assert len(children) == 13
     assert all(issubclass(child, errors.AccelError) for child in children)

@@ -31,7 +31,7 @@ FLOORS = (
         "tables",
     ),
     ("texts", "stats", "measurement"),
-    ("models", "artifact"),
+    ("models", "artifact", "atomic"),
     ("engines",),
     ("convert",),
     ("triton",),
@@ -41,7 +41,7 @@ FLOORS = (
     ("tuning",),
     ("service",),
     ("show",),
-    ("prepare", "build", "cli"),
+    ("find_repository", "prepare", "build", "cli"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """

@@ -30,6 +30,19 @@ def state(tmp_path):
         yield opened
 
 
+@pytest.mark.parametrize("version", [0, 1, 7])
+def test_another_program_s_database_is_refused_and_not_touched(tmp_path, version):
+    path = tmp_path / "theirs.sqlite3"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"CREATE TABLE songs (name TEXT); PRAGMA user_version = {version}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"another program's database[\s\S]*tables songs"):
+        State(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 @pytest.fixture
 def keys(state):
     return Keys(state)

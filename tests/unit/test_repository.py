@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from accel_lib.artifact import Artifact
-from accel_lib.errors import AccelError, ArtifactError, ServerError
+from accel_lib.errors import AccelError, ArtifactError, OutputError, ServerError
 from accel_lib.texts import load_texts
 from accel_lib.triton.config import ModelConfig, TensorSpec
 from accel_lib.triton.repository import (
@@ -16,6 +16,7 @@ from accel_lib.triton.repository import (
     model_names,
     read_config,
     remove_version,
+    restoring,
     unbuilt,
     versions,
     write_config,
@@ -167,6 +168,13 @@ def test_a_configuration_that_is_none_is_refused_with_its_place(tmp_path, text, 
     assert str(tmp_path) not in str(caught.value)
 
 
+def test_another_model_s_configuration_is_not_replaced(tmp_path):
+    write_config(tmp_path / "theirs", ModelConfig(name="theirs"))
+    with pytest.raises(ServerError, match=r"of another model, so it stays\.\n  seen: name: 'theirs'"):
+        write_config(tmp_path / "theirs", ModelConfig(name="mine"))
+    assert read_config(tmp_path / "theirs").name == "theirs"
+
+
 def test_a_missing_model_is_refused_with_those_there_are(tmp_path):
     write_config(tmp_path / "mine", ModelConfig(name="mine"))
     with pytest.raises(ServerError, match=r"no model 'other'.*\n.*\n.*choose from mine"):
@@ -260,6 +268,64 @@ def test_a_removed_version_leaves_the_others_and_the_last_takes_the_model(tmp_pa
         remove_version(tmp_path, "mine", 1)
     assert remove_version(tmp_path, "mine", 2) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["model.py", "weights.pt", "artifact/notes.txt"])
+def test_a_version_with_somebody_s_own_files_is_neither_replaced_nor_removed(tmp_path, artifact, file):
+    write_model(tmp_path, "mine", artifact)
+    (tmp_path / "mine" / "1" / file).write_text("class TritonPythonModel: ...")
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=f"seen: {Path(file).parts[0]}"):
+        write_model(tmp_path, "mine", tiny_artifact(tmp_path.with_name("other"), NOISE))
+    with pytest.raises(OutputError, match="did not write"):
+        remove_version(tmp_path, "mine", 1)
+    assert tree(tmp_path) == before
+
+
+def test_a_model_of_another_backend_keeps_its_configuration(tmp_path, artifact):
+    (tmp_path / "theirs" / "1").mkdir(parents=True)
+    (tmp_path / "theirs" / "config.pbtxt").write_text(FOREIGN)
+    (tmp_path / "theirs" / "1" / "model.onnx").write_bytes(b"weights")
+    for version in (1, 2):
+        with pytest.raises(ServerError, match="theirs is a model of another backend"):
+            write_model(tmp_path, "theirs", artifact, version=version)
+    assert tree(tmp_path) == {"theirs/config.pbtxt": FOREIGN.encode(), "theirs/1/model.onnx": b"weights"}
+
+
+def test_a_model_s_last_version_leaves_what_lies_beside_it(tmp_path, artifact):
+    write_model(tmp_path, "mine", artifact)
+    (tmp_path / "mine" / "labels.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"seen: labels\.txt"):
+        remove_version(tmp_path, "mine", 1)
+    assert versions(tmp_path / "mine") == [1]
+
+
+def test_comments_of_a_configuration_stay_when_a_version_is_added(tmp_path, artifact):
+    write_model(tmp_path, "mine", artifact)
+    file = tmp_path / "mine" / "config.pbtxt"
+    file.write_text(f"# why it is so\n{file.read_text()}")
+    write_model(tmp_path, "mine", artifact, version=2)
+    assert file.read_text().startswith("# why it is so")
+
+
+def test_another_output_keeps_the_other_settings(tmp_path, artifact):
+    write_model(tmp_path, "mine", artifact, config=default_config("mine", artifact).replace(max_queue_delay_us=9))
+    write_model(tmp_path, "mine", tiny_artifact(tmp_path.with_name("wide"), TABLE.repeat(2, axis=1)))
+    config = read_config(tmp_path / "mine")
+    assert (config.outputs[0].dims, config.max_queue_delay_us) == ((32,), 9)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_fails_leaves_the_model_as_it_was(tmp_path, artifact, there):
+    if there:
+        write_model(tmp_path, "mine", artifact)
+        (tmp_path / "mine" / "labels.txt").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(ServerError), restoring(tmp_path / "mine"):
+        write_model(tmp_path, "mine", tiny_artifact(tmp_path.with_name(f"other-{there}"), NOISE))
+        raise ServerError("Triton could not load it.", fix="another artifact")
+    assert tree(tmp_path) == before
+    assert {path.name for path in tmp_path.rglob(".*")} == set()
 
 
 @pytest.mark.parametrize("name", ["embedding", "sentiment"])

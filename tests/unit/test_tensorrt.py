@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from accel_lib import open_engine, to_onnx, to_tensorrt
-from accel_lib.artifact import Artifact, Profile, seal, writing
+from accel_lib.artifact import Artifact, Profile, seal
+from accel_lib.atomic import writing
 from accel_lib.convert.cache import refusal, unfit
 from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
 from accel_lib.engines import trt

@@ -281,7 +281,19 @@ class TestFiles:
             ("a.csv", "id,text\n1,one\n2,  \n", r"a\.csv, line 3: 'text' is empty"),
             ("a.csv", "id,text\n1,one, two\n", r"a\.csv, line 2 cannot be read(.|\n)*3 fields under a header of 2"),
             ("a.csv", "id,text\n1\n", r"a\.csv, line 2 cannot be read(.|\n)*1 fields under a header of 2"),
-            ("a.csv", 'text\n"never closed\n', r"a\.csv, line 2 cannot be read"),
+            ("a.csv", 'text\none\n"never closed\n\nmore\n', r"a\.csv, line 3 cannot be read.*\n.*never closed"),
+            ("a.csv", 'text\n"said "no" twice"\n', r"a\.csv, line 2 cannot be read"),
+            ("a.csv", 'text\n"two\nlines"\n\n', r"a\.csv, line 4: 'text' is empty"),
+            ("a.csv", "I loved it\nI did not\n", r"a\.csv, line 1 looks like data(.|\n)*'I loved it'(.|\n)*above it"),
+            ("a.tsv", "what a good film\tyes\nbad\tno\n", r"a\.tsv, line 1 looks like data"),
+            (
+                "a.csv",
+                "Great,good\nAwful,bad\n",
+                r"no column 'text'(.|\n)*'Great', 'good'(.|\n)*if that is a column's name",
+            ),
+            ("a.txt", "one\ntw\0o\n", r"a\.txt is not UTF-8(.|\n)*a NUL byte in line 2(.|\n)*tr -d"),
+            ("a.jsonl", '[{"text": "one", "label": "two"}]\n', r"a\.jsonl, line 1 is not a JSON object"),
+            ("a.jsonl", "[" * 100_000 + "\n", r"a\.jsonl, line 1 is not a JSON object"),
             ("a.csv", "text,text\na,b\n", "two columns of one name"),
             ("a.csv", "body,title\na,b\n", r"no column 'text'(.|\n)*'body', 'title'(.|\n)*column='body'"),
             ("a.jsonl", '{"text": "one"}\n{"text"\n', r"a\.jsonl, line 2 is not a JSON object"),
@@ -314,6 +326,34 @@ class TestFiles:
         mended = subprocess.run(caught.value.fix.split(": ")[1], shell=True, cwd=tmp_path, check=True)
         assert mended.returncode == 0
         assert list(load_texts(tmp_path / "utf8-old.csv")) == ["café"]
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+    @pytest.mark.parametrize(
+        "table", ["text,id\n{},1\n", "id;text\n1;{}\n", "sep=;\nid;text\n1;{}\n", "text\tid\n{}\t1\n"]
+    )
+    def test_what_spreadsheets_save_is_read(self, tmp_path: Path, encoding: str, table: str) -> None:
+        text = '"café, ""au lait""; twice"'
+        (tmp_path / "a.csv").write_bytes(table.format(text).replace("\n", "\r\n").encode(encoding))
+        assert list(load_texts(tmp_path / "a.csv")) == ['café, "au lait"; twice']
+
+    def test_utf_16_without_a_mark_is_refused_with_the_command_that_mends_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "it's old.csv"
+        path.write_bytes("text\none\n".encode("utf-16-le"))
+        with pytest.raises(TextError, match="a NUL byte in line 1") as caught:
+            load_texts(path)
+        subprocess.run(caught.value.fix.split(": ")[1], shell=True, cwd=tmp_path, check=True)
+        assert list(load_texts(tmp_path / "utf8-it's old.csv")) == ["one"]
+
+    def test_a_huge_field_is_read_whole(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text(f"text,id\n{'word ' * 200_000},1\n")
+        assert len(load_texts(tmp_path / "a.csv")[0]) == 1_000_000
+        assert csv.field_size_limit() == 131_072
+
+    def test_lists_beside_the_texts_of_a_parquet_file_are_no_matter(self, tmp_path: Path) -> None:
+        pytest.importorskip("pyarrow")
+        pd.DataFrame({"text": ["one", None], "vector": [[1.0, 2.0], [3.0]]}).to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(TextError, match="row 1: 'text' is missing"):
+            load_texts(tmp_path / "a.parquet")
 
     def test_an_unknown_name_is_refused_with_the_corpora_and_the_files_beside_it(self, tmp_path: Path) -> None:
         (tmp_path / "reviews.csv").write_text("text\none\n")

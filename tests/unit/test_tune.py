@@ -104,6 +104,11 @@ def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_
 
 def test_a_journal_of_another_sweep_is_refused_and_says_what_differs(tmp_path):
     Journal(tmp_path / "sweep.jsonl", MEASURED)
+    for content in (b"years of work", b"1\n", b"\xff\xfe\n", b'["measured"]\n'):
+        (tmp_path / "thesis").write_bytes(content)
+        with pytest.raises(AccelError, match="no journal of a sweep"):
+            Journal(tmp_path / "thesis", MEASURED)
+        assert (tmp_path / "thesis").read_bytes() == content
     with pytest.raises(AccelError, match="seconds"):
         Journal(tmp_path / "sweep.jsonl", MEASURED | {"seconds": 2})
     (tmp_path / "notes.txt").write_text("no journal\n")
