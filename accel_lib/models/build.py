@@ -23,6 +23,7 @@ from accel_lib.models.checks import (
     first_line,
     unused_tokens,
 )
+from accel_lib.models.files import read_json, refused
 from accel_lib.models.head import read_activation
 from accel_lib.models.limits import Limit, length_limit, settle_rope
 from accel_lib.models.model import Model, Task
@@ -30,7 +31,8 @@ from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.places import Place
 from accel_lib.models.quiet import quiet
 from accel_lib.models.reference import ClassifierReference, SentenceReference
-from accel_lib.models.sentence import Dense, Recipe, read_json, read_recipe, refused
+from accel_lib.models.sentence import Recipe, read_recipe
+from accel_lib.models.steps import Dense
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import IDS_AND_MASK, SEGMENTS
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from accel_lib.errors import ModelError
-from accel_lib.models.sentence import Recipe, refused
+from accel_lib.models.files import refused
+from accel_lib.models.sentence import Recipe
 from accel_lib.models.tokenizer import pad
 
 _ONCE_REMOTE = ("eurobert", "nomic_bert")  # whose code, named by published folders, transformers has taken over

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from accel_lib.errors import ModelError
-from accel_lib.models.sentence import Recipe, refused
+from accel_lib.models.files import refused
+from accel_lib.models.sentence import Recipe
 
 _CHOSEN_TOKENS = 512  # where nothing limits a text: what T5, the commonest such network, was trained with
 _ENDLESS = 1_000_000  # transformers stands for "no limit" by 1e30

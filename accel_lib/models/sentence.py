@@ -8,30 +8,16 @@ The files are those of sentence-transformers (https://sbert.net/docs/sentence_tr
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from accel_lib.errors import ModelError
+from accel_lib.models.files import optional_json, read_json, refused
 from accel_lib.models.model import Task
+from accel_lib.models.steps import Dense, pooling_modes, read_step
 
-T = TypeVar("T", dict[str, Any], list[Any])
-
-POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
-
-_LEGACY_MODES = {  # in the order in which sentence-transformers joins the vectors
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-_TRANSFORMER_DEFAULTS: dict[
-    Task, dict[str, Any]
-] = {  # the only values honoured, for other settings of the first module
+# The only values honoured, for settings of the first module that are not read.
+_TRANSFORMER_DEFAULTS: dict[Task, dict[str, Any]] = {
     "embedding": {
         "transformer_task": "feature-extraction",
         "module_output_name": "token_embeddings",
@@ -46,18 +32,6 @@ _TRANSFORMER_DEFAULTS: dict[
 _HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|WithProjection)$")
 _PRETRAINING = re.compile(r"(ForMaskedLM|ForPreTraining|WithLMHeadModel|XLNetLMHeadModel)$")
 _GENERATOR = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
-_SENTENCE = "sentence_embedding"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
-    """A step: a linear layer with its activation, whose weights lie in `folder`."""
-
-    folder: Path
-    in_features: int
-    out_features: int
-    bias: bool
-    activation: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,29 +107,6 @@ def _read_checkpoint(folder: Path, task: Task | None) -> Recipe:
     )
 
 
-def refused(folder: Path, what: str, *, fix: str | None = None) -> ModelError:
-    """The error for something that is recognised and cannot be honoured exactly."""
-    return ModelError(
-        f"{folder.name} holds {what}, which this library does not convert.",
-        fix=fix or "use a model of Transformer, Pooling, Dense and Normalize modules: accel models lists some",
-    )
-
-
-def read_json(path: Path, layout: type[T]) -> T:
-    """Parse a settings file of that layout (``dict`` or ``list``), or raise a `ModelError` that names it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} in {path.parent.name} cannot be read.",
-            seen=error.strerror if isinstance(error, OSError) else error,
-            fix="fetch the model again: hf download <id> --local-dir <folder>",
-        ) from error
-    if not isinstance(content, layout):
-        raise refused(path.parent, f"an unknown layout in {path.name}")
-    return content
-
-
 def _read_cross_encoder(folder: Path, general: dict[str, Any]) -> Recipe:
     modules = _modules(folder)
     if modules != [("Transformer", folder.resolve())]:
@@ -170,7 +121,7 @@ def _read_modules(folder: Path, general: dict[str, Any]) -> Recipe:
     modules = _modules(folder)
     if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
         raise refused(folder, f"the modules {_arrows(modules)}, not Transformer → Pooling → …")
-    later = [_step(folder, kind, path) for kind, path in modules[2:]]
+    later = [read_step(folder, kind, path) for kind, path in modules[2:]]
     first = _transformer_settings(folder, modules[0][1], "embedding")
     if general.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise refused(folder, f"a {general['model_type']}")
@@ -178,7 +129,7 @@ def _read_modules(folder: Path, general: dict[str, Any]) -> Recipe:
         task="embedding",
         folder=folder,
         transformer=modules[0][1],
-        pooling=_pooling_modes(folder, modules[1][1]),
+        pooling=pooling_modes(folder, modules[1][1]),
         steps=tuple(later),
         truncate_dim=general.get("truncate_dim"),
         **_text_side(folder, first, general),
@@ -230,46 +181,3 @@ def _transformer_settings(folder: Path, path: Path, task: Task) -> dict[str, Any
         if value and value != _TRANSFORMER_DEFAULTS[task].get(name):
             raise refused(folder, f"a Transformer module with {name} = {value!r}")
     return settings
-
-
-def _pooling_modes(folder: Path, path: Path) -> tuple[str, ...]:
-    settings = read_json(path / "config.json", dict)
-    if not settings.get("include_prompt", True):
-        raise refused(folder, "Pooling with include_prompt = false (prompt tokens left out of the average)")
-    modes = settings.get("pooling_mode") or [m for key, m in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else modes
-    for mode in [*modes, *(key for key, value in settings.items() if key.startswith("pooling_mode_") and value)]:
-        if mode not in POOLING_MODES and mode not in _LEGACY_MODES:
-            raise refused(folder, f"Pooling with {mode!r}")
-    return tuple(modes)
-
-
-def _step(folder: Path, kind: str, path: Path) -> Dense | Literal["normalize"]:
-    if kind not in ("Dense", "Normalize"):
-        raise refused(folder, f"a {kind} module")
-    settings = read_json(path / "config.json", dict) if kind == "Dense" else optional_json(path / "config.json")
-    for side in ("module_input_name", "module_output_name"):
-        if (settings.get(side) or _SENTENCE) != _SENTENCE:
-            raise refused(folder, f"a {kind} module with {side} = {settings[side]!r}")
-    if kind == "Normalize":
-        return "normalize"
-    if settings.get("use_residual"):
-        raise refused(folder, "a Dense module with use_residual = true")
-    for needed in ("in_features", "out_features"):
-        if needed not in settings:
-            raise refused(folder, f"a Dense module without {needed}")
-    origin, _, activation = str(settings.get("activation_function") or "torch.nn.Tanh").rpartition(".")
-    if not origin.startswith("torch.nn") or activation not in ACTIVATIONS:
-        raise refused(folder, f"a Dense module with the activation {settings['activation_function']}")
-    return Dense(
-        folder=path,
-        in_features=int(settings["in_features"]),
-        out_features=int(settings["out_features"]),
-        bias=bool(settings.get("bias", True)),
-        activation=activation,
-    )
-
-
-def optional_json(path: Path) -> dict[str, Any]:
-    """A settings file as `read_json` reads it; empty where there is none."""
-    return read_json(path, dict) if path.is_file() else {}
