@@ -90,7 +90,7 @@ def check_mask(folder: Path, module: nn.Module, tokenizer: Any, tokens: int) -> 
         raise ModelError(
             f"The network of {folder.name} does not run on two texts.",
             seen=first_line(error, folder),
-            fix="run it with transformers alone, AutoModel.from_pretrained(folder), to see what it wants; pick another",
+            fix="pick a model that takes token ids and a mask alone: accel models lists some",
         ) from error
     far = float((alone - beside).abs().max() / alone.abs().max().clamp(min=1e-6))
     if far > _MOST_MOVED:
