@@ -81,7 +81,7 @@ def check_mask(folder: Path, module: nn.Module, tokenizer: Any, tokens: int) -> 
     if not all(map(len, rows)):  # a vocabulary of other words
         return
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what a network keeps of this run is exported with it
             alone, beside = (
                 module(*(torch.from_numpy(array) for array in pad(each, tokenizer.pad_token_id)))[0]
                 for each in (rows[:1], rows)
