@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,31 @@ import tokenizers
 import torch
 from torch import nn
 
-from accel_lib.errors import ModelError, require
+from accel_lib.errors import AccelError, ModelError, require
+from accel_lib.models.checks import (
+    check_filled,
+    check_layout,
+    check_mask,
+    check_own_code,
+    check_tokens,
+    first_line,
+    unused_tokens,
+)
+from accel_lib.models.files import read_json, refused
 from accel_lib.models.head import read_activation
+from accel_lib.models.limits import Limit, length_limit, settle_rope
 from accel_lib.models.model import Model, Task
 from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.places import Place
 from accel_lib.models.quiet import quiet
 from accel_lib.models.reference import ClassifierReference, SentenceReference
-from accel_lib.models.sentence import BARE_NOTE, Dense, Recipe, read_json, read_recipe, refused
-from accel_lib.models.tokenizer import Tokenizer
+from accel_lib.models.sentence import Recipe, read_recipe
+from accel_lib.models.steps import Dense
+from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import IDS_AND_MASK, SEGMENTS
 
-_UNLIMITED_TOKENS = 512
+_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+_UNUSED = "the token {!r} has no row in the network's table: in a text it is read as plain characters"
 _Parts = dict[str, Any]
 
 
@@ -36,60 +50,68 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
         Something is missing, broken, or cannot be honoured exactly.
     """
     recipe = read_recipe(place.folder, task)
-    network = _network(recipe)
+    with _loading(place.folder, "model"):
+        return _assembled(place, recipe, max_length)
+
+
+def _assembled(place: Place, recipe: Recipe, max_length: int | None) -> Model:
+    network, notes = _network(recipe)
     theirs = _their_tokenizer(recipe)
-    limit, notes = _length_limit(recipe, network, theirs, max_length)
+    unused = unused_tokens(recipe.transformer, theirs, len(network.get_input_embeddings().weight))
+    limit = length_limit(recipe, network, theirs, max_length)
+    settle_rope(recipe.transformer, network, limit.tokens)
     parts = _classifier if recipe.task == "classification" else _encoder
     made = parts(recipe, network, _wants_segments(network, theirs), limit)
-    module: nn.Module = made.pop("module")
-    inputs, pairs = _inputs(recipe, module.float().eval().requires_grad_(False), theirs)
+    module: nn.Module = made.pop("module").float().eval().requires_grad_(False)
+    check_mask(recipe.transformer, module, theirs, limit.tokens)
+    inputs, pairs = _inputs(recipe, module, theirs)
     return Model(
         name=place.name,
         source=place.source,
         task=recipe.task,
         module=module,
-        tokenizer=_tokenizer(recipe, theirs, limit, segments=SEGMENTS in inputs),
-        max_length=limit,
+        tokenizer=_tokenizer(recipe, theirs, limit.tokens, unused, segments=SEGMENTS in inputs),
+        max_length=limit.tokens,
         inputs=inputs,
         pairs=pairs,
         prompts=recipe.prompts,
         default_prompt=recipe.default_prompt,
-        notes=place.notes + ((BARE_NOTE,) if recipe.bare else ()) + notes,
+        notes=place.notes + recipe.notes + notes + limit.notes + tuple(map(_UNUSED.format, unused)),
         **made,
     )
 
 
-def _classifier(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
+def _classifier(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Parts:
     names = network.config.id2label
     labels = tuple(str(names[index]) for index in sorted(names))
+    prompt = prompt_text(recipe.prompts, recipe.default_prompt)
+    cut = limit.reference or recipe.max_length
     return {
         "module": Classifier(network, segments=segments),
         "output_name": "logits",
         "dimension": len(labels),
         "labels": labels,
         "activation": read_activation(recipe.folder, network.config),
-        "reference": ClassifierReference(recipe.folder, max_length=limit),
+        "reference": ClassifierReference(recipe.folder, max_length=cut, prompt=prompt),
     }
 
 
-def _encoder(recipe: Recipe, network: Any, segments: bool, limit: int) -> _Parts:
+def _encoder(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Parts:
     steps, dimension = _steps(recipe, network.config.hidden_size * len(recipe.pooling))
     return {
         "module": Encoder(network, pooling=recipe.pooling, steps=steps, segments=segments),
         "output_name": "sentence_embedding",
         "dimension": dimension,
-        "reference": SentenceReference(recipe.folder, max_length=limit, normalize=recipe.bare),
+        "reference": SentenceReference(recipe.folder, max_length=limit.reference, normalize=recipe.bare),
     }
 
 
-def _network(recipe: Recipe) -> Any:
+def _network(recipe: Recipe) -> tuple[Any, tuple[str, ...]]:
+    """The transformer of a folder, and notes on it."""
     transformers = require("transformers", extra="models")
     folder = recipe.transformer
     raw = read_json(folder / "config.json", dict)
-    if "auto_map" in raw and raw.get("model_type") not in transformers.CONFIG_MAPPING:
-        raise refused(
-            folder, f"code of its own ({raw.get('model_type')})", fix="remote code is never run: pick another model"
-        )
+    notes = check_own_code(folder, raw)
     with quiet(), _loading(folder, "weights"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if recipe.task == "classification":
@@ -98,73 +120,43 @@ def _network(recipe: Recipe) -> Any:
             loader = transformers.AutoModelForTextEncoding
         else:
             loader = transformers.AutoModel
+        check_layout(folder, config, loader)
         network, report = loader.from_pretrained(
-            folder, config=config, trust_remote_code=False, output_loading_info=True
+            folder,
+            config=config,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which `check_filled` names
         )
     if recipe.task == "embedding" and "add_pooling_layer" in inspect.signature(type(network).__init__).parameters:
         network.pooler = None
-    _check_filled(folder, network, report["missing_keys"])
+    check_filled(folder, raw, network, report)
     if hasattr(network.config, "use_cache"):
         network.config.use_cache = False
-    return network
-
-
-def _check_filled(folder: Path, network: Any, missing: Iterable[str]) -> None:
-    wanted = network.state_dict().keys() & set(missing)
-    if wanted:
-        raise ModelError(
-            f"The weights in {folder.name} do not fill the network that its config.json describes.",
-            seen=f"{len(wanted)} missing, such as {min(wanted)}",
-            fix="fetch the model again: hf download <id> --local-dir <folder>",
-        )
+    return network, notes
 
 
 def _their_tokenizer(recipe: Recipe) -> Any:
     transformers = require("transformers", extra="models")
-    with quiet(), _loading(recipe.transformer, "tokenizer"):
-        theirs = transformers.AutoTokenizer.from_pretrained(recipe.transformer, trust_remote_code=False)
-    if not theirs.is_fast:
-        raise refused(recipe.transformer, f"a tokenizer without a fast version ({type(theirs).__name__})")
+    folder = recipe.transformer
+    with quiet(), _loading(folder, "tokenizer"):
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_tokens(recipe, theirs)
     return theirs
 
 
-def _tokenizer(recipe: Recipe, theirs: Any, max_length: int, *, segments: bool) -> Tokenizer:
+def _tokenizer(recipe: Recipe, theirs: Any, max_length: int, unused: list[str], *, segments: bool) -> Tokenizer:
     backend = theirs.backend_tokenizer
+    if unused:
+        layout = json.loads(backend.to_str())
+        layout["added_tokens"] = [token for token in layout["added_tokens"] if token["content"] not in unused]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(layout))
     if recipe.lower_case:
         lower = tokenizers.normalizers.Lowercase()
         before = backend.normalizer
         backend.normalizer = tokenizers.normalizers.Sequence([lower, before]) if before else lower
     backend.enable_truncation(max_length, direction=theirs.truncation_side)
-    pad_id = theirs.pad_token_id
-    pad_id = 0 if pad_id is None else int(pad_id)
-    return Tokenizer(backend, max_length=max_length, pad_id=pad_id, segments=segments)
-
-
-def _length_limit(recipe: Recipe, network: Any, theirs: Any, asked: int | None) -> tuple[int, tuple[str, ...]]:
-    positions = _positions(network)
-    own = recipe.max_length or theirs.model_max_length
-    limit = min(own, positions or (_UNLIMITED_TOKENS if own > 1e6 else own))
-    notes: tuple[str, ...] = ()
-    if recipe.max_length and limit < recipe.max_length:
-        notes = (f"the folder asks for {recipe.max_length} tokens, its network has {limit} positions",)
-    if asked is None:
-        return int(limit), notes
-    least, most = theirs.num_special_tokens_to_add() + 1, int(positions or max(limit, asked))
-    if not least <= asked <= most:
-        raise ModelError(
-            "The model cannot take texts of that length.",
-            seen=f"max_length={asked}",
-            fix=f"pass {least} to {most} tokens",
-        )
-    return asked, ()
-
-
-def _positions(network: Any) -> int | None:
-    for name, part in network.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            return part.num_embeddings - part.padding_idx - 1  # RoBERTa's kind count from the padding id on
-    most = getattr(network.config, "max_position_embeddings", None)
-    return int(most) if most and most > 0 else None
+    return Tokenizer(backend, max_length=max_length, pad_id=int(theirs.pad_token_id), segments=segments)
 
 
 def _wants_segments(network: Any, theirs: Any) -> bool:
@@ -225,10 +217,14 @@ def _dense(step: Dense) -> nn.Linear:
 def _loading(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
+    except AccelError:
+        raise
     except Exception as error:  # three libraries read here, each with errors of its own
-        reason = str(error).strip().replace(str(folder), folder.name).splitlines()
+        fix = "fetch the model again: hf download <id> --local-dir <folder>"
+        if isinstance(error, ImportError):
+            fix = "install what it names, with python -m pip install"
+        elif isinstance(error, _UNREADABLE) and not isinstance(error, json.JSONDecodeError | UnicodeError):
+            fix = "update transformers (python -m pip install -U transformers), which does not read it; or pick another"
         raise ModelError(
-            f"The {what} in {folder.name} cannot be loaded.",
-            seen=f"{type(error).__name__}: {reason[0][:200] if reason else ''}",
-            fix="fetch the model again: hf download <id> --local-dir <folder>",
+            f"The {what} in {folder.name} cannot be loaded.", seen=first_line(error, folder), fix=fix
         ) from error

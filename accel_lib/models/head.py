@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from accel_lib.models.sentence import optional_json, refused
+from accel_lib.models.files import optional_json, refused
 from accel_lib.scores import Activation
 
 _NAMES: dict[str, Activation] = {"Sigmoid": "sigmoid", "Identity": "identity", "Softmax": "softmax"}

@@ -16,9 +16,12 @@ from accel_lib.models.quiet import quiet
 
 
 class SentenceReference:
-    """``SentenceTransformer(folder).encode``, in float32 on the CPU; `normalize` for bare checkpoints only."""
+    """``SentenceTransformer(folder).encode``, in float32 on the CPU; `normalize` for bare checkpoints only.
 
-    def __init__(self, folder: Path, *, max_length: int, normalize: bool) -> None:
+    It cuts where sentence-transformers does, unless `max_length` says otherwise.
+    """
+
+    def __init__(self, folder: Path, *, max_length: int | None, normalize: bool) -> None:
         self._folder = folder
         self._max_length = max_length
         self._normalize = normalize
@@ -29,7 +32,8 @@ class SentenceReference:
         library = require("sentence_transformers", extra="models")
         with quiet():
             encoder = library.SentenceTransformer(str(self._folder), device="cpu", trust_remote_code=False)
-        encoder.max_seq_length = self._max_length
+        if self._max_length is not None:
+            encoder.max_seq_length = self._max_length
         return encoder.float().eval()
 
     def __call__(self, texts: list[str], *, batch_size: int = 32) -> NDArray[np.float32]:
@@ -41,11 +45,15 @@ class SentenceReference:
 
 
 class ClassifierReference:
-    """transformers' own sequence classifier in float32 on the CPU; for pairs CrossEncoder, where it saved it."""
+    """transformers' own sequence classifier in float32 on the CPU; for pairs CrossEncoder, where it saved it.
 
-    def __init__(self, folder: Path, *, max_length: int) -> None:
+    It cuts where its tokenizer does, unless `max_length` says otherwise.
+    """
+
+    def __init__(self, folder: Path, *, max_length: int | None, prompt: str) -> None:
         self._folder = folder
         self._max_length = max_length
+        self._prompt = prompt
 
     @functools.cached_property
     def loaded(self) -> Any:
@@ -65,7 +73,8 @@ class ClassifierReference:
         library = require("sentence_transformers", extra="models")
         with quiet():
             encoder = library.CrossEncoder(str(self._folder), device="cpu", trust_remote_code=False)
-        encoder.max_seq_length = self._max_length
+        if self._max_length is not None:
+            encoder.max_seq_length = self._max_length
         return encoder.float().eval()
 
     def __call__(
@@ -84,7 +93,7 @@ class ClassifierReference:
             for start in range(0, len(texts), batch_size):
                 batch = slice(start, start + batch_size)
                 inputs = self.loaded.tokenizer(
-                    list(texts[batch]),
+                    [self._prompt + text for text in texts[batch]],
                     None if seconds is None else list(seconds[batch]),
                     padding=True,
                     truncation=True,

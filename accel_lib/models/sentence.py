@@ -8,45 +8,30 @@ The files are those of sentence-transformers (https://sbert.net/docs/sentence_tr
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from accel_lib.errors import ModelError
+from accel_lib.models.files import optional_json, read_json, refused
 from accel_lib.models.model import Task
+from accel_lib.models.steps import Dense, pooling_modes, read_step
 
-T = TypeVar("T", dict[str, Any], list[Any])
-
-POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
-BARE_NOTE = "bare checkpoint: mean pooling and unit length are our choice; for speed, not trained for similarity"
-
-_LEGACY_MODES = {  # in the order in which sentence-transformers joins the vectors
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+# The only values honoured, for settings of the first module that are not read.
+_TRANSFORMER_DEFAULTS: dict[Task, dict[str, Any]] = {
+    "embedding": {
+        "transformer_task": "feature-extraction",
+        "module_output_name": "token_embeddings",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    },
+    "classification": {
+        "transformer_task": "sequence-classification",
+        "module_output_name": "scores",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    },
 }
-_TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
-_TRANSFORMER_DEFAULTS: dict[str, Any] = {  # the only values honoured, for every other setting of the first module
-    "transformer_task": "feature-extraction",
-    "module_output_name": "token_embeddings",
-    "modality_config": _TEXT_ONLY,
-}
-_SENTENCE = "sentence_embedding"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Dense:
-    """A step: a linear layer with its activation, whose weights lie in `folder`."""
-
-    folder: Path
-    in_features: int
-    out_features: int
-    bias: bool
-    activation: str
+_HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|WithProjection)$")
+_PRETRAINING = re.compile(r"(ForMaskedLM|ForPreTraining|WithLMHeadModel|XLNetLMHeadModel)$")
+_GENERATOR = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +50,12 @@ class Recipe:
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of it is our choice, in words."""
+        chosen = f"bare checkpoint: {self.pooling[0]} pooling and unit length are our choice"
+        return (f"{chosen}; for speed, not trained for similarity",) if self.bare else ()
+
 
 def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
     """Read a sentence-transformers folder, a classifier or a bare checkpoint.
@@ -80,72 +71,91 @@ def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
             "an adapter (PEFT)",
             fix="merge it into its base model first: model.merge_and_unload().save_pretrained(...)",
         )
-    if (folder / "modules.json").is_file() and task != "classification":
-        return _read_modules(folder)
-    architectures = read_json(folder / "config.json", dict).get("architectures") or []
-    has_head = any(str(name).endswith("ForSequenceClassification") for name in architectures)
-    if task == "classification" and not has_head:
+    if (folder / "modules.json").is_file():
+        general = optional_json(folder / "config_sentence_transformers.json")
+        pairs = general.get("model_type") == "CrossEncoder"
+        if pairs and task != "embedding":
+            return _read_cross_encoder(folder, general)
+        if not pairs and task != "classification":
+            return _read_modules(folder, general)
+    return _read_checkpoint(folder, task)
+
+
+def _read_checkpoint(folder: Path, task: Task | None) -> Recipe:
+    """A folder without modules, by the head that its first architecture names."""
+    config = read_json(folder / "config.json", dict)
+    name = str((config.get("architectures") or [""])[0])
+    if task == "classification" and not name.endswith("ForSequenceClassification"):
         raise refused(
             folder,
-            f"a classifier without a head ({', '.join(architectures) or 'no architecture named'})",
+            f"a classifier without a head ({name or 'no architecture named'})",
             fix="train one: accel.train_classifier(accel.load_model(...), accel.load_texts('sentiment-train'))",
         )
-    if has_head and task != "embedding":
+    if task != "embedding" and name.endswith("ForSequenceClassification"):
         return Recipe(task="classification", folder=folder, transformer=folder)
-    if any(str(name).endswith("ForCausalLM") for name in architectures):
-        raise refused(folder, f"a text generator ({', '.join(architectures)})")
-    return Recipe(task="embedding", folder=folder, transformer=folder, bare=True, steps=("normalize",))
-
-
-def refused(folder: Path, what: str, *, fix: str | None = None) -> ModelError:
-    """The error for something that is recognised and cannot be honoured exactly."""
-    return ModelError(
-        f"{folder.name} holds {what}, which this library does not convert.",
-        fix=fix or "use a model of Transformer, Pooling, Dense and Normalize modules: accel models lists some",
+    if task is None and _HEAD.search(name) and not _PRETRAINING.search(name):
+        what = "a text generator" if _GENERATOR.search(name) else "a head for another task"
+        raise refused(
+            folder,
+            f"{what} ({name})",
+            fix="pass task='embedding' to embed texts with its network alone, without that head",
+        )
+    causal = name.endswith("ForCausalLM") and config.get("is_causal", True)  # as sentence-transformers tells them apart
+    pooling = "lasttoken" if causal else "mean"
+    return Recipe(
+        task="embedding", folder=folder, transformer=folder, bare=True, pooling=(pooling,), steps=("normalize",)
     )
 
 
-def read_json(path: Path, layout: type[T]) -> T:
-    """Parse a settings file of that layout (``dict`` or ``list``), or raise a `ModelError` that names it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} in {path.parent.name} cannot be read.",
-            seen=error.strerror if isinstance(error, OSError) else error,
-            fix="fetch the model again: hf download <id> --local-dir <folder>",
-        ) from error
-    if not isinstance(content, layout):
-        raise refused(path.parent, f"an unknown layout in {path.name}")
-    return content
+def _read_cross_encoder(folder: Path, general: dict[str, Any]) -> Recipe:
+    modules = _modules(folder)
+    if modules != [("Transformer", folder.resolve())]:
+        raise refused(
+            folder, f"a CrossEncoder of the modules {_arrows(modules)}, not of one Transformer in the folder itself"
+        )
+    first = _transformer_settings(folder, folder, "classification")
+    return Recipe(task="classification", folder=folder, transformer=folder, **_text_side(folder, first, general))
 
 
-def _read_modules(folder: Path) -> Recipe:
-    modules = [_module(folder, entry) for entry in read_json(folder / "modules.json", list)]
-    kinds = [kind for kind, _ in modules]
-    if kinds[:2] != ["Transformer", "Pooling"]:
-        raise refused(folder, f"the modules {' → '.join(kinds)}, not Transformer → Pooling → …")
-    later = [_step(folder, kind, path) for kind, path in modules[2:]]
-    first = _transformer_settings(folder, modules[0][1])
-    general = optional_json(folder / "config_sentence_transformers.json")
+def _read_modules(folder: Path, general: dict[str, Any]) -> Recipe:
+    modules = _modules(folder)
+    if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
+        raise refused(folder, f"the modules {_arrows(modules)}, not Transformer → Pooling → …")
+    later = [read_step(folder, kind, path) for kind, path in modules[2:]]
+    first = _transformer_settings(folder, modules[0][1], "embedding")
     if general.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise refused(folder, f"a {general['model_type']}")
-    prompts = {name: text or "" for name, text in (general.get("prompts") or {}).items()}
-    default = general.get("default_prompt_name")
-    if default is not None and default not in prompts:
-        raise refused(folder, f"the default prompt {default!r}, which is not among its prompts")
     return Recipe(
         task="embedding",
         folder=folder,
         transformer=modules[0][1],
-        pooling=_pooling_modes(folder, modules[1][1]),
+        pooling=pooling_modes(folder, modules[1][1]),
         steps=tuple(later),
         truncate_dim=general.get("truncate_dim"),
-        max_length=first.get("max_seq_length"),
-        lower_case=bool(first.get("do_lower_case")),
-        prompts=prompts,
-        default_prompt=default,
+        **_text_side(folder, first, general),
     )
+
+
+def _text_side(folder: Path, first: dict[str, Any], general: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe that concern texts before the network sees them."""
+    prompts = {name: text or "" for name, text in (general.get("prompts") or {}).items()}
+    default = general.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise refused(folder, f"the default prompt {default!r}, which is not among its prompts")
+    return {
+        "max_length": first.get("max_seq_length"),
+        "lower_case": bool(first.get("do_lower_case")),
+        "prompts": prompts,
+        "default_prompt": default,
+    }
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    return [_module(folder, entry) for entry in read_json(folder / "modules.json", list)]
+
+
+def _arrows(modules: list[tuple[str, Path]]) -> str:
+    return " → ".join(kind for kind, _ in modules)
 
 
 def _module(folder: Path, entry: Any) -> tuple[str, Path]:
@@ -154,7 +164,7 @@ def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     origin, _, kind = str(entry["type"]).rpartition(".")
     if origin.partition(".")[0] != "sentence_transformers":
         raise refused(
-            folder, f"code of its own ({entry['type']})", fix="remote code is never run: use a model without it"
+            folder, f"code of its own ({entry['type']})", fix="remote code is never run: pick a model without it"
         )
     path = (folder / entry["path"]).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -162,55 +172,12 @@ def _module(folder: Path, entry: Any) -> tuple[str, Path]:
     return kind, path
 
 
-def _transformer_settings(folder: Path, path: Path) -> dict[str, Any]:
+def _transformer_settings(folder: Path, path: Path, task: Task) -> dict[str, Any]:
     files = [path / "sentence_bert_config.json", *sorted(path.glob("sentence_*_config.json"))]
     settings = next((found for file in files if (found := optional_json(file))), {})
     for name, value in settings.items():
         if name in ("max_seq_length", "do_lower_case"):
             continue
-        if value and value != _TRANSFORMER_DEFAULTS.get(name):
+        if value and value != _TRANSFORMER_DEFAULTS[task].get(name):
             raise refused(folder, f"a Transformer module with {name} = {value!r}")
     return settings
-
-
-def _pooling_modes(folder: Path, path: Path) -> tuple[str, ...]:
-    settings = read_json(path / "config.json", dict)
-    if not settings.get("include_prompt", True):
-        raise refused(folder, "Pooling with include_prompt = false (prompt tokens left out of the average)")
-    modes = settings.get("pooling_mode") or [m for key, m in _LEGACY_MODES.items() if settings.get(key)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else modes
-    for mode in [*modes, *(key for key, value in settings.items() if key.startswith("pooling_mode_") and value)]:
-        if mode not in POOLING_MODES and mode not in _LEGACY_MODES:
-            raise refused(folder, f"Pooling with {mode!r}")
-    return tuple(modes)
-
-
-def _step(folder: Path, kind: str, path: Path) -> Dense | Literal["normalize"]:
-    if kind not in ("Dense", "Normalize"):
-        raise refused(folder, f"a {kind} module")
-    settings = read_json(path / "config.json", dict) if kind == "Dense" else optional_json(path / "config.json")
-    for side in ("module_input_name", "module_output_name"):
-        if (settings.get(side) or _SENTENCE) != _SENTENCE:
-            raise refused(folder, f"a {kind} module with {side} = {settings[side]!r}")
-    if kind == "Normalize":
-        return "normalize"
-    if settings.get("use_residual"):
-        raise refused(folder, "a Dense module with use_residual = true")
-    for needed in ("in_features", "out_features"):
-        if needed not in settings:
-            raise refused(folder, f"a Dense module without {needed}")
-    origin, _, activation = str(settings.get("activation_function") or "torch.nn.Tanh").rpartition(".")
-    if not origin.startswith("torch.nn") or activation not in ACTIVATIONS:
-        raise refused(folder, f"a Dense module with the activation {settings['activation_function']}")
-    return Dense(
-        folder=path,
-        in_features=int(settings["in_features"]),
-        out_features=int(settings["out_features"]),
-        bias=bool(settings.get("bias", True)),
-        activation=activation,
-    )
-
-
-def optional_json(path: Path) -> dict[str, Any]:
-    """A settings file as `read_json` reads it; empty where there is none."""
-    return read_json(path, dict) if path.is_file() else {}
