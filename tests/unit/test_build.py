@@ -71,7 +71,7 @@ def course(monkeypatch, tiny_model, texts):
     recipes = {n: dataclasses.replace(prepare._ON_CPU[1], name=f"recipe {n}") for n in (1, 2)}
     built = []
     monkeypatch.setattr(prepare, "_recipes", lambda: recipes)
-    monkeypatch.setattr(prepare, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})
+    monkeypatch.setattr(prepare, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})  # type: ignore[func-returns-value]
     monkeypatch.setattr("accel_lib.models.places.locate", lambda _: SimpleNamespace(source=tiny_model.source))
     return built
 

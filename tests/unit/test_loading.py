@@ -97,7 +97,7 @@ def test_the_reference_of_a_classifier_cuts_where_its_tokenizer_does(tmp_path: P
     folder = FAMILIES["bert"](tmp_path / "classifier", kind="SequenceClassification", model_max_length=100)
     assert load_model(folder).max_length == 100
     assert _far(folder, [LONG]) < 1e-5
-    assert load_model(folder).reference._max_length is None
+    assert load_model(folder).reference._max_length is None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering", "MultipleChoice", "CausalLM"])
