@@ -16,6 +16,7 @@ from accel_lib.convert.halves import cut
 from accel_lib.engines import open_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ModelError
+from accel_lib.models.tokenizer import Tokenizer
 from accel_lib.ragged import Ragged
 from accel_lib.scores import logit_errors, to_scores, unique_labels
 from tests.tiny import classifier_folder
@@ -139,9 +140,9 @@ def test_halves_take_segment_ids_too(onnx_cross):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_is_cut_is_cut_from_ids_and_segments_alike(cross, side):
     pairs = ["one two three four " * 12], ["five six seven " * 9]
-    short = type(cross.tokenizer)(cross.tokenizer.cutting(side)._backend, max_length=24, pad_id=0, segments=True)
-    rows, lengths = short.counted(pairs[0], seconds=pairs[1])
     theirs = cross.reference.loaded.tokenizer
+    short = Tokenizer(theirs.backend_tokenizer, max_length=24, pad_id=0, segments=True).cutting(side)
+    rows, lengths = short.counted(pairs[0], seconds=pairs[1])
     theirs.truncation_side = side
     expected = theirs(*pairs, truncation=True, max_length=24)
     theirs.truncation_side = "right"
