@@ -27,7 +27,7 @@ WINDOWS = {
 OWN = "attention by code of its own"
 CAUSES = {
     "mpnet": OWN, "deberta": OWN, "deberta-v2": OWN, "umt5": OWN, "ibert": OWN,
-    "rembert": OWN, "xlnet": OWN, "roformer": OWN, "squeezebert": OWN, 
+    "rembert": OWN, "xlnet": OWN, "roformer": OWN, "squeezebert": OWN,
     "megatron-bert": OWN, "longformer": f"{OWN} .*, with a window of 16", "t5": "position bias",
     "mt5": "position bias", "bart": "takes no position ids", "mobilebert": "looks at other tokens",
 }  # fmt: skip
