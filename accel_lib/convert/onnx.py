@@ -60,8 +60,8 @@ def to_onnx(
         ``"fp32"``; ``"fp16"`` (for GPUs; LayerNorm, softmax and pooling stay FP32); ``"int8"`` (dynamic, for ONNX
         Runtime on a CPU); ``"int8-qdq"`` (static Q/DQ, for TensorRT).
     packed
-        Compute on real tokens only: padding goes inside the graph and comes back around attention alone. For CPUs; any
-        precision.
+        Compute on real tokens only: padding goes inside the graph and comes back around attention alone, which keeps
+        to each layer's window. For CPUs; any precision.
     keep
         For INT8: parts of node names, such as ``"layer.5."``, whose matrix products stay FP32. ``"auto"`` searches for
         as few as needed to keep 95% of the ten nearest neighbours (`accel_lib.convert.sensitivity`).
@@ -153,7 +153,7 @@ def to_torch(
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
-            program = _segment_program(module) if packed else _program(module, model)
+            program = _segment_program(module, model) if packed else _program(module, model)
             torch.export.save(program, path)
         return range_notes
 
@@ -220,25 +220,26 @@ def _program(module: torch.nn.Module, model: Model) -> Any:
     return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
 
 
-def _segment_program(module: torch.nn.Module) -> Any:
+def _segment_program(module: torch.nn.Module, model: Model) -> Any:
     import torch
 
     from accel_lib.models.segments import flatten
-    from accel_lib.ragged import Ragged
+    from accel_lib.ragged import SEGMENTS, Ragged
 
     tokens, ends = (
         {0: torch.export.Dim(name, min=least, max=most)}
         for name, least, most in (("tokens", 2, 2**20), ("ends", 3, _LARGEST_BATCH))
     )
     rows = Ragged.of([np.ones(8, dtype=np.int64)] * 4)
-    example = tuple(map(torch.from_numpy, flatten(rows)))
-    return torch.export.export(module, example, dynamic_shapes=(tokens, tokens, tokens, ends), strict=False)
+    example = tuple(map(torch.from_numpy, flatten(rows, segments=SEGMENTS in model.inputs)))
+    shapes = (tokens, tokens, tokens, ends, tokens)[: len(example)]
+    return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
 
 
 def _packed(model: Model) -> Model:
     from accel_lib.models.packed import pack
 
-    return dataclasses.replace(model, module=pack(model.module))
+    return dataclasses.replace(model, module=pack(model.module, longest=model.max_length))
 
 
 def _export(model: Model, path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
+from accel_lib.convert.lengths import texts_up_to
 from accel_lib.convert.precision import graph_precision
 from accel_lib.engines import Engine, open_engine
 from accel_lib.engines.batching import run_batches
@@ -162,7 +163,8 @@ def validate(
     reference
         The model; its `reference` (sentence-transformers' own ``encode``) is what counts as right.
     texts
-        At least four; better some dozens of different lengths.
+        At least four; better some dozens of different lengths. Their words also make texts of 32 tokens up to the
+        longest that the model takes, which are compared too.
     tolerance
         None takes the one in `TOLERANCES` that follows from the candidate's precision.
     batch_sizes
@@ -192,6 +194,7 @@ def validate(
             size: run_batches(engine, rows, reference.tokenizer.pad_id, max_batch_size=size) for size in batch_sizes
         }
         moved = _moved(engine, rows, reference.tokenizer.pad_id)
+        longer = _longer(engine, reference, texts, wanted, allowed)
     finally:
         if isinstance(candidate, Artifact):
             engine.close()
@@ -208,6 +211,7 @@ def validate(
         else:
             checks += _directions(near, top1, allowed)
             most = allowed.padding
+    checks.append(longer)
     checks.append(_check("padding and batch mates move a number by", moved, most, most=True))
     verdict = Verdict(
         name=candidate.name,
@@ -221,6 +225,27 @@ def validate(
     if isinstance(candidate, Artifact):
         verdict = dataclasses.replace(verdict, artifact=candidate.record_validation(_record(verdict, len(texts))))
     return verdict
+
+
+def _longer(
+    engine: Engine, reference: Model, texts: Sequence[str], others: NDArray[np.float32], allowed: Tolerance
+) -> Check:
+    """How far answers are from the reference's on texts of each length that the model takes."""
+    longest = min(reference.max_length, engine.max_length)
+    made = texts_up_to(reference, texts, longest=longest)
+    pairs: dict[str, Any] = {"seconds": made[::-1]} if reference.pairs else {}
+    rows = reference.tokenize(made, **pairs)
+    wanted = reference.reference(made, batch_size=1, **pairs)
+    seen = run_batches(engine, rows, reference.tokenizer.pad_id, max_batch_size=1)
+    tokens = int(rows.lengths.max())
+    reached = f"on texts of up to {tokens:,}" + (f" of {longest:,}" if tokens < longest else "") + " tokens"
+    if seen.shape != wanted.shape:
+        return _check(f"numbers a text {reached}", seen.shape[1], wanted.shape[1])
+    with np.errstate(all="ignore"):  # of what is not finite; it passes no check
+        if reference.task == "classification":
+            far = float(np.abs(seen - wanted).max() / spread(np.concatenate([others, wanted])))
+            return _check(f"logits differ {reached} by", far, allowed.logits_worst, most=True)
+        return _check(f"least cosine {reached}", float(cosine(seen, wanted).min()), allowed.cosine_min)
 
 
 def _disagreement(candidate: str, reference: str, checks: Sequence[Check]) -> ValidationError:

@@ -39,7 +39,7 @@ class Graphs:
     Parameters
     ----------
     module
-        Takes three int64 tensors ``[tokens]`` and one ``[texts + 1]``, returns float32 ``[texts, dimension]``.
+        Takes what `accel_lib.models.segments.flatten` gives, returns float32 ``[texts, dimension]``.
     device
         ``"cuda:N"``.
 
@@ -67,7 +67,7 @@ class Graphs:
         answers: list[torch.Tensor] = []
         with torch.cuda.device(self._device), torch.inference_mode():
             for arrays in batches:
-                graph, inputs, result = self._graph(len(arrays[0]), len(arrays[3]) - 1)
+                graph, inputs, result = self._graph(tuple(map(len, arrays)))
                 pinned = torch.empty(inputs.shape, dtype=torch.int64, pin_memory=True)
                 np.concatenate(arrays, out=pinned.numpy())
                 with torch.cuda.stream(self._to_gpu):
@@ -87,12 +87,12 @@ class Graphs:
             self._to_host.synchronize()
         return [answer.numpy() for answer in answers]
 
-    def _capture(self, tokens: int, texts: int) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-        """A graph for one size, the buffer it reads and the one it writes."""
+    def _capture(self, sizes: tuple[int, ...]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        """A graph for inputs of these sizes, the buffer it reads and the one it writes."""
         import torch
 
-        inputs = torch.zeros(3 * tokens + texts + 1, dtype=torch.int64, device=self._device)
-        parts = torch.split(inputs, [tokens, tokens, tokens, texts + 1])
+        inputs = torch.zeros(sum(sizes), dtype=torch.int64, device=self._device)
+        parts = torch.split(inputs, list(sizes))
         self._compute.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._compute):
             for _ in range(_WARM_UPS):

@@ -18,7 +18,7 @@ from accel_lib.engines.batching import check_batch, plan_batches
 from accel_lib.engines.graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import cores
-from accel_lib.ragged import Ragged, by_name
+from accel_lib.ragged import SEGMENTS, Ragged, by_name
 
 if TYPE_CHECKING:
     import torch
@@ -129,16 +129,17 @@ class TorchEngine:
 
         from accel_lib.models.segments import flatten
 
+        flat = functools.partial(flatten, segments=SEGMENTS in self._inputs)
         if self._graphs is None:
             with _refusals(), torch.inference_mode():
-                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, flatten(rows, texts=2))).numpy()
+                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, flat(rows, texts=2))).numpy()
             return answer[: len(rows)]
         cut = plan_batches(rows.lengths, max_batch_tokens=_GRAPH_TOKENS, sort=False, packed=True)
         parts = [rows] if len(cut) == 1 else [rows.take(part) for part in cut]
         batches = []
         for part in parts:
             tokens, texts = bucket(len(part.ids), len(part))
-            batches.append(flatten(part, tokens=tokens, texts=texts))
+            batches.append(flat(part, tokens=tokens, texts=texts))
         with _refusals():
             answers = self._graphs.run(batches)
         return np.concatenate([answer[: len(part)] for part, answer in zip(parts, answers, strict=True)])

@@ -1,4 +1,4 @@
-"""Without padding anywhere: texts behind each other, attention by segments, for GPUs whose kernels know segments.
+"""Without padding anywhere: texts concatenated, attention by segments, for GPUs whose kernels know segments.
 
 Sizes are the number of tokens and the number of texts, so a few graphs serve every mix of lengths; see
 `accel_lib.engines.graphs`. Compare `accel_lib.models.packed`, which brings padding back around attention.
@@ -7,19 +7,25 @@ Sizes are the number of tokens and the number of texts, so a few graphs serve ev
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from accel_lib.models.network import Encoder, Head
-from accel_lib.models.packed import check_same, first_position, packable, use_packed_attention
+from accel_lib.errors import EngineError
+from accel_lib.models.attention import CLOSE, EVERYTHING, Window, base_of, check_same, difference, refused
+from accel_lib.models.network import Classifier, Encoder, Head
+from accel_lib.models.packed import Pooler, first_position, with_packed_attention
 from accel_lib.ragged import Ragged, within
+
+_READS = ("cls", "lasttoken", "mean")  # what heads of classifiers read, of all tokens
+_FEW = (5, 3, 1, 8)
 
 
 class Segments(NamedTuple):
@@ -28,38 +34,48 @@ class Segments(NamedTuple):
     offsets: Tensor
     longest: int
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention inside each text: ``[1, heads, tokens, width]`` each, to ``[1, tokens, heads, width]``."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: Window) -> Tensor:
+        """As `accel_lib.models.packed.Attends` says."""
         rows = (each.transpose(1, 2)[0] for each in (query, key, value))
-        mixed: Tensor = segment_attention(*rows, self.offsets, self.longest, scaling)
+        mixed: Tensor = segment_attention(*rows, self.offsets, self.longest, scaling, *window)
         return mixed[None]
 
 
-class SegmentEncoder(Encoder):
-    """An `Encoder` over texts behind each other.
+class SegmentEncoder(nn.Module):
+    """A network over concatenated texts.
 
     Parameters
     ----------
-    encoder
-        What to take over; its transformer must be set to packed attention already.
+    transformer
+        It is changed for good.
+    pooling
+        Names of pooling modes; several are joined in this order.
     after
-        Further steps behind the encoder's own, such as a classifier's linear layer.
+        What follows the pooling: an encoder's steps, a classifier's head.
+    segments
+        Whether the transformer wants ``token_type_ids``.
     longest
         Most tokens of one text.
     """
 
-    def __init__(self, encoder: Encoder, *, after: Sequence[nn.Module], longest: int) -> None:
-        steps = [*encoder.steps, *after]
-        super().__init__(encoder.transformer, pooling=encoder.pooling, steps=steps, segments=encoder.segments)
-        self.longest = longest
-        self.first_position = first_position(encoder.transformer)
+    def __init__(
+        self, transformer: nn.Module, *, pooling: Iterable[str], after: nn.Module, segments: bool, longest: int
+    ) -> None:
+        super().__init__()
+        self.pooling, self.after, self.segments, self.longest = tuple(pooling), after, segments, longest
+        self.first_position = first_position(transformer)
+        self.transformer = with_packed_attention(transformer, longest=longest)
 
-    def forward(self, ids: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(
+        self, ids: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """Token ids, their positions and the number of their text, int64 ``[tokens]``, to ``[texts, dimension]``.
 
         Tokens behind the last offset belong to no text and change nothing; their text is number ``len(offsets) - 1``.
+        Segment ids are zeros where none are given.
         """
-        extra = {"token_type_ids": torch.zeros_like(ids)[None]} if self.segments else {}
+        kinds = torch.zeros_like(ids) if token_type_ids is None else token_type_ids
+        extra = {"token_type_ids": kinds[None]} if self.segments else {}
         tokens = self.transformer(
             input_ids=ids[None],
             position_ids=positions[None] + self.first_position,
@@ -67,53 +83,98 @@ class SegmentEncoder(Encoder):
             **extra,
         ).last_hidden_state.float()[0]
         pooled = [pool_segments(tokens, positions, texts, offsets, mode) for mode in self.pooling]
-        vectors: Tensor = self.steps(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1))
+        vectors: Tensor = self.after(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1))
         return vectors
 
 
+class ClassifierHead(nn.Module):
+    """The head of a transformers' classifier on one vector a text: its own code, over texts of one token.
+
+    Parameters
+    ----------
+    classifier
+        It is left without its transformer.
+    """
+
+    def __init__(self, classifier: Any) -> None:
+        super().__init__()
+        holder, name = classifier, classifier.base_model_prefix
+        setattr(holder, name, _Given(Pooler(getattr(holder, name))))
+        self.head = classifier
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """``[texts, width]`` to logits ``[texts, labels]``."""
+        ones = torch.ones(vectors.shape[0], 1, dtype=torch.int64, device=vectors.device)
+        logits: Tensor = self.head(input_ids=ones, inputs_embeds=vectors[:, None], attention_mask=ones).logits
+        return logits
+
+
+class _Given(nn.Module):
+    """In a transformer's place: answers what it is given as embeddings."""
+
+    def __init__(self, pooler: Pooler) -> None:
+        super().__init__()
+        self.pooler = pooler
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        return self.pooler(inputs_embeds)
+
+
 def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
-    """A copy of a network over texts behind each other, tried against the original on the CPU.
+    """A copy of a network over concatenated texts, tried against the original on the CPU.
 
     Raises
     ------
     ModelError
         The network is of a kind that cannot be packed, or gives other numbers.
     """
-    after: list[nn.Module] = []
-    encoder = module
-    if isinstance(encoder, Head):
-        after, encoder = [encoder.linear], encoder.encoder
-    taken = copy.deepcopy(packable(encoder))
-    use_packed_attention(taken.transformer)
-    made = SegmentEncoder(taken, after=copy.deepcopy(after), longest=longest).eval()
+    for reads in _READS if isinstance(module, Classifier) else ("",):
+        made = _segmented(module, reads, longest).eval()
 
-    def numbers(ids: Tensor, mask: Tensor) -> Tensor:
-        vectors: Tensor = made(*map(torch.from_numpy, flatten(Ragged.masked(ids.numpy(), mask.numpy()))))
-        return vectors
+        def numbers(*inputs: Tensor, made: SegmentEncoder = made) -> Tensor:
+            rows = Ragged.masked(*(each.numpy() for each in inputs))
+            vectors: Tensor = made(*map(torch.from_numpy, flatten(rows, segments=len(inputs) > 2)))
+            return vectors
 
-    check_same(module, numbers)
-    return made
+        if not reads or difference(module, numbers, _FEW) < CLOSE:
+            check_same(module, numbers, longest=longest)
+            return made
+    raise refused("neither the first token, nor the last one, nor the mean of all gives the numbers of its head")
 
 
-def flatten(
-    rows: Ragged, *, tokens: int = 0, texts: int = 0
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _segmented(module: nn.Module, reads: str, longest: int) -> SegmentEncoder:
+    """A copy of a network over concatenated texts; of a classifier, whose head reads so."""
+    taken = copy.deepcopy(module)
+    holder, name = base_of(taken)
+    transformer = getattr(holder, name)
+    if isinstance(taken, Classifier):
+        after: nn.Module = ClassifierHead(taken.transformer)
+        return SegmentEncoder(transformer, pooling=[reads], after=after, segments=taken.segments, longest=longest)
+    encoder = cast("Encoder", holder)
+    after = nn.Sequential(*encoder.steps, *([taken.linear] if isinstance(taken, Head) else []))
+    return SegmentEncoder(transformer, pooling=encoder.pooling, after=after, segments=encoder.segments, longest=longest)
+
+
+def flatten(rows: Ragged, *, tokens: int = 0, texts: int = 0, segments: bool = False) -> tuple[NDArray[np.int64], ...]:
     """A batch as `SegmentEncoder` takes it, filled up to so many tokens and texts where that is more.
 
     Returns
     -------
     int64 arrays
-        Token ids, positions and text numbers ``[tokens]``; offsets ``[texts + 1]``.
+        Token ids, positions and text numbers ``[tokens]``; offsets ``[texts + 1]``; if asked for, segment ids
+        ``[tokens]``.
     """
     real, held = len(rows.ids), max(texts, len(rows))
-    arrays = np.zeros((3, max(tokens, real)), dtype=np.int64)
+    arrays = np.zeros((3 + segments, max(tokens, real)), dtype=np.int64)
     arrays[0, :real] = rows.ids
     arrays[1, :real] = within(rows.lengths)
     arrays[2, :real] = np.repeat(np.arange(len(rows)), rows.lengths)
     arrays[2, real:] = held
     offsets = np.full(held + 1, real, dtype=np.int64)
     offsets[: len(rows)] = np.cumsum(rows.lengths) - rows.lengths
-    return arrays[0], arrays[1], arrays[2], offsets
+    if segments and rows.segments is not None:
+        arrays[3, :real] = rows.segments
+    return (*arrays[:3], offsets, *arrays[3:])
 
 
 def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, mode: str) -> Tensor:
@@ -133,28 +194,66 @@ def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Ten
 
 @torch.library.custom_op("accel_lib::segment_attention", mutates_args=())
 def segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    offsets: Tensor,
+    longest: int,
+    scaling: float,
+    before: int = -1,
+    behind: int = -1,
 ) -> Tensor:
     """Attention inside each segment; ``[tokens, heads, width]`` each, offsets int32 ``[texts + 1]``.
 
-    On a GPU this is one kernel of FlashAttention 2 (compute capability 8.0 and up, half precision); on a CPU a loop,
-    which is there to be compared with.
+    Keys and values may have fewer heads, each for several of the queries'. A token sees so many tokens `before` it and
+    `behind` it, -1 meaning all. On a GPU this is one kernel of FlashAttention 2 (compute capability 8.0 and up, half
+    precision); on a CPU a loop, which is there to be compared with.
     Source: https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
     """
+    shared, window = query.shape[1] // key.shape[1], (before, behind)
+    if shared > 1:
+        key, value = (rows.repeat_interleave(shared, dim=1) for rows in (key, value))
     if query.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        own = query.shape[-1] ** -0.5  # the scale that the kernel takes by itself
-        ends = offsets.to(torch.int32)
-        scaled = query if math.isclose(scaling, own) else query * (scaling / own)
-        return cast("Tensor", varlen_attn(scaled, key, value, ends, ends, longest, longest)).contiguous()
-    output = torch.zeros_like(query, memory_format=torch.contiguous_format)
+        return _flash_attention(query, key, value, offsets, longest, scaling, window)
+    output = query.new_zeros(*query.shape[:2], value.shape[2])
     for start, end in itertools.pairwise(offsets.tolist()):
         q, k, v = (rows[start:end].transpose(0, 1) for rows in (query, key, value))
-        output[start:end] = (torch.softmax(q @ k.transpose(1, 2) * scaling, dim=-1) @ v).transpose(0, 1)
+        ahead = torch.arange(end - start)[None] - torch.arange(end - start)[:, None]
+        seen = (ahead >= (-before if before >= 0 else start - end)) & (ahead <= (behind if behind >= 0 else end))
+        mixed = nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if window == EVERYTHING else seen, scale=scaling
+        )
+        output[start:end] = mixed.transpose(0, 1)
     return output
 
 
 @segment_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scaling: float) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+def _(
+    query: Tensor,
+    key: Tensor,  # noqa: ARG001
+    value: Tensor,
+    offsets: Tensor,  # noqa: ARG001
+    longest: int,  # noqa: ARG001
+    scaling: float,  # noqa: ARG001
+    before: int = -1,  # noqa: ARG001
+    behind: int = -1,  # noqa: ARG001
+) -> Tensor:
+    return query.new_empty(*query.shape[:2], value.shape[2])
+
+
+def _flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scaling: float, window: Window
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    own = query.shape[-1] ** -0.5  # the scale that the kernel takes by itself
+    scaled = query if math.isclose(scaling, own) else query * (scaling / own)
+    limits: dict[str, Any] = {} if window == EVERYTHING else {"window_size": window}
+    if limits and "window_size" not in inspect.signature(varlen_attn).parameters:
+        raise EngineError(
+            "FlashAttention of this PyTorch has no windows, which this network's attention has.",
+            seen=f"torch {torch.__version__}, a window of {max(window)} tokens",
+            fix="torch 2.11 or newer, or leave out packed=True",
+        )
+    ends = offsets.to(torch.int32)
+    return cast("Tensor", varlen_attn(scaled, key, value, ends, ends, longest, longest, **limits)).contiguous()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from accel_lib import ensure, load_test, open_engine, serve, to_onnx, to_tensorrt, to_torch
+from accel_lib import ensure, load_model, load_test, open_engine, serve, to_onnx, to_tensorrt, to_torch, validate
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.graphs import supported
@@ -12,6 +12,8 @@ from accel_lib.engines.trt import compute_target, installed
 from accel_lib.errors import EngineError
 from accel_lib.load.monitor import read_metrics
 from accel_lib.machine import inspect_machine
+from accel_lib.models.segments import segment_attention
+from tests.families import FAMILIES
 
 GPUS = inspect_machine().gpus
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="no NVIDIA GPU answers nvidia-smi here")]
@@ -70,6 +72,50 @@ def test_packed_batches_with_graphs_agree_with_the_cpu(model, rows, expected, tm
         for size in (None, 1, 7, None):
             assert smallest_cosine(run_batches(engine, rows, max_batch_size=size), expected) >= 0.999
         engine.close()
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (8, 8), (15, 0)], ids=str)
+@pytest.mark.parametrize("shared", [1, 2])
+def test_flash_attention_sees_the_window_that_the_cpu_sees(window, shared):
+    torch = pytest.importorskip("torch")
+    if not supported("cuda:0"):
+        pytest.skip("FlashAttention needs compute capability 8.0")
+    torch.manual_seed(0)
+    lengths = (70, 1, 40, 9)
+    query, key, value = (torch.randn(sum(lengths), heads, 16).half() for heads in (4, 4 // shared, 4 // shared))
+    offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    exact = segment_attention(query.float(), key.float(), value.float(), offsets, 70, 0.3, *window)
+    on_gpu = (each.cuda() for each in (query, key, value, offsets))
+    seen = segment_attention(*on_gpu, 70, 0.3, *window).float().cpu()
+    assert seen.numpy() == pytest.approx(exact.numpy(), abs=4e-3)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "gemma3", "mistral", "qwen3"])
+def test_packed_batches_of_a_family_with_windows_agree_with_its_reference(family, texts, tmp_path):
+    if not supported("cuda:0"):
+        pytest.skip("FlashAttention needs compute capability 8.0")
+    model = load_model(str(FAMILIES[family](tmp_path / family, kind="sentence")), max_length=200)
+    half = to_torch(model, precision="fp16", packed=True, output=tmp_path / "packed", progress=False)
+    assert validate(half, reference=model, texts=texts, device="cuda").passed
+    engine, rows = open_engine(half, device="cuda"), model.tokenize(texts)
+    assert rows.lengths.max() > 64
+    for size in (None, 1, 7):
+        assert smallest_cosine(run_batches(engine, rows, max_batch_size=size), model.reference(list(texts))) >= 0.999
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_packed_classifiers_agree_with_their_reference(family, texts, tmp_path):
+    if not supported("cuda:0"):
+        pytest.skip("FlashAttention needs compute capability 8.0")
+    folder = FAMILIES[family](tmp_path / family, kind="SequenceClassification", num_labels=3)
+    model = load_model(str(folder), max_length=200)
+    pairs = {"seconds": list(texts)[::-1]} if model.pairs else {}
+    engine = open_engine(model, device="cuda", precision="fp16", packed=True)
+    expected = model.reference(list(texts), **pairs)
+    seen = run_batches(engine, model.tokenize(texts, **pairs))
+    assert seen == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
+    engine.close()
 
 
 def test_auto_takes_the_gpu_and_leaves_the_model_on_the_cpu(model):

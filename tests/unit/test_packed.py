@@ -14,8 +14,8 @@ from accel_lib.convert.graph import operators
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.graphs import bucket
-from accel_lib.errors import ConversionError, ModelError
-from accel_lib.models.network import Classifier, Encoder, Normalize
+from accel_lib.errors import ConversionError
+from accel_lib.models.network import Encoder, Normalize
 from accel_lib.models.packed import pack
 from accel_lib.models.segments import flatten, segment
 from accel_lib.models.sentiment import accuracy
@@ -55,7 +55,9 @@ def packed(tiny_model):
 def test_a_packed_network_gives_the_numbers_of_the_padded_one(kind, lengths):
     module = encoder(kind)
     with torch.inference_mode():
-        assert pack(module)(*ragged(lengths)).numpy() == pytest.approx(module(*ragged(lengths)).numpy(), abs=1e-5)
+        assert pack(module, longest=64)(*ragged(lengths)).numpy() == pytest.approx(
+            module(*ragged(lengths)).numpy(), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("pooling", [("cls",), ("max", "mean"), ("weightedmean",), ("lasttoken",)], ids=str)
@@ -63,12 +65,12 @@ def test_every_pooling_reads_the_same_tokens(pooling):
     module = encoder("bert", pooling)
     with torch.inference_mode():
         expected = module(*ragged([9, 2, 30])).numpy()
-        assert pack(module)(*ragged([9, 2, 30])).numpy() == pytest.approx(expected, abs=1e-5)
+        assert pack(module, longest=64)(*ragged([9, 2, 30])).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_linear_layers_norms_and_activations_see_real_tokens_only():
-    module, seen = pack(encoder("bert")), set()
-    for part in module.transformer.encoder.modules():
+    module, seen = pack(encoder("bert"), longest=64), set()
+    for part in module.transformer.transformer.encoder.modules():
         if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm):
             part.register_forward_hook(lambda _, inputs, __: seen.add(inputs[0].shape[:-1].numel()))
     with torch.inference_mode():
@@ -78,22 +80,8 @@ def test_linear_layers_norms_and_activations_see_real_tokens_only():
 
 def test_the_original_stays_as_it_was():
     module = encoder("bert")
-    pack(module)
+    pack(module, longest=64)
     assert module.transformer.config._attn_implementation != "accel_packed"
-
-
-def test_a_network_with_a_head_of_its_own_is_refused():
-    config = transformers.BertConfig(**SHAPE, vocab_size=500)
-    classifier = Classifier(transformers.BertForSequenceClassification(config).eval(), segments=True)
-    with pytest.raises(ModelError, match="cannot be packed"):
-        pack(classifier)
-
-
-def test_a_network_whose_attention_looks_at_distances_is_refused():
-    config = transformers.MPNetConfig(**SHAPE, vocab_size=500)
-    module = Encoder(transformers.MPNetModel(config).eval(), pooling=["mean"], steps=[], segments=False)
-    with pytest.raises(ModelError, match="cannot be packed"):
-        pack(module)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 64), (7, 33)])
