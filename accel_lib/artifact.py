@@ -1,8 +1,8 @@
 """A converted model on disk: its files, and the manifest that says what they are.
 
 One folder holds one artifact: the model file (``model.onnx``, ``model.plan`` or ``model.pt2``), ``tokenizer.json`` and
-``manifest.json``. A TensorRT artifact also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere.
-A folder is written whole or not at all.
+``manifest.json``; an ONNX file of 1 GiB or more has its weights beside it, in ``model.onnx.data``. A TensorRT artifact
+also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere. A folder is whole or not there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Task = Literal["embedding", "classification"]
 MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "tensorrt": "model.plan", "torch": "model.pt2"}
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
 _SCHEMA = 1
 
 
@@ -69,6 +70,9 @@ class Manifest:
         Named text prefixes of the model, and the one used when none is asked for.
     packed
         Whether the graph computes on real tokens only; it takes and gives the same tensors as any other.
+    weight_bits
+        For INT8 on a CPU: 8 bits for processors with VNNI or the like, 7 for those whose sums of two products would
+        overflow; 0 for every other precision.
     target
         ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
     profiles
@@ -104,6 +108,7 @@ class Manifest:
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
     packed: bool = False
+    weight_bits: int = 0
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -184,8 +189,9 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the model file."""
-        return self.path.stat().st_size
+        """Size of the model file, with its weights where they lie beside it."""
+        names = ONNX_FILES if self.manifest.format == "onnx" else (self.path.name,)
+        return sum(file.stat().st_size for name in names if (file := self.folder / name).is_file())
 
     @property
     def validated(self) -> bool:

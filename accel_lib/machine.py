@@ -249,6 +249,27 @@ def _groups(controller: str) -> list[str]:
     return [f"{folder}/" if folder else "" for folder in sorted(folders | {""})]
 
 
+def free_memory_bytes() -> int:
+    """Memory that this process may still take: what the machine has free, or its container's limit leaves."""
+    free = [psutil.virtual_memory().available]
+    for folder in _groups("memory"):
+        for group, limit, used in (
+            (folder, "memory.max", "memory.current"),
+            (f"memory/{folder}", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            numbers = [*_words(f"{group}{limit}"), *_words(f"{group}{used}")]
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                free.append(int(numbers[0]) - int(numbers[1]) + _reclaimable_bytes(group))
+    return max(0, min(free))
+
+
+def _reclaimable_bytes(group: str) -> int:
+    """File pages that a control group counts as used and gives back when asked."""
+    words = _words(f"{group}memory.stat")
+    counted = dict(zip(words[::2], words[1::2], strict=False))
+    return int(counted.get("inactive_file", 0))
+
+
 def _words(name: str) -> list[str]:
     """Words of a control-group file (version 2 or 1), none where it is not there."""
     file = _CGROUP / name

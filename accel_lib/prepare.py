@@ -14,6 +14,7 @@ from accel_lib.artifact import Artifact, Format
 from accel_lib.atomic import locked
 from accel_lib.choice import choices
 from accel_lib.convert.cache import unfit
+from accel_lib.engines.onnxruntime import weight_bits
 from accel_lib.errors import AccelError, ArtifactError, OutputError, require
 from accel_lib.find_repository import (
     check_built_here,
@@ -191,7 +192,8 @@ def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
         print(f"the engine in {model.name} is built again: {reason}", flush=True)
         return False
     as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
-    fits = held.recipe == recipe.name or as_made
+    for_this_cpu = held.weight_bits == (weight_bits() if held.precision == "int8" else 0)
+    fits = (held.recipe == recipe.name or as_made) and for_this_cpu
     return artifact.validated and fits and held.source.startswith(locate(DEFAULT).source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from accel_lib.errors import ConversionError
 from accel_lib.progress import watched
 
 _UPDATE_S = 0.25
+_OUT_OF_MEMORY = "OutOfMemory"  # the builder's word
 _WORKSPACE_BYTES = 4 * 2**30  # of a T4's 15 GB; the rest is for two versions, PyTorch and the notebook
 
 
@@ -49,10 +51,29 @@ def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Pro
     Raises
     ------
     ConversionError
-        The graph or a profile cannot be built for that target.
+        The graph or a profile cannot be built for that target; where memory is short, with the batch size that is.
     KeyboardInterrupt
         Ctrl-C ended the build.
     """
+    plan = _plan(library, onnx_file, target, profiles, show=progress and watched())
+    if plan is None:
+        seen = library.complaint()
+        fix = 'accel.to_onnx(model, precision="fp16"), or another target'
+        if _OUT_OF_MEMORY in seen:
+            rows = _rows_that_fit(library, onnx_file, target, profiles)
+            fix = (
+                f"max_batch_size={rows}, which builds"
+                if rows
+                else "shorter texts: accel.load_model(..., max_length=512)"
+            )
+        raise ConversionError(f"{library.name} cannot build this graph for {target}.", seen=seen, fix=fix)
+    return plan
+
+
+def _plan(
+    library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, show: bool = False
+) -> bytes | None:
+    """A serialized engine, or None where the builder gave up; the library keeps its complaint."""
     trt = library.module
     with parsed(library, onnx_file) as (builder, network):
         config = builder.create_builder_config()
@@ -66,19 +87,27 @@ def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Pro
             for number in range(network.num_inputs):
                 shape.set_shape(network.get_input(number).name, profile.min, profile.opt, profile.max)
             config.add_optimization_profile(shape)
-        monitor = _monitor(library, show=progress and watched())
+        monitor = _monitor(library, show=show)
         config.progress_monitor = monitor
         with _interrupting(monitor):
             plan = builder.build_serialized_network(network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
-    if plan is None:
-        raise ConversionError(
-            f"{library.name} cannot build this graph for {target}.",
-            seen=library.complaint(),
-            fix='accel.to_onnx(model, precision="fp16"), or another target',
-        )
-    return bytes(plan)
+    return None if plan is None else bytes(plan)
+
+
+def _rows_that_fit(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile]) -> int:
+    """The most rows, of halves of what was asked for, with which the builder has memory enough; 0 where it has not."""
+    rows = max(profile.max[0] for profile in profiles) // 2
+    while rows:
+        fewer = [
+            Profile(**{name: (min(rows, shape[0]), shape[1]) for name, shape in dataclasses.asdict(profile).items()})
+            for profile in profiles
+        ]
+        if _plan(library, onnx_file, target, fewer) is not None:
+            return rows
+        rows //= 2
+    return 0
 
 
 def _parser_words(error: Any) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
-from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, Artifact, Manifest
+from accel_lib.artifact import MANIFEST_FILE, ONNX_FILES, Artifact, Manifest
 from accel_lib.engines.trt import LIBRARIES, built_with, compute_target, installed, load_library
 from accel_lib.errors import ArtifactError
 from accel_lib.machine import inspect_machine
@@ -27,7 +28,7 @@ def cached(folder: Path, wanted: Manifest, weights: str) -> tuple[Artifact | Non
     wanted
         The manifest that a new engine would get.
     weights
-        SHA-256 of the ONNX file it would be built from.
+        `weights_digest` of what it would be built from.
 
     Returns
     -------
@@ -52,7 +53,7 @@ def refusal(found: Manifest, wanted: Manifest, weights: str) -> str:
     """
     then, now = found.machine, wanted.machine
     compared = [
-        ("for the weights", found.files.get(MODEL_FILES["onnx"], {}).get("sha256", "none")[:12], weights[:12]),
+        ("for the weights", weights_digest(found)[:12], weights[:12]),
         ("for", found.target, wanted.target),
         ("by", _library(found), _library(wanted)),
         ("in", found.precision, wanted.precision),
@@ -70,7 +71,13 @@ def unfit(found: Manifest) -> str:
     here = {name: load_library(name).version} if name in installed() else {}
     target = compute_target(gpus[0]) if gpus else found.target
     wanted = dataclasses.replace(found, target=target, versions=here, machine=built_on())
-    return refusal(found, wanted, found.files.get(MODEL_FILES["onnx"], {}).get("sha256", "none"))
+    return refusal(found, wanted, weights_digest(found))
+
+
+def weights_digest(manifest: Manifest) -> str:
+    """SHA-256 of the ONNX file that a manifest lists, with its weights where they lie beside it; ``"none"`` without."""
+    found = [manifest.files[name]["sha256"] for name in ONNX_FILES if name in manifest.files]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest() if found else "none"
 
 
 def _library(manifest: Manifest) -> str:

@@ -51,5 +51,6 @@ def _optimized(path: Path, folder: Path) -> Path:
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.onnx.data")
     ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(SLOW_FUSIONS))
     return folder / "optimized.onnx"

@@ -10,6 +10,8 @@ import numpy as np
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact, seal
 from accel_lib.atomic import writing
+from accel_lib.convert.export import failing_as
+from accel_lib.convert.storage import write_proto
 from accel_lib.engines.part import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir
@@ -93,15 +95,12 @@ def _write(whole: Artifact, inputs: list[str], output: str, what: str) -> Artifa
     folder = cache_dir("artifacts", whole.manifest.model.replace("/", "--"), f"onnx-{what.replace(' ', '-')}")
     with writing(folder) as draft:
         path = draft / whole.path.name
-        try:
-            onnx.utils.extract_model(whole.path, path, inputs, [output])
-        except Exception as error:  # onnx raises what its checker, its shape inference and protobuf raise
-            raise ConversionError(
-                "The graph cannot be cut there.", seen=str(error).splitlines()[0], fix="cut(whole, at=...) elsewhere"
-            ) from error
-        part, last = onnx.load(path), output == whole.manifest.output_name
-        _rename(part.graph, inputs[0] if last else output)
-        onnx.save(part, path)
+        with failing_as("cut"):
+            held = onnx.load(whole.path, load_external_data=False)
+            part = onnx.utils.Extractor(held).extract_model(inputs, [output])
+            last = output == whole.manifest.output_name
+            _rename(part.graph, inputs[0] if last else output)
+            write_proto(part, whole.path, path)
         (draft / TOKENIZER_FILE).write_bytes((whole.folder / TOKENIZER_FILE).read_bytes())
         width = part.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
         changed = {"output_name": whole.manifest.output_name if last else HIDDEN, "dimension": width}

@@ -11,7 +11,6 @@ https://arxiv.org/abs/2211.10438 (loud channels), whose factor with an exponent 
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.convert.storage import write_proto
 from accel_lib.engines.batching import plan_batches
+from accel_lib.engines.onnxruntime import open_session, weight_bits
 from accel_lib.errors import require
-from accel_lib.machine import inspect_machine
 from accel_lib.models.tokenizer import Tokenizer
 from accel_lib.ragged import SEGMENTS, Ragged, by_name
 from accel_lib.texts import load_texts
 
-_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
 _CONTRIB = "com.microsoft"
 _ZERO_POINT, _STEPS = 128, 127.0
 _SMALLEST = 1e-12  # a token of zeros has a scale too
@@ -65,16 +64,11 @@ def to_int8(
         Notes for the manifest.
     """
     onnx = require("onnx", extra="convert")
-    model = onnx.load(fp32.path)
-    quantize(model, kept, loud_channels(fp32, texts))
-    onnx.save(model, path)
-    scheme = "7-bit weights, this CPU has no VNNI" if saturates() else "8-bit weights"
+    model = onnx.load(fp32.path, load_external_data=False)
+    quantize(model, fp32.folder, kept, loud_channels(fp32, texts))
+    write_proto(model, fp32.path, path)
+    scheme = "8-bit weights" if weight_bits() == 8 else "7-bit weights, this CPU has no VNNI"
     return (f"INT8 by channel and token, {scheme}; {len(kept)} matrix products kept in FP32",)
-
-
-def saturates() -> bool:
-    """Whether sums of two products of 8-bit numbers overflow their 16 bits here, as without VNNI."""
-    return not set(inspect_machine().isa) & _VNNI
 
 
 def loud_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors:
@@ -86,11 +80,11 @@ def loud_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors
         Name of the tensor that flows into products -> float32 ``[channels]``, above zero.
     """
     onnx = require("onnx", extra="convert")
-    model = onnx.load(fp32.path)
+    model = onnx.load(fp32.path, load_external_data=False)
     weights = {weight.name: weight for weight in model.graph.initializer}
     largest: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.full(1, _SMALLEST, dtype=np.float32))
     for node in weighted_products(model.graph):
-        weight = np.abs(onnx.numpy_helper.to_array(weights[node.input[1]])).max(axis=1)
+        weight = np.abs(onnx.numpy_helper.to_array(weights[node.input[1]], str(fp32.folder))).max(axis=1)
         largest[node.input[0]] = np.maximum(largest[node.input[0]], weight)
     seen = _reach(model, list(largest), fp32, texts)
     return {x: np.sqrt(seen[x] / largest[x]).astype(np.float32) for x in largest}
@@ -114,30 +108,30 @@ def _reach(
     model: Any, tensors: Sequence[str], fp32: Artifact, texts: Sequence[str] | None
 ) -> dict[str, NDArray[np.float32]]:
     """Largest magnitude of each channel of some tensors, over texts."""
-    onnx, ort = require("onnx", extra="convert"), require("onnxruntime", extra="convert")
+    onnx = require("onnx", extra="convert")
     there = {value.name for value in model.graph.output}
     kind = onnx.TensorProto.FLOAT
     model.graph.output.extend(onnx.helper.make_tensor_value_info(x, kind, None) for x in tensors if x not in there)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
     rows, pad_id = calibration_rows(fp32, texts or load_texts("mixed", limit=_CALIBRATION_TEXTS, seed=1))
     reach: dict[str, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory() as folder:  # a path, as a serialized message ends at 2 GiB
-        onnx.save(model, Path(folder, "model.onnx"))
-        session = ort.InferenceSession(Path(folder, "model.onnx"), options, providers=["CPUExecutionProvider"])
-        for batch in plan_batches(rows.lengths, max_batch_tokens=1024):
-            feeds = by_name(fp32.manifest.inputs, rows.take(batch).padded(pad_id))
-            found = session.run(list(tensors), feeds)
-            for x, values in zip(tensors, found, strict=True):
-                highest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-                reach[x] = np.maximum(reach.get(x, _SMALLEST), highest)
+    graph = model.SerializeToString()
+    session, _ = open_session(fp32, device="cpu", threads=None, allow_spinning=True, graph=graph)
+    for batch in plan_batches(rows.lengths, max_batch_tokens=1024):
+        feeds = by_name(fp32.manifest.inputs, rows.take(batch).padded(pad_id))
+        found = session.run(list(tensors), feeds)
+        for x, values in zip(tensors, found, strict=True):
+            highest = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
+            reach[x] = np.maximum(reach.get(x, _SMALLEST), highest)
     return reach
 
 
-def quantize(model: Any, kept: Collection[str], factors: Factors) -> None:
-    """Replace the weighted matrix products of an ONNX model, in place, but for the nodes named in `kept`."""
+def quantize(model: Any, folder: Path, kept: Collection[str], factors: Factors) -> None:
+    """Replace the weighted matrix products of an ONNX model, in place, but for the nodes named in `kept`.
+
+    Weights that are not in the model are read from `folder`, one at a time.
+    """
     onnx = require("onnx", extra="convert")
-    graph, to_array = model.graph, onnx.numpy_helper.to_array
+    graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
     chosen = {node.name for node in weighted_products(graph)} - set(kept)
     added, nodes, rounded = _constants(), [], set()
@@ -152,7 +146,8 @@ def quantize(model: Any, kept: Collection[str], factors: Factors) -> None:
             added[f"int8/rows_{len(factors[x])}"] = np.array([-1, len(factors[x])])
             nodes += _round_tokens(x, len(factors[x]))
         nodes += _product(node, x, name)
-        added[f"{name}/int8"], added[f"{name}/scale"] = _whole_numbers(to_array(weights[name]) * factors[x][:, None])
+        weight = onnx.numpy_helper.to_array(weights[name], str(folder)) * factors[x][:, None]
+        added[f"{name}/int8"], added[f"{name}/scale"] = _whole_numbers(weight)
     used = {name for node in nodes for name in node.input}
     held = [*graph.initializer, *(onnx.numpy_helper.from_array(value, name=name) for name, value in added.items())]
     del graph.initializer[:], graph.node[:]
@@ -198,7 +193,7 @@ def _product(node: Any, x: str, weight: str) -> Iterable[Any]:
 
 
 def _whole_numbers(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    most = 63 if saturates() else 127
+    most = 2 ** (weight_bits() - 1) - 1
     scales = np.maximum(np.abs(weight).max(axis=0), _SMALLEST) / most
     return np.round(weight / scales).astype(np.int8), scales.astype(np.float32)
 

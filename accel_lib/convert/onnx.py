@@ -1,34 +1,30 @@
-"""PyTorch to one ONNX file: dynamic batch and sequence, pooling or head inside, the precision in the graph."""
+"""PyTorch to ONNX or a PyTorch program: pooling or head inside, the precision in the file, reused where it can be."""
 
 from __future__ import annotations
 
-import ast
-import collections
 import contextlib
 import copy
-import dataclasses
 import hashlib
 import importlib.metadata
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, foreign_files, seal
 from accel_lib.atomic import writing
 from accel_lib.convert import precision as precisions
-from accel_lib.convert.overflow import check_fp16_range
-from accel_lib.errors import ArtifactError, ConversionError, require
+from accel_lib.convert.export import export_graph, failing_as, program_of, save_program, segment_program
+from accel_lib.convert.fp16 import to_fp16
+from accel_lib.convert.overflow import check_fp16_graph, check_fp16_range
+from accel_lib.convert.room import check_room
+from accel_lib.convert.storage import read_graph, write_graph
+from accel_lib.engines.onnxruntime import weight_bits
+from accel_lib.errors import ArtifactError, ConversionError
 from accel_lib.machine import cache_dir
 from accel_lib.version import __version__
 
 if TYPE_CHECKING:
-    import torch
-
     from accel_lib.models import Model
 
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -36,8 +32,6 @@ _FACTS = (
     "task", "output_name", "dimension", "max_length", "labels", "inputs", "activation", "pairs", "prompts",
     "default_prompt",
 )  # fmt: skip
-_LARGEST_BATCH = 65_535
-_LARGEST_BYTES = 2**31 - 1  # a protobuf message, and so an ONNX file, ends at 2 GiB
 
 
 def to_onnx(
@@ -93,17 +87,21 @@ def to_onnx(
         raise ConversionError("Only INT8 keeps nodes.", seen=f"keep={keep!r}", fix='precision="int8"')
 
     def write(path: Path) -> tuple[str, ...]:
-        if precision == "fp32":
-            _export(_packed(model) if packed else model, path)
-            return ()
-        range_notes = check_fp16_range(model) if precision == "fp16" else ()
-        fp32 = to_onnx(model, packed=packed, progress=progress)
-        with _failing_as("quantization" if precision.startswith("int8") else "conversion to half precision"):
-            return (*range_notes, *precisions.convert(fp32, path, precision, keep=keep, texts=texts))
+        if precision.startswith("int8"):
+            fp32 = to_onnx(model, packed=packed, progress=progress)
+            with failing_as("quantization"):
+                return precisions.quantized(fp32, path, precision, keep=keep, texts=texts)
+        made = _reusable(_folder(model, _label(packed=packed)), facts | {"precision": "fp32"})
+        graph = read_graph(made.path) if made else export_graph(model, packed=packed)
+        with failing_as("conversion to half precision" if precision == "fp16" else "export"):
+            if precision == "fp16":
+                to_fp16(graph)
+            write_graph(graph, path)
+            return check_fp16_graph(Artifact(path.parent, Manifest(**facts)), model) if precision == "fp16" else ()
 
     kept = keep if isinstance(keep, str) else _short_hash("\n".join(keep).encode()) if keep else ""
-    label = "-".join(filter(None, ["onnx", precision, "packed" if packed else "", kept]))
-    return _make(model, "onnx", precision, label, write, output, progress, packed=packed)
+    facts = _facts(model, "onnx", precision, packed=packed)
+    return _make(model, facts, _label(precision, packed=packed, kept=kept), write, output, progress)
 
 
 def to_torch(
@@ -142,57 +140,73 @@ def to_torch(
         raise ConversionError("A PyTorch program is fp32 or fp16.", seen=repr(precision), fix='precision="fp16"')
 
     def write(path: Path) -> tuple[str, ...]:
-        import torch
-
         from accel_lib.engines.torch import halve
         from accel_lib.models.segments import segment
 
         range_notes = check_fp16_range(model) if precision == "fp16" else ()
         module = segment(model.module, longest=model.max_length) if packed else model.module
-        with _failing_as("export"):
+        with failing_as("export"):
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
-            program = _segment_program(module, model) if packed else _program(module, model)
-            torch.export.save(program, path)
+            program = segment_program(module, model) if packed else program_of(module, model)
+            save_program(program, path)
         return range_notes
 
-    label = f"torch-{precision}{'-packed' if packed else ''}"
-    return _make(model, "torch", precision, label, write, output, progress, packed=packed)
+    facts = _facts(model, "torch", precision, packed=packed)
+    return _make(model, facts, _label(precision, packed=packed, form="torch"), write, output, progress)
 
 
-def _make(
-    model: Model,
-    form: Format,
-    precision: str,
-    label: str,
-    write: Callable[[Path], tuple[str, ...]],
-    output: str | Path | None,
-    progress: bool,
-    *,
-    packed: bool = False,
-) -> Artifact:
-    """Reuse an artifact that nothing has changed for, or write it aside and rename it."""
-    facts: dict[str, Any] = {
+def _facts(model: Model, form: Format, precision: str, *, packed: bool) -> dict[str, Any]:
+    """What an artifact's manifest has to say for it to be used again."""
+    return {
         "model": model.name,
         "source": f"{model.source}, weights {_weights(model)}",
         "format": form,
         "precision": precision,
         "packed": packed,
+        "weight_bits": weight_bits() if precision == "int8" else 0,
         "versions": {"accel_lib": __version__} | _versions(),
         **{field: getattr(model, field) for field in _FACTS},
     }
-    folder = Path(output) if output else cache_dir("artifacts", model.name.replace("/", "--"), label)
-    if output is None:
-        with contextlib.suppress(ArtifactError):
-            found = Artifact.load(folder)
-            if all(getattr(found.manifest, name) == value for name, value in facts.items()):
-                if progress:
-                    print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
-                return found
+
+
+def _label(precision: str = "fp32", *, packed: bool, form: Format = "onnx", kept: str = "") -> str:
+    return "-".join(filter(None, [form, precision, "packed" if packed else "", kept]))
+
+
+def _folder(model: Model, label: str) -> Path:
+    return cache_dir("artifacts", model.name.replace("/", "--"), label)
+
+
+def _reusable(folder: Path, facts: dict[str, Any]) -> Artifact | None:
+    """The artifact in a folder, where nothing that it depends on has changed."""
+    with contextlib.suppress(ArtifactError):
+        found = Artifact.load(folder)
+        if all(getattr(found.manifest, name) == value for name, value in facts.items()):
+            return found
+    return None
+
+
+def _make(
+    model: Model,
+    facts: dict[str, Any],
+    label: str,
+    write: Callable[[Path], tuple[str, ...]],
+    output: str | Path | None,
+    progress: bool,
+) -> Artifact:
+    """Reuse an artifact that nothing has changed for, or write it aside and rename it."""
+    folder = Path(output) if output else _folder(model, label)
+    found = None if output else _reusable(folder, facts)
+    if found:
+        if progress:
+            print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
+        return found
+    check_room(model, folder, facts["format"], facts["precision"], packed=facts["packed"])
     started = time.monotonic()
     with writing(folder, foreign=foreign_files if output else None) as draft:
-        notes = write(draft / MODEL_FILES[form])
+        notes = write(draft / MODEL_FILES[facts["format"]])
         model.tokenizer.save(draft / TOKENIZER_FILE)
         seconds = time.monotonic() - started
         manifest = seal(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
@@ -211,114 +225,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _program(module: torch.nn.Module, model: Model) -> Any:
-    import torch
-
-    shape = {0: torch.export.Dim("batch", max=_LARGEST_BATCH), 1: torch.export.Dim("sequence", max=model.max_length)}
-    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in model.inputs)
-    shapes = tuple(shape for _ in model.inputs)
-    return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-
-
-def _segment_program(module: torch.nn.Module, model: Model) -> Any:
-    import torch
-
-    from accel_lib.models.segments import flatten
-    from accel_lib.ragged import SEGMENTS, Ragged
-
-    tokens, ends = (
-        {0: torch.export.Dim(name, min=least, max=most)}
-        for name, least, most in (("tokens", 2, 2**20), ("ends", 3, _LARGEST_BATCH))
-    )
-    rows = Ragged.of([np.ones(8, dtype=np.int64)] * 4)
-    example = tuple(map(torch.from_numpy, flatten(rows, segments=SEGMENTS in model.inputs)))
-    shapes = (tokens, tokens, tokens, ends, tokens)[: len(example)]
-    return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-
-
-def _packed(model: Model) -> Model:
-    from accel_lib.models.packed import pack
-
-    return dataclasses.replace(model, module=pack(model.module, longest=model.max_length))
-
-
-def _export(model: Model, path: Path) -> None:
-    torch = require("torch", extra="models")
-    require("onnxscript", extra="convert")
-    if model.size_bytes > _LARGEST_BYTES:
-        raise ConversionError(
-            "An ONNX file ends at 2 GiB.",
-            seen=f"{model.size_bytes / 2**30:.1f} GiB of weights",
-            fix="a smaller encoder",
-        )
-    with _failing_as("export"), _quiet():
-        program = torch.onnx.export(
-            _program(model.module, model),
-            dynamo=True,
-            input_names=list(model.inputs),
-            output_names=[model.output_name],
-            verbose=False,
-        )
-        _name_nodes(program.model)
-        _name_sizes(program.model)
-        program.save(path, external_data=False)
-
-
-def _name_nodes(graph: Any) -> None:
-    """Name each node by the module it came from, such as ``encoder.layer.0.output.dense/MatMul``, for `keep`."""
-    seen: collections.Counter[str] = collections.Counter()
-    for node in graph.graph:
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        name = f"{ast.literal_eval(scopes)[-2] if scopes else ''}/{node.op_type}"
-        seen[name] += 1
-        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
-        node.metadata_props.clear()
-
-
-def _name_sizes(graph: Any) -> None:
-    """Call the dynamic sizes ``batch`` and ``sequence``, which the exporter calls ``s43`` and ``s53``."""
-    names = dict(zip(map(str, graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
-    made = (output for node in graph.graph for output in node.outputs)
-    for value in {*graph.graph.inputs, *made}:
-        for axis, size in enumerate(value.shape or ()):
-            if str(size) in names:
-                value.shape[axis] = names[str(size)]
-
-
-@contextlib.contextmanager
-def _failing_as(step: str) -> Iterator[None]:
-    """Whatever PyTorch or ONNX Runtime raises, as a ConversionError that names the step."""
-    try:
-        yield
-    except (ConversionError, ArtifactError):
-        raise
-    except Exception as error:  # exporters raise errors of many kinds, from many libraries
-        raise ConversionError(
-            f"The {step} failed.",
-            seen=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix="accel doctor shows the versions; the model may use an operation that ONNX does not have",
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on optional packages and its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _weights(model: Model) -> str:
     digest = hashlib.blake2b(str(getattr(model.module, "tail", "")).encode(), digest_size=6)  # pooling has no weights
     for name, weight in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,28 +1,28 @@
-"""Precision is part of the graph: FP16 by casts in it, INT8 by quantized nodes in it, and a reader that tells which."""
+"""INT8 in one of two forms, and a reader that tells which precision a graph really holds."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from accel_lib.artifact import Artifact
+from accel_lib.artifact import ONNX_FILES, Artifact
 from accel_lib.convert.int8 import calibration_rows, to_int8, weighted_products
 from accel_lib.convert.sensitivity import sensitive
+from accel_lib.convert.storage import read_graph, write_graph
 from accel_lib.errors import ArtifactError, ConversionError, require
 from accel_lib.ragged import by_name
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-qdq")
 
-# Sums over many numbers and exponentials leave FP16's range or digits: LayerNorm, softmax, pooling and unit length.
-_STAY_FP32 = ("LayerNormalization", "Softmax", "ReduceSum", "ReduceMax", "ReduceL2", "Clip", "Div", "CumSum", "Sqrt")
 _CALIBRATION_TEXTS = 64
 
 
-def convert(
+def quantized(
     fp32: Artifact,
     path: Path,
     precision: str,
@@ -30,10 +30,7 @@ def convert(
     keep: Sequence[str] | Literal["auto"],
     texts: Sequence[str] | None,
 ) -> tuple[str, ...]:
-    """Write an FP32 artifact's graph in another precision to `path`; returns notes for the manifest."""
-    if precision == "fp16":
-        _to_fp16(fp32.path, path)
-        return ()
+    """Write an FP32 artifact's graph in INT8 to `path`; returns notes for the manifest."""
     kept = sensitive(fp32, texts) if keep == "auto" else _nodes_to_keep(fp32.path, keep)
     if precision == "int8":
         return to_int8(fp32, path, kept, texts=texts)
@@ -55,8 +52,8 @@ def graph_precision(path: Path) -> str:
     """
     onnx = require("onnx", extra="convert")
     try:
-        model = onnx.load(path)
-        del model.graph.value_info[:]  # recorded before a conversion, wrong after it
+        model = onnx.load(path, load_external_data=False)
+        del model.graph.value_info[:]  # what a file says of itself is not what it holds
         model = onnx.shape_inference.infer_shapes(model)
     except Exception as error:  # protobuf and ONNX raise errors of their own for a broken file
         raise ArtifactError(
@@ -91,24 +88,15 @@ def _element_type(tensor: str, types: dict[str, int], made_by: dict[str, Any]) -
     return types.get(tensor, 0)
 
 
-def _to_fp16(source: Path, path: Path) -> None:
-    onnx = require("onnx", extra="convert")
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    model = onnx.load(source)
-    del model.graph.value_info[:]
-    graph = convert_float_to_float16(model, keep_io_types=True, op_block_list=list(_STAY_FP32))
-    onnx.save(graph, path)
-
-
 def _to_int8_qdq(fp32: Artifact, path: Path, kept: list[str], texts: Sequence[str] | None) -> tuple[str, ...]:
     require("onnxruntime", extra="convert")
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    with _without_advice():
+    with _without_advice(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder, path.name)
         quantize_static(
             fp32.path,
-            path,
+            made,
             _Calibration(fp32, texts),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
@@ -123,7 +111,9 @@ def _to_int8_qdq(fp32: Artifact, path: Path, kept: list[str], texts: Sequence[st
                 "MatMulConstBOnly": True,
                 "DefaultTensorType": 1,
             },
+            use_external_data_format=(fp32.folder / ONNX_FILES[1]).is_file(),
         )
+        write_graph(read_graph(made), path)
     return (f"INT8 with Q/DQ nodes; {len(kept)} matrix products kept in FP32",)
 
 
@@ -145,7 +135,7 @@ class _Calibration:
 
 def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
     onnx = require("onnx", extra="convert")
-    names = [node.name for node in weighted_products(onnx.load(path).graph)]
+    names = [node.name for node in weighted_products(onnx.load(path, load_external_data=False).graph)]
     for part in keep:
         if not any(part in name for name in names):
             raise ConversionError(

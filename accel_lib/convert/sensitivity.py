@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,23 +53,23 @@ def sensitive(fp32: Artifact, texts: Sequence[str] | None = None) -> list[str]:
     """
     onnx = require("onnx", extra="convert")
     rows, _ = calibration_rows(fp32, texts or load_texts("mixed", limit=_TEXTS, seed=2))
-    products = weighted_products(onnx.load(fp32.path).graph)
+    products = weighted_products(onnx.load(fp32.path, load_external_data=False).graph)
     names = [node.name for node in products]
-    with _trials(fp32) as encode:
-        exact = encode(names, rows)
+    encode = _trials(fp32)
+    exact = encode(names, rows)
 
-        def holds(kept: Collection[str]) -> bool:
-            return _holds(encode(kept, rows), exact, fp32.manifest.task)
+    def holds(kept: Collection[str]) -> bool:
+        return _holds(encode(kept, rows), exact, fp32.manifest.task)
 
-        if holds([]):
-            return []
-        few = np.argsort(rows.lengths, kind="stable")[:: max(1, len(rows) // _FEW)]
-        some = rows.take(few)
-        work = _work(onnx.load(fp32.path).graph, products)
-        task = fp32.manifest.task
-        moved = {name: _moved(encode(set(names) - {name}, some), exact[few], task) for name in names}
-        worst_first = sorted(names, key=lambda name: -moved[name] / work[name])
-        count = _fewest(lambda count: holds(worst_first[:count]), len(names))
+    if holds([]):
+        return []
+    few = np.argsort(rows.lengths, kind="stable")[:: max(1, len(rows) // _FEW)]
+    some = rows.take(few)
+    work = _work(onnx.load(fp32.path, load_external_data=False).graph, products)
+    task = fp32.manifest.task
+    moved = {name: _moved(encode(set(names) - {name}, some), exact[few], task) for name in names}
+    worst_first = sorted(names, key=lambda name: -moved[name] / work[name])
+    count = _fewest(lambda count: holds(worst_first[:count]), len(names))
     if count == len(names):
         raise ConversionError(
             "INT8 does not hold its targets for this model.",
@@ -103,22 +101,19 @@ def _moved(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> 
     return logit_errors(seen, exact).typical if task == "classification" else float(1 - cosine(seen, exact).mean())
 
 
-@contextlib.contextmanager
-def _trials(fp32: Artifact) -> Iterator[_Encode]:
+def _trials(fp32: Artifact) -> _Encode:
     """A function that encodes rows with everything in INT8 but the named nodes."""
     onnx = require("onnx", extra="convert")
     loud = loud_channels(fp32)
-    with tempfile.TemporaryDirectory() as folder:
-        trial = Artifact(Path(folder), fp32.manifest)
 
-        def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
-            model = onnx.load(fp32.path)
-            quantize(model, kept, loud)
-            onnx.save(model, trial.path)
-            with contextlib.closing(OnnxRuntimeEngine(trial, device="cpu")) as engine:
-                return run_batches(engine, rows)
+    def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
+        model = onnx.load(fp32.path, load_external_data=False)
+        quantize(model, fp32.folder, kept, loud)
+        graph = model.SerializeToString()
+        with contextlib.closing(OnnxRuntimeEngine(fp32, device="cpu", graph=graph)) as engine:
+            return run_batches(engine, rows)
 
-        yield encode
+    return encode
 
 
 def _work(graph: Any, products: Sequence[Any]) -> dict[str, int]:

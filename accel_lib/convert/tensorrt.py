@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, seal, sha256
+from accel_lib.artifact import MODEL_FILES, ONNX_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, seal
 from accel_lib.atomic import writing
 from accel_lib.convert.builder import build, parsed
-from accel_lib.convert.cache import built_on, cached
+from accel_lib.convert.cache import built_on, cached, weights_digest
 from accel_lib.convert.targets import check_precision, choose_library, resolve_target
 from accel_lib.engines.trt import LIBRARIES, Library, built_with, load_library
 from accel_lib.errors import ArtifactError, ConversionError, OutputError
@@ -102,7 +102,7 @@ def to_tensorrt(
         versions=others | {library.name: library.version},
         machine=built_on(),
     )
-    found, reason = cached(folder, wanted, sha256(onnx_file)) if output is None else (None, "")
+    found, reason = cached(folder, wanted, weights_digest(artifact.manifest)) if output is None else (None, "")
     if found:
         if progress:
             print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
@@ -118,8 +118,9 @@ def to_tensorrt(
     with writing(folder, foreign=foreign_files if output else None) as draft:
         plan = build(library, onnx_file, target, chosen, progress=progress)
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
-        for name in (MODEL_FILES["onnx"], TOKENIZER_FILE):
-            shutil.copy2(artifact.folder / name, draft / name)
+        for name in (*ONNX_FILES, TOKENIZER_FILE):
+            if (artifact.folder / name).is_file():
+                shutil.copy2(artifact.folder / name, draft / name)
         seconds = time.monotonic() - started
         notes = (*wanted.notes, *([reason] if reason else []))
         manifest = seal(draft, dataclasses.replace(wanted, seconds=seconds, notes=notes))

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
+from accel_lib.convert.declared import open_as_declared
 from accel_lib.convert.lengths import texts_up_to
 from accel_lib.convert.precision import graph_precision
-from accel_lib.engines import Engine, open_engine
+from accel_lib.engines import Engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ValidationError
 from accel_lib.ragged import Ragged
@@ -186,7 +187,7 @@ def validate(
         raise ValidationError(
             "Too few texts to judge by.", seen=f"{len(set(texts))} different texts", fix="give dozens, short and long"
         )
-    engine = open_engine(candidate, device=device) if isinstance(candidate, Artifact) else candidate
+    engine = open_as_declared(candidate, device=device) if isinstance(candidate, Artifact) else candidate
     rows, wanted = _asked(reference, list(texts))
     allowed = tolerance or TOLERANCES[engine.precision]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,20 @@ from numpy.typing import NDArray
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
 from accel_lib.errors import ArtifactError, EngineError, require
-from accel_lib.machine import cores
+from accel_lib.machine import cores, inspect_machine
 from accel_lib.ragged import by_name
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # On 512 tokens of 384 numbers the fused operator took 0.82 ms, an addition and a LayerNormalization 0.10 ms together
 # (ONNX Runtime 1.32, one core with AVX-512): the fused kernel adds up number by number.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
+_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
+
+
+def weight_bits() -> int:
+    """Bits of an INT8 weight here: 7 where sums of two products of 8-bit numbers overflow their 16, as without VNNI."""
+    return 8 if set(inspect_machine().isa) & _VNNI else 7
 
 
 class OnnxRuntimeEngine:
@@ -39,6 +47,8 @@ class OnnxRuntimeEngine:
         Source: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
     fusions
         Let ONNX Runtime rearrange the graph for this machine; False runs it operator by operator, to see what it gives.
+    graph
+        A serialized graph to run in place of the artifact's own, on the artifact's weights where it refers to them.
     """
 
     def __init__(
@@ -49,10 +59,11 @@ class OnnxRuntimeEngine:
         threads: int | None = None,
         allow_spinning: bool = True,
         fusions: bool = True,
+        graph: bytes | None = None,
     ) -> None:
         index = int(device.partition(":")[2] or 0)
         self._open = functools.partial(
-            open_session, artifact, device=device, allow_spinning=allow_spinning, fusions=fusions
+            open_session, artifact, device=device, allow_spinning=allow_spinning, fusions=fusions, graph=graph
         )
         self._session, provider = self._open(threads=threads)
         self._alone, self._opening = None, threading.Lock()
@@ -118,7 +129,13 @@ class OnnxRuntimeEngine:
 
 
 def open_session(
-    artifact: Artifact, *, device: str, threads: int | None, allow_spinning: bool, fusions: bool = True
+    artifact: Artifact,
+    *,
+    device: str,
+    threads: int | None,
+    allow_spinning: bool,
+    fusions: bool = True,
+    graph: bytes | None = None,
 ) -> tuple[Any, str]:
     """ONNX Runtime's session on an artifact, as `OnnxRuntimeEngine` describes it, and the provider it was asked for."""
     ort = require("onnxruntime", extra="convert")
@@ -129,8 +146,24 @@ def open_session(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusions else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads or _allowed()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
-    skipped = SLOW_FUSIONS if provider == _CPU else ()
-    return _session(ort, artifact, options, provider, int(device.partition(":")[2] or 0), skipped), provider
+    if graph is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.folder))
+        options.execution_order = (
+            ort.ExecutionOrder.PRIORITY_BASED
+        )  # as it is written: what is looked at is let go soon
+    if provider == _CPU:
+        _check_weight_bits(artifact.manifest.weight_bits)
+    index = int(device.partition(":")[2] or 0)
+    return _session(ort, artifact, graph or artifact.path, options, provider, index), provider
+
+
+def _check_weight_bits(bits: int) -> None:
+    if bits and bits > weight_bits():
+        raise EngineError(
+            "These INT8 weights give wrong numbers on this CPU: sums of two products overflow without VNNI.",
+            seen=f"{bits}-bit weights; this CPU has {', '.join(inspect_machine().isa) or 'no fast instructions'}",
+            fix='convert the model again on this machine: accel.to_onnx(model, precision="int8")',
+        )
 
 
 def _allowed() -> int:
@@ -151,10 +184,11 @@ def _provider(device: str, available: list[str]) -> str:
     return _CUDA
 
 
-def _session(ort: Any, artifact: Artifact, options: Any, provider: str, index: int, skipped: tuple[str, ...]) -> Any:
+def _session(ort: Any, artifact: Artifact, held: Path | bytes, options: Any, provider: str, index: int) -> Any:
+    skipped = list(SLOW_FUSIONS) if provider == _CPU else []
     choice = (_CUDA, {"device_id": index}) if provider == _CUDA else _CPU
     try:
-        return ort.InferenceSession(artifact.path, options, providers=[choice], disabled_optimizers=list(skipped))
+        return ort.InferenceSession(held, options, providers=[choice], disabled_optimizers=skipped)
     except Exception as error:  # ONNX Runtime's exceptions share no base class below this one
         seen = str(error).splitlines()[0]
         what = f"ONNX Runtime cannot load {artifact.path.name} of {artifact.folder.name}"

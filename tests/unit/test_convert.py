@@ -3,6 +3,8 @@
 import collections
 import copy
 import dataclasses
+import errno
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,10 +13,13 @@ import torch
 
 from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier
 from accel_lib.artifact import Artifact
-from accel_lib.convert import graph
+from accel_lib.convert import graph, room, storage
 from accel_lib.convert.precision import PRECISIONS, graph_precision
-from accel_lib.errors import ArtifactError, ConversionError, EngineError
+from accel_lib.engines import onnxruntime as ort_engine
+from accel_lib.errors import AccelError, ArtifactError, ConversionError, EngineError
+from accel_lib.models import load_model
 from accel_lib.models.tokenizer import pad
+from tests.families import FAMILIES
 
 SHAPES = [(1, 3), (5, 2), (3, 128)]
 
@@ -74,6 +79,10 @@ def test_any_precision_answers_in_fp32_close_to_pytorch(tiny_model, converted):
     output = open_engine(converted).run(ids, mask)
     assert output.dtype == np.float32
     assert (output * expected).sum(axis=1).min() > 0.98
+
+
+def test_every_file_passes_the_checker_of_onnx_in_full(converted):
+    onnx.checker.check_model(str(converted.path), full_check=True)
 
 
 def test_sums_and_exponentials_stay_fp32_in_a_half_precision_graph(tiny_model):
@@ -213,3 +222,87 @@ def test_a_corrupt_file_has_no_precision(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"this is not a graph")
     with pytest.raises(ArtifactError, match="cannot be read as ONNX"):
         graph_precision(tmp_path / "model.onnx")
+
+
+@pytest.fixture(scope="module", params=[*PRECISIONS, "packed"])
+def beside(request, tiny_model, tmp_path_factory):
+    """Each precision of a model that is said to be large, as its weights lie beside the graph."""
+    folder = tmp_path_factory.mktemp("large")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "EXTERNAL_FROM_BYTES", 1)
+        patch.setenv("ACCEL_HOME", str(folder))
+        kind = {"packed": True} if request.param == "packed" else {"precision": request.param}
+        return to_onnx(tiny_model, output=folder / request.param, progress=False, **kind)
+
+
+def test_weights_of_a_large_model_lie_beside_its_graph_and_every_reader_finds_them(tiny_model, beside, tmp_path):
+    assert {"model.onnx", "model.onnx.data"} < set(beside.manifest.files)
+    assert beside.path.stat().st_size < 0.3 * beside.size_bytes
+    onnx.checker.check_model(str(beside.path), full_check=True)
+    assert graph_precision(beside.path) == beside.manifest.precision
+    assert graph.operators([beside], executed=True).sum().item() > 10
+    ids, mask = batch(4, 16)
+    moved = Artifact.load(beside.copy_to(tmp_path / "copy").folder)
+    with torch.inference_mode():
+        expected = tiny_model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    assert (open_engine(moved, device="cpu").run(ids, mask) * expected).sum(axis=1).min() > 0.98
+
+
+def test_a_small_model_stays_one_file(fp32):
+    assert set(fp32.manifest.files) == {"model.onnx", "tokenizer.json"}
+
+
+def test_int8_for_a_cpu_with_vnni_is_refused_by_one_without_and_converted_again(tiny_model, monkeypatch):
+    monkeypatch.setattr(ort_engine, "weight_bits", lambda: 8)
+    monkeypatch.setattr("accel_lib.convert.onnx.weight_bits", lambda: 8)
+    made = to_onnx(tiny_model, precision="int8", progress=False)
+    assert made.manifest.weight_bits == 8
+    for module in ("accel_lib.engines.onnxruntime", "accel_lib.convert.onnx", "accel_lib.convert.int8"):
+        monkeypatch.setattr(f"{module}.weight_bits", lambda: 7)
+    with pytest.raises(EngineError, match="overflow without VNNI"):
+        open_engine(made, device="cpu")
+    assert to_onnx(tiny_model, precision="int8", progress=False).manifest.weight_bits == 7
+
+
+@pytest.mark.parametrize("target", ["accel_lib.convert.onnx.write_graph", "accel_lib.models.tokenizer.Tokenizer.save"])
+def test_a_full_disk_is_called_a_full_disk_and_leaves_no_empty_folder(tiny_model, tmp_path, monkeypatch, target):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(target, full)
+    with pytest.raises(AccelError, match="disk is full"):
+        to_onnx(tiny_model, output=tmp_path / "new" / "folder", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "said"), [("memory", "more memory than is free"), ("disk", "disk has no room")])
+def test_too_little_memory_or_disk_is_refused_with_numbers_before_the_work(
+    tiny_model, tmp_path, monkeypatch, name, said
+):
+    free = {"memory": 2**20, "disk": 1000}[name]
+    if name == "memory":
+        monkeypatch.setattr(room, "free_memory_bytes", lambda: free)
+    else:
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    monkeypatch.setattr("accel_lib.convert.onnx.export_graph", None)
+    with pytest.raises(ConversionError, match=rf"(?s){said}.*GiB"):
+        to_onnx(tiny_model, output=tmp_path / "new", progress=False)
+
+
+def test_a_program_with_mapped_functions_is_saved_and_gives_the_same(tmp_path):
+    model = load_model(str(FAMILIES["gemma3"](tmp_path / "gemma3")))
+    ids, mask = batch(3, 11)
+    ids %= 300
+    with torch.inference_mode():
+        expected = model.module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    artifact = to_torch(model, output=tmp_path / "torch", progress=False)
+    assert open_engine(artifact, device="cpu").run(ids, mask) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_export_that_fails_prints_nothing_and_says_what_does_run(tiny_model, tmp_path, capfd):
+    odd = dataclasses.replace(tiny_model, module=Unexportable())
+    capfd.readouterr()
+    with pytest.raises(ConversionError, match="export failed") as refusal:
+        to_onnx(odd, output=tmp_path / "odd", progress=False)
+    assert "open_engine" in refusal.value.fix
+    assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ import pytest
 from accel_lib import open_engine, to_onnx, to_tensorrt
 from accel_lib.artifact import Artifact, Profile, seal
 from accel_lib.atomic import writing
-from accel_lib.convert.cache import refusal, unfit
+from accel_lib.convert.cache import refusal, unfit, weights_digest
 from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
 from accel_lib.engines import trt
 from accel_lib.engines.tensorrt import profile_for
@@ -197,6 +197,32 @@ def test_fp32_matrix_products_for_a_t4_are_refused_by_the_builder_in_its_own_wor
         with pytest.raises(ConversionError, match="FP32 GEMM is not supported"):
             to_tensorrt(changed(fp32, precision="fp16"), target="t4", output=tmp_path / "plan", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["fp32"]
+
+
+def test_a_builder_without_memory_names_a_batch_size_that_builds(fp16, tmp_path, monkeypatch):
+    tried = []
+
+    def plan(_library, _file, _target, profiles, **_):
+        tried.append(profiles[0].max[0])
+        return b"plan" if tried[-1] <= 8 else None
+
+    monkeypatch.setattr("accel_lib.convert.builder._plan", plan)
+    monkeypatch.setattr(trt.Library, "complaint", lambda _: "Error Code 2: OutOfMemory (Requested size was 4294996688)")
+    with pytest.raises(ConversionError, match="OutOfMemory") as refusal:
+        to_tensorrt(fp16, target="t4", output=tmp_path / "plan", progress=False)
+    assert refusal.value.fix == "max_batch_size=8, which builds"
+    assert tried == [32, 16, 8]
+
+
+def test_an_engine_of_a_large_model_keeps_its_weights_and_knows_them(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("accel_lib.convert.storage.EXTERNAL_FROM_BYTES", 1)
+    large = to_onnx(tiny_model, precision="fp16", output=tmp_path / "fp16", progress=False)
+    plan = to_tensorrt(large, target="t4", max_batch_size=4, output=tmp_path / "t4", progress=False)
+    assert {"model.plan", "model.onnx", "model.onnx.data"} < set(plan.manifest.files)
+    other = plan.manifest.files | {"model.onnx.data": {"sha256": "0", "bytes": 0}}
+    assert "for the weights" in refusal(
+        changed(plan, files=other).manifest, plan.manifest, weights_digest(plan.manifest)
+    )
 
 
 def test_an_engine_of_another_version_is_refused_before_it_is_loaded(t4):

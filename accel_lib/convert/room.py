@@ -1,0 +1,47 @@
+"""Whether a conversion has the memory and the disk that it will take, known before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accel_lib.artifact import Format
+from accel_lib.errors import ConversionError
+from accel_lib.machine import free_memory_bytes
+
+if TYPE_CHECKING:
+    from accel_lib.models import Model
+
+# In sizes of the FP32 weights, which are in memory already, as measured on XLM-RoBERTa large (2.3 GB).
+_MEMORY = {"fp32": 0.3, "fp16": 1.0, "int8": 1.5, "int8-qdq": 3.0}
+_MEMORY_FOR_COPIES = 1.0  # packing, and PyTorch programs, copy the network
+_DISK = {"fp32": 1.0, "fp16": 0.5, "int8": 1.7, "int8-qdq": 2.7}  # with INT8 the FP32 file is written too
+_SPARE_BYTES = 256 * 2**20
+
+
+def check_room(model: Model, folder: Path, form: Format, precision: str, *, packed: bool) -> None:
+    """Refuse a conversion that would run out of memory or disk.
+
+    Raises
+    ------
+    ConversionError
+        With how much it takes, and how much there is.
+    """
+    weights = model.size_bytes
+    copied = _MEMORY_FOR_COPIES if packed or form == "torch" else 0.0
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    disk, there = int(_DISK[precision] * weights), shutil.disk_usage(place).free
+    if disk > there:
+        raise ConversionError(
+            "The disk has no room for this conversion.",
+            seen=f"it takes {disk / 2**30:.2f} GiB, {there / 2**30:.2f} GiB are free in {place}",
+            fix="free some space, or name another place: output=..., or ACCEL_HOME for the cache",
+        )
+    memory, free = int((_MEMORY[precision] + copied) * weights) + _SPARE_BYTES, free_memory_bytes()
+    if memory > free:
+        raise ConversionError(
+            "This conversion takes more memory than is free.",
+            seen=f"it takes {memory / 2**30:.1f} GiB beside the model, {free / 2**30:.1f} GiB are free",
+            fix="close what else takes memory, or convert on a machine with more; the artifact runs on this one",
+        )
