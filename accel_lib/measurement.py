@@ -99,6 +99,7 @@ _HEADINGS = {
     "client_ms": "client and transport, ms",
     "top10_overlap": "10 nearest kept", "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
     "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
+    "offered_per_s": "offered, sentences/s", "simulated_per_s": "simulated, sentences/s",
     "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",
 }  # fmt: skip
 

@@ -1,7 +1,6 @@
 from .arrivals import steps as steps
 from .curve import rate_curve as rate_curve
 from .experiment import vary as vary
-from .generator import Generator as Generator
 from .monitor import read_metrics as read_metrics
 from .monitor import watch as watch
 from .multi_gpu import compare_gpu_split as compare_gpu_split
@@ -12,7 +11,6 @@ from .response_cache import compare_response_cache as compare_response_cache
 from .response_cache import time_lookups as time_lookups
 from .response_cache import zipf_traffic as zipf_traffic
 from .runner import LoadRun as LoadRun
-from .runner import load_test as load_test
 from .split_model import LAYOUTS as LAYOUTS
 from .split_model import compare_layouts as compare_layouts
 from .split_model import part_times_ms as part_times_ms
