@@ -16,7 +16,7 @@ import pandas as pd
 
 from accel_lib.errors import AccelError
 from accel_lib.formatting import UNCHANGED, capital, differs, listed, number, percent, times
-from accel_lib.load.rounds import in_rounds, ratios, speed, totals
+from accel_lib.load.rounds import MEASURES, in_rounds, ratios, speed, totals
 from accel_lib.load.runner import LoadRun, in_flight, load_test
 from accel_lib.measurement import Result, highest, to_frame
 from accel_lib.stats import percentile, percentile_interval
@@ -26,7 +26,6 @@ from accel_lib.triton.config import ModelConfig
 _NOTICED = 1.1  # ratio from which on a mechanism counts as an explanation
 _ALONE = 1.05  # mean batch up to which requests ran alone
 _REFUSED = 0.01
-_MEASURES = {"speedup": "throughput", "p95_ratio": "p95"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,7 +53,7 @@ class Experiment(Result):
         """The strongest changes of throughput and p95 against the first setting, or that there are none."""
         frame, others = self.frame, self._others
         told: dict[tuple[str, str], list[str]] = {}
-        for column, words in _MEASURES.items():
+        for column, words in MEASURES.items():
             sure = [row for row in others.to_dict("records") if differs(row, column)]
             if sure:
                 row = max(sure, key=lambda row: abs(math.log(row[column])))
@@ -230,7 +229,7 @@ def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
 
 def _size_of_effect(row: pd.Series[Any]) -> float:
     """How far throughput or p95 is from unchanged, on the side that is certain."""
-    certain = [max(row[f"{side}_low"], 1 / row[f"{side}_high"]) for side in _MEASURES]
+    certain = [max(row[f"{side}_low"], 1 / row[f"{side}_high"]) for side in MEASURES]
     return max((value for value in certain if not math.isnan(value)), default=0.0)
 
 

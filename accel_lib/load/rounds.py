@@ -25,6 +25,7 @@ from accel_lib.triton.statistics import Statistics
 T = TypeVar("T")
 K = TypeVar("K")
 
+MEASURES = {"speedup": "throughput", "p95_ratio": "p95"}  # columns of `ratios`, and what they compare
 _SLICE_LATENCIES = 2  # latencies that a slice of a run holds
 _MOST_SLICES = 10
 _FEW_PER_S = 1e-3  # instead of none in a slice of a run, as ratios need numbers above zero
@@ -45,9 +46,7 @@ class Ways(Result):
     """
 
     explanation: str
-    measures: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"speedup": "throughput", "p95_ratio": "p95"}
-    )
+    measures: Mapping[str, str] = dataclasses.field(default_factory=lambda: MEASURES)
 
     @property
     def headline(self) -> str:
