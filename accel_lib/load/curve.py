@@ -71,8 +71,10 @@ class RateCurve(Result):
         """Which part of a request's time grows most from the lowest to the highest rate."""
         first, last = self.spans.iloc[0], self.spans.iloc[-1]
         grown = last - first
-        total = f"from {number(first.sum())} to {number(last.sum())} ms"
-        return f"A request's mean time goes {total}; {grown.idxmax()} grows most, by {number(grown.max())} ms"
+        said = f"A request's mean time goes from {number(first.sum())} to {number(last.sum())} ms"
+        if grown.max() <= 0:
+            return f"{said}: no part of it grows"
+        return f"{said}; {grown.idxmax()} grows most, by {number(grown.max())} ms"
 
     @property
     def spans(self) -> pd.DataFrame:
