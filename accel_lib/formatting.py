@@ -1,8 +1,12 @@
-"""Numbers as a sentence says them."""
+"""Numbers and comparisons as a sentence says them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+UNCHANGED = "no significant difference"
 
 
 def number(value: float) -> str:
@@ -26,6 +30,21 @@ def times(ratio: float, low: float = math.nan, high: float = math.nan) -> str:
     return f"{number(ratio)}× ({ends[0]}–{ends[1]}×)" if ends[0] != ends[1] else f"{number(ratio)}×"
 
 
+def ratio(row: Mapping[Any, Any], column: str) -> str:
+    """The ratio in a column of a table's row, with its interval from ``_low`` and ``_high``, as `times` writes it."""
+    return times(row[column], row[f"{column}_low"], row[f"{column}_high"])
+
+
+def differs(row: Mapping[Any, Any], column: str) -> bool:
+    """Whether the interval of a ratio in a table's row leaves out 1."""
+    return bool(row[f"{column}_low"] > 1 or row[f"{column}_high"] < 1)
+
+
+def change(row: Mapping[Any, Any], column: str, what: str) -> str:
+    """``"2.1× (1.9–2.3×) the throughput"``, or that there is no significant difference; `what` is the throughput."""
+    return f"{ratio(row, column)} the {what}" if differs(row, column) else UNCHANGED
+
+
 def percent(share: float) -> str:
     """A share as a percentage that never rounds to a false 0% or 100%: ``"88%"``, ``"99.7%"``, ``"0.4%"``."""
     if math.isnan(share):
@@ -40,3 +59,8 @@ def percent(share: float) -> str:
 def listed(items: list[str]) -> str:
     """Items as English lists them: ``"a"``, ``"a and b"``, ``"a, b and c"``."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def capital(sentence: str) -> str:
+    """The sentence with its first letter in upper case."""
+    return sentence[:1].upper() + sentence[1:]

@@ -1,4 +1,4 @@
-"""Fair timing: who is compared takes turns, and ratios are taken within a turn, where the machine was the same."""
+"""Results as tables that know their machine, and fair timing: what is compared runs in turns on the same machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ _FEWEST_TURNS = 6  # under which the median has no 95% interval
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Result(abc.ABC):
-    """A measurement: its tidy table, which knows the machine (``frame.attrs["machine"]``), and what it says."""
+    """A measurement: its tidy table, which knows the machine (``frame.attrs["machine"]``), and what it says.
+
+    `stopped` says why it ended before everything was measured; it is empty if it did not.
+    """
 
     frame: pd.DataFrame
+    stopped: str = ""
 
     @property
     @abc.abstractmethod
@@ -42,6 +46,10 @@ class Result(abc.ABC):
         """What a reader is shown."""
         return self.frame
 
+    def _and_stopped(self, headline: str) -> str:
+        """A headline, and why the measurement ended early, if it did."""
+        return f"{headline}. It ended early: {self.stopped}" if self.stopped else headline
+
     def __repr__(self) -> str:
         return f"{self._readable().to_string(index=False)}\n{self.headline}\n{self.machine}"
 
@@ -50,107 +58,69 @@ class Result(abc.ABC):
         return f"{table}<p><b>{html.escape(self.headline)}</b><br><small>{html.escape(self.machine)}</small></p>"
 
     def _readable(self, *, as_html: bool = False) -> pd.DataFrame:
-        """The columns that have a heading, as words; as HTML the best of each is bold."""
+        """The columns that are shown, as words; as HTML the best of each is bold."""
         shown: dict[str, list[str]] = {}
-        for name in self._table:
-            if name in _HEADINGS:
-                heading, write, best = _HEADINGS[str(name)]
+        for name in map(str, self._table):
+            if name in _WRITE:
                 values = self._table[name].tolist()
-                winner = best(values) if best and as_html and len(set(values)) > 1 else None
-                cells = [html.escape(write(value)) if as_html else write(value) for value in values]
-                shown[heading] = [f"<b>{c}</b>" if v == winner else c for v, c in zip(values, cells, strict=True)]
+                winner = max(values) if name in _HIGHER.split() else min(values) if name in _LOWER.split() else None
+                winner = winner if as_html and len(set(values)) > 1 else None
+                cells = [html.escape(_WRITE[name](value)) if as_html else _WRITE[name](value) for value in values]
+                bold = [f"<b>{c}</b>" if v == winner else c for v, c in zip(values, cells, strict=True)]
+                shown[_heading(name)] = bold
         return pd.DataFrame(shown)
 
 
-# Column -> heading with its unit, how a value is written, and which value is best.
-_HEADINGS: dict[str, tuple[str, Callable[[Any], str], Callable[[Any], Any] | None]] = {
-    "name": ("", str, None),
-    "strategy": ("strategy", str, None),
-    "instance_count": ("instances", str, None),
-    "threads": ("threads each", str, None),
-    "max_queue_delay_us": ("queue delay, µs", "{:,}".format, None),
-    "max_batch_tokens": ("tokens a batch", "{:,}".format, None),
-    "max_batch_size": ("largest batch", str, None),
-    "preferred_batch_size": ("preferred batch", str, None),
-    "engine": ("engine", str, None),
-    "batch_size": ("batch size", str, None),
-    "measured_mb": ("measured, MB", number, None),
-    "predicted_mb": ("predicted, MB", number, None),
-    "role": ("", str, None),
-    "tokens": ("tokens a text", lambda value: "–" if value != value else format(value, ".0f"), None),
-    "device": ("device", str, None),
-    "batching": ("best batching", str, None),
-    "requests": ("requests", "{:,}".format, None),
-    "right": ("right answers", percent, max),
-    "sentences_per_s": ("sentences/s", number, max),
-    "tokens_per_s": ("tokens/s", number, max),
-    "padded_tokens_per_s": ("with padding, tokens/s", number, None),
-    "speedup": ("speed-up", times, max),
-    "ms_at_batch_1": ("one text, ms", number, min),
-    "concurrency": ("concurrency", str, None),
-    "offered_per_s": ("offered, sentences/s", number, None),
-    "p50_ms": ("p50, ms", number, min),
-    "p95_ms": ("p95, ms", number, min),
-    "p99_ms": ("p99, ms", number, min),
-    "naive_p95_ms": ("naive p95, ms", number, None),
-    "client_ms": ("client and transport, ms", number, None),
-    "queue_ms": ("queue, ms", number, None),
-    "compute_infer_ms": ("model, ms", number, None),
-    "mean_batch_size": ("mean batch", number, None),
-    "over_best": ("over the fastest", times, None),
-    "size_mb": ("size, MB", number, min),
-    "cosine_mean": ("cosine, mean", "{:.4f}".format, None),
-    "cosine_min": ("cosine, least", "{:.4f}".format, None),
-    "top10_overlap": ("10 nearest kept", percent, None),
-    "same_label": ("same label", percent, None),
-    "padding": ("padding", percent, None),
-    "request": ("request", str, None),
-    "http_ms": ("HTTP, key, JSON, ms", number, None),
-    "tokenize_ms": ("tokenize, ms", number, None),
-    "total_ms": ("in all, ms", number, min),
-    "received_kb": ("answer, KB", number, None),
-    "bytes_each": ("bytes a text", "{:,.0f}".format, min),
-    "replicas_mean": ("replicas, mean", number, None),
-    "replicas_max": ("at most", str, None),
-    "changes": ("changes a day", str, None),
-    "late": ("late requests", percent, min),
-    "cost_per_million": ("cost a million", number, min),
-    "load": ("load", "{:,.0f}".format, None),
-    "busy": ("busy", percent, None),
-    "workload": ("workload", str, None),
-    "setting": ("setting", str, None),
-    "kind": ("", str, None),
-    "share": ("of capacity", percent, None),
-    "simulated_per_s": ("simulated, sentences/s", number, None),
-    "throughput_error": ("error", "{:+.1%}".format, None),
-    "simulated_p95_ms": ("simulated p95, ms", number, None),
-    "bottleneck": ("the limit is", str, None),
-    "others": ("cores taken by others", percent, None),
-    "p95_error": ("p95 error", "{:+.1%}".format, None),
-    "rows": ("rows", str, None),
-    "ms": ("execution, ms", number, None),
-    "predicted_ms": ("fitted, ms", number, None),
-    "executions": ("executions", str, None),
-    "errors": ("errors", str, None),
-}
+_TEXT = """
+    name strategy instance_count threads max_batch_size preferred_batch_size engine batch_size role device batching
+    request concurrency replicas_max changes workload setting kind bottleneck rows executions errors"""
+_NUMBER = """
+    measured_mb predicted_mb sentences_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
+    p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms
+    received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms"""
+_WHOLE = "max_queue_delay_us max_batch_tokens tokens requests bytes_each load"
+_PERCENT = "right top10_overlap same_label padding late busy share others"
+# Columns that are shown, and how a value is written; the others are for computing with.
+_WRITE: dict[str, Callable[[Any], str]] = (
+    dict.fromkeys(_TEXT.split(), str)
+    | dict.fromkeys(_NUMBER.split(), number)
+    | dict.fromkeys(_WHOLE.split(), lambda value: "–" if value != value else f"{value:,.0f}")
+    | dict.fromkeys(_PERCENT.split(), percent)
+    | dict.fromkeys(["speedup", "over_best"], times)
+    | dict.fromkeys(["cosine_mean", "cosine_min"], "{:.4f}".format)
+    | dict.fromkeys(["throughput_error", "p95_error"], "{:+.1%}".format)
+)
+_HIGHER = "right sentences_per_s tokens_per_s speedup"
+_LOWER = "ms_at_batch_1 p50_ms p95_ms p99_ms size_mb total_ms bytes_each late cost_per_million"
+_UNITS = {"_ms": ", ms", "_us": ", µs", "_mb": ", MB", "_kb": ", KB", "_per_s": "/s", "_count": "s"}
+_HEADINGS = {
+    "name": "", "role": "", "kind": "", "tokens": "tokens per text", "right": "correct",
+    "ms_at_batch_1": "one text, ms", "batching": "best batching", "compute_infer_ms": "model, ms",
+    "client_ms": "client and transport, ms",
+    "top10_overlap": "10 nearest kept", "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
+    "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
+    "offered_per_s": "offered, sentences/s", "simulated_per_s": "simulated, sentences/s",
+    "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",
+}  # fmt: skip
+
+
+def _heading(column: str) -> str:
+    """A column's heading with its unit: its own, or its name in words."""
+    suffix = next((suffix for suffix in _UNITS if column.endswith(suffix)), "")
+    return _HEADINGS.get(column, column.removesuffix(suffix).replace("_", " ") + _UNITS.get(suffix, ""))
 
 
 def take_turns(
     runs: Mapping[str, Callable[[], object]], *, repeats: int, seconds: float = float("inf")
 ) -> dict[str, NDArray[np.float64]]:
-    """Time every run once a turn, each turn starting with another one.
+    """Seconds of every run, one value a turn; each turn starts with another run.
 
     Parameters
     ----------
     runs
         What to time, by name; each should have run once before.
     repeats, seconds
-        Turns; no new one starts after `seconds`, but there are at least six, if so many are asked for.
-
-    Returns
-    -------
-    dict
-        Seconds of each run, one a turn, in the order of the turns.
+        Turns; no new one starts after `seconds`, but at least six are made, if `repeats` allows.
     """
     names = list(runs)
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -178,6 +148,16 @@ def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows))
     frame.attrs["machine"] = machine_line()
     return frame
+
+
+def highest(frame: pd.DataFrame, column: str) -> dict[Any, Any]:
+    """The row with the highest value in a column."""
+    return frame.iloc[int(frame[column].to_numpy(dtype=float).argmax())].to_dict()
+
+
+def lowest(frame: pd.DataFrame, column: str) -> dict[Any, Any]:
+    """The row with the lowest value in a column."""
+    return frame.iloc[int(frame[column].to_numpy(dtype=float).argmin())].to_dict()
 
 
 @functools.cache

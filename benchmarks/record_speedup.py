@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import torch
 
 import accel_lib as accel
-from accel_lib.bench.batching import map_speedup
+from accel_lib.bench.speedup import map_speedup
 from accel_lib.machine import inspect_machine
 
 BATCH_SIZES = (1, 4, 16, 64, 256)

@@ -10,33 +10,23 @@ from typing import Any
 import numpy as np
 
 from accel_lib.artifact import Artifact
-from accel_lib.bench import findings
-from accel_lib.bench.agreement import agreement
-from accel_lib.bench.candidates import AS_THEY_COME, budget, contender
+from accel_lib.bench.candidates import AS_THEY_COME, budget, open_candidate
 from accel_lib.bench.compare import Comparison
 from accel_lib.bench.timing import sample
 from accel_lib.engines.batching import CPU_BATCH_TOKENS
 from accel_lib.measurement import columns, take_turns, to_frame
 from accel_lib.models.model import Model
 from accel_lib.progress import Progress
+from accel_lib.stats import agreement
 
 _TURNS = 6  # the fewest whose median has an interval
 STEPS = ("PyTorch", "export", "fusion", "no padding", "INT8", "batching")
 
 
-class Climb(Comparison):
-    """One row a step, each on what the one before it reached."""
-
-    @property
-    def headline(self) -> str:
-        """How far all steps lead together."""
-        return findings.comparison(self.frame)
-
-
-def climb(
+def ablate(
     model: Model, plain: Artifact, packed: Artifact, int8: Artifact, texts: Sequence[str], *, count: int = 64
-) -> Climb:
-    """Take the steps one by one, on a CPU: export, fusion, no padding, INT8, batching.
+) -> Comparison:
+    """Add the steps one by one, on a CPU: export, fusion, no padding, INT8, batching.
 
     All but the last get batches of 32 texts as they come, as a server does whose requests do not wait to be sorted; the
     last one cuts them by tokens, sorted.
@@ -48,23 +38,17 @@ def climb(
     plain, packed, int8
         ONNX artifacts in FP32, in FP32 without padding, and in INT8 without padding.
     texts
-        What to encode.
-    count
-        So many of them, which stand for all lengths.
-
-    Returns
-    -------
-    Climb
-        Columns as `accel_lib.compare` has them, speed-ups over the first row.
+        What to encode; `count` of them represent all lengths.
     """
-    ways: list[tuple[Model | Artifact, dict[str, Any]]] = [
+    engines: list[tuple[Model | Artifact, dict[str, Any]]] = [
         (model, {}), (plain, {"fusions": False}), (plain, {}), (packed, {}), (int8, {}), (int8, {}),
     ]  # fmt: skip
     strategies = [*[AS_THEY_COME] * (len(STEPS) - 1), budget(CPU_BATCH_TOKENS)]
-    progress = Progress("Climbing")
+    progress = Progress("Ablation")
     with contextlib.ExitStack() as stack:
         field = [
-            stack.enter_context(contextlib.closing(contender(one, device="cpu", **options))) for one, options in ways
+            stack.enter_context(contextlib.closing(open_candidate(one, device="cpu", **options)))
+            for one, options in engines
         ]
         some = np.random.default_rng(0).permutation(sample(field[0], texts, count)).tolist()
         runs = {
@@ -84,4 +68,4 @@ def climb(
             row |= columns("speedup", taken[STEPS[0]] / taken[name])
             rows.append(row | {"size_mb": one.size_bytes / 1e6} | agreement(seen[name], truth, task=model.task))
     progress.done(f"{len(some)} texts, {len(STEPS)} steps")
-    return Climb(frame=to_frame(rows))
+    return Comparison(frame=to_frame(rows))

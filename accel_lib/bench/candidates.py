@@ -1,4 +1,4 @@
-"""What can be measured against each other: engines of ours, and sentence-transformers, each with its ways to batch."""
+"""What a benchmark compares: this library's engines and sentence-transformers, each with its ways to batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.bench.findings import BASELINE
 from accel_lib.engines import open_engine
 from accel_lib.engines.batching import batch_tokens, padding_share, plan_batches, run_batches
 from accel_lib.models.model import Model
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 
+BASELINE = "sentence-transformers"
 _UNLIMITED = 2**31
 
 
@@ -49,8 +49,8 @@ def budget(tokens: int) -> Strategy:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Something that turns texts into vectors or logits, and the strategies worth trying with it."""
+class Candidate:
+    """Something that turns texts into vectors or logits, and the batching strategies worth trying with it."""
 
     name: str
     precision: str
@@ -67,7 +67,7 @@ class Contender:
         return 0.0 if self.packed else strategy.padding(self.lengths(texts))
 
 
-def contender(candidate: Model | Artifact, *, device: str = "auto", **options: Any) -> Contender:
+def open_candidate(candidate: Model | Artifact, *, device: str = "auto", **options: Any) -> Candidate:
     """Open a candidate on this machine, with options of its engine; raises what ``open_engine`` raises."""
     engine = open_engine(candidate, device=device, **options)
     tokenizer, prompt = _text_side(candidate)
@@ -82,7 +82,7 @@ def contender(candidate: Model | Artifact, *, device: str = "auto", **options: A
     def lengths(texts: Sequence[str]) -> NDArray[np.int64]:
         return np.array([len(row) for row in tokenizer(texts, prompt=prompt)], dtype=np.int64)
 
-    return Contender(
+    return Candidate(
         name=engine.name,
         precision=engine.precision,
         device=engine.device,
@@ -95,7 +95,7 @@ def contender(candidate: Model | Artifact, *, device: str = "auto", **options: A
     )
 
 
-def baseline(model: Model, *, device: str, half: bool = False) -> Contender:
+def baseline(model: Model, *, device: str, half: bool = False) -> Candidate:
     """sentence-transformers' own ``encode``, or transformers' own forward pass for its classifiers."""
     forward = _reference_forward(model, device=device, half=half)
 
@@ -104,7 +104,7 @@ def baseline(model: Model, *, device: str, half: bool = False) -> Contender:
         output = forward([texts[index] for index in order], strategy.max_batch_size)
         return output[np.argsort(order)]
 
-    return Contender(
+    return Candidate(
         name=f"{BASELINE} fp16" if half else BASELINE,
         precision="fp16" if half else "fp32",
         device=device,

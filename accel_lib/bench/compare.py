@@ -1,28 +1,28 @@
-"""Speed, size and agreement of candidates side by side, and the choice of one for this machine."""
+"""Speed, size and agreement of candidates in one table, and the choice of one for this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from accel_lib.artifact import Artifact
-from accel_lib.bench import findings
-from accel_lib.bench.agreement import agreement
-from accel_lib.bench.candidates import Contender, baseline, contender
-from accel_lib.bench.timing import Pace, affordable, race, sample
+from accel_lib.bench.candidates import BASELINE, Candidate, baseline, open_candidate
+from accel_lib.bench.timing import Timing, affordable, sample, time_candidates
 from accel_lib.errors import AccelError, EngineError, ModelError, TextError
-from accel_lib.formatting import listed, number, times
-from accel_lib.measurement import Result, columns, to_frame
+from accel_lib.formatting import UNCHANGED, capital, differs, listed, number, percent, ratio, times
+from accel_lib.measurement import Result, columns, highest, lowest, to_frame
 from accel_lib.models import Model, load_model
 from accel_lib.progress import Progress
+from accel_lib.stats import agreement
 
-_FEWEST_TEXTS, _FEWEST_COMPARED = 16, 48
-_RACING = 0.7  # share of the seconds that goes into speed
-_PRECISIONS = ("fp32", "fp16", "int8-qdq", "int8")
+_FEWEST_TEXTS = 16
+_FEWEST_COMPARED = 48  # texts that agreement is measured on
+_SPEED_SHARE = 0.7  # of the seconds
+_PRECISIONS = ("fp32", "fp16", "int8-qdq", "int8")  # the most precise first
 
 
 class Comparison(Result):
@@ -31,7 +31,18 @@ class Comparison(Result):
     @property
     def headline(self) -> str:
         """Which candidate is fastest, by how much, and what it keeps of the reference."""
-        return findings.comparison(self.frame)
+        best = highest(self.frame[self.frame["over"] != ""], "sentences_per_s")
+        speed = f"{best['name']} encodes {ratio(best, 'speedup')} as many sentences/s as {best['over']}"
+        if not differs(best, "speedup"):
+            speed = f"{capital(UNCHANGED)} in speed between {best['name']} and {best['over']}"
+        return f"{speed}, and keeps {_kept(best)}"
+
+    @property
+    def agreement(self) -> str:
+        """Which embedding candidate agrees least with the reference, and what it keeps."""
+        column = "cosine_mean" if self.frame["top10_overlap"].isna().any() else "top10_overlap"
+        worst = lowest(self.frame, column)
+        return f"{worst['name']} agrees least: a mean cosine of {worst['cosine_mean']:.4f}, and {_kept(worst)} kept"
 
 
 def compare(
@@ -45,7 +56,7 @@ def compare(
     """Measure candidates against sentence-transformers and against each other.
 
     Each one tokenizes and encodes the same texts in the batches that suit it best. Candidates take turns; speed-ups are
-    medians of ratios within a turn. On a GPU, half-precision candidates are held against sentence-transformers in half
+    medians of ratios within a turn. On a GPU, half-precision candidates are compared with sentence-transformers in half
     precision.
 
     Parameters
@@ -56,27 +67,16 @@ def compare(
         At least 16.
     reference
         The model that all should agree with; the first model among the candidates if left out, else loaded by name.
-    device
-        As for ``open_engine``.
     seconds
-        About how long to measure: in what would take longer, fewer texts stand for all, but at least 8 (for agreement
-        48).
+        About how long to measure: where all texts would take longer, fewer represent them, but at least 8 (for
+        agreement 48).
 
     Returns
     -------
     Comparison
         Columns for speed (``sentences_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
-        with how it was batched), size (``size_mb``) and agreement (``cosine_mean``, ``cosine_min``,
-        ``top10_overlap`` among so many texts as ``texts_compared`` says; ``same_label`` for classifiers).
-
-    Raises
-    ------
-    TextError
-        Fewer than 16 texts.
-    ModelError
-        A candidate answers with another dimension than the reference.
-    AccelError
-        A candidate cannot run here: what ``open_engine`` says.
+        with how it was batched), size (``size_mb``) and agreement with the reference on ``texts_compared`` texts
+        (``cosine_mean``, ``cosine_min``, ``top10_overlap``; ``same_label`` for classifiers).
 
     Examples
     --------
@@ -90,25 +90,19 @@ def compare(
     until = time.perf_counter() + seconds
     progress = Progress(f"Comparing {len(candidates)} candidates")
     with contextlib.ExitStack() as stack:
-        opened = [stack.enter_context(contextlib.closing(contender(c, device=device))) for c in candidates]
+        opened = [stack.enter_context(contextlib.closing(open_candidate(c, device=device))) for c in candidates]
         field = [*_baselines(model, opened), *opened]
         progress.tick("speed")
-        paces = race(field, texts, seconds=_RACING * seconds)
+        timings = time_candidates(field, texts, seconds=_SPEED_SHARE * seconds)
         progress.tick("agreement")
-        each_s = sum(1 / float(np.median(pace.rates)) for pace in paces)
+        each_s = sum(1 / float(np.median(timing.rates)) for timing in timings)
         count = affordable(until - time.perf_counter(), each_s, most=len(texts), fewest=_FEWEST_COMPARED)
-        kept = _agreements(model, field, paces, sample(field[0], texts, count))
-        rows = [
-            _speed(field, paces, index)
-            | {"ms_at_batch_1": paces[index].alone_ms, "size_mb": one.size_bytes / 1e6}
-            | kept[index]
-            | {
-                "texts_compared": count,
-                "batching": paces[index].strategy.name,
-                "padding": one.padding(texts, paces[index].strategy),
-            }
-            for index, one in enumerate(field)
-        ]
+        kept = _agreements(model, field, timings, sample(field[0], texts, count))
+        rows = []
+        for index, (one, timing) in enumerate(zip(field, timings, strict=True)):
+            row = _speed(field, timings, index) | {"ms_at_batch_1": timing.single_text_ms}
+            row |= {"size_mb": one.size_bytes / 1e6} | kept[index] | {"texts_compared": count}
+            rows.append(row | {"batching": timing.strategy.name, "padding": one.padding(texts, timing.strategy)})
     progress.done(f"{len(texts)} texts, agreement on {count}")
     return Comparison(frame=to_frame(rows))
 
@@ -121,24 +115,17 @@ def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *
     Parameters
     ----------
     candidates
-        Artifacts; what was not validated or cannot run on this machine is passed over, and named.
+        Artifacts; what was not validated or cannot run on this machine is skipped, and named.
     texts
         What to measure with; the mixed corpus that ships if left out.
-    seconds
-        About how long to measure.
-
-    Raises
-    ------
-    EngineError
-        No candidate was validated and runs here.
     """
     if texts is None:
         from accel_lib.texts import load_texts
 
         texts = load_texts("mixed", limit=48)
     admitted: list[Artifact] = []
-    field: list[Contender] = []
-    passed_over: list[str] = []
+    field: list[Candidate] = []
+    skipped: list[str] = []
     with contextlib.ExitStack() as stack:
         for artifact in candidates:
             try:
@@ -146,26 +133,26 @@ def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *
                 field.append(stack.enter_context(contextlib.closing(_admit(current))))
                 admitted.append(current)
             except AccelError as error:
-                passed_over.append(f"{artifact.name} ({error.cause.rstrip('.')})")
+                skipped.append(f"{artifact.name} ({error.cause.rstrip('.')})")
         if not admitted:
             raise EngineError(
                 "No candidate was validated and runs here.",
-                seen=listed(passed_over) if passed_over else "no candidates",
+                seen=listed(skipped) if skipped else "no candidates",
                 fix="accel_lib.validate(artifact, reference=model, texts=texts), or convert for this machine",
             )
-        index, why = decide(field, race(field, list(texts), seconds=seconds))
+        index, why = decide(field, time_candidates(field, list(texts), seconds=seconds))
     print(f"Chose {why}")
-    if passed_over:
-        print(f"Passed over: {listed(passed_over)}")
+    if skipped:
+        print(f"Skipped: {listed(skipped)}")
     return admitted[index]
 
 
-def decide(field: Sequence[Contender], paces: Sequence[Pace]) -> tuple[int, str]:
+def decide(field: Sequence[Candidate], timings: Sequence[Timing]) -> tuple[int, str]:
     """Position of the fastest, or of the most precise of those that no interval tells from it; and why."""
-    medians = [float(np.median(pace.rates)) for pace in paces]
+    medians = [float(np.median(timing.rates)) for timing in timings]
     first = int(np.argmax(medians))
-    ratios = [columns("x", paces[first].rates / pace.rates) for pace in paces]
-    alike = [i for i, ratio in enumerate(ratios) if not ratio["x_low"] > 1]
+    ratios = [columns("x", timings[first].rates / timing.rates) for timing in timings]
+    alike = [i for i, x in enumerate(ratios) if not x["x_low"] > 1]
     taken = min(alike, key=lambda i: (_PRECISIONS.index(field[i].precision), i))
     why = f"{field[taken].name}: {number(medians[taken])} sentences/s here"
     if len(alike) > 1:
@@ -177,6 +164,14 @@ def decide(field: Sequence[Contender], paces: Sequence[Pace]) -> tuple[int, str]
     return taken, why
 
 
+def _kept(row: Mapping[str, Any]) -> str:
+    if "same_label" in row:
+        return f"the reference's label for {percent(row['same_label'])} of the texts"
+    if np.isnan(row["top10_overlap"]):
+        return f"a mean cosine of {row['cosine_mean']:.4f} to the reference"
+    return f"{percent(row['top10_overlap'])} of the ten nearest neighbours"
+
+
 def _reference(candidates: Sequence[Model | Artifact]) -> Model:
     if not candidates:
         raise ModelError("There is nothing to compare.", seen="no candidates", fix="accel_lib.compare([model], texts)")
@@ -184,7 +179,7 @@ def _reference(candidates: Sequence[Model | Artifact]) -> Model:
     return models[0] if models else load_model(next(c.manifest.model for c in candidates if isinstance(c, Artifact)))
 
 
-def _baselines(model: Model, opened: Sequence[Contender]) -> list[Contender]:
+def _baselines(model: Model, opened: Sequence[Candidate]) -> list[Candidate]:
     """sentence-transformers where the candidates run; on a GPU in half precision too, if one of them is."""
     device = next((one.device for one in opened if one.device != "cpu"), "cpu")
     half = device != "cpu" and model.task == "embedding" and any(one.precision == "fp16" for one in opened)
@@ -192,27 +187,27 @@ def _baselines(model: Model, opened: Sequence[Contender]) -> list[Contender]:
 
 
 def _agreements(
-    model: Model, field: Sequence[Contender], paces: Sequence[Pace], texts: list[str]
+    model: Model, field: Sequence[Candidate], timings: Sequence[Timing], texts: list[str]
 ) -> list[dict[str, float]]:
-    """What each contender keeps of the reference; the first one is the reference."""
+    """What each candidate keeps of the reference; the first one is the reference."""
     truth = model.reference(texts)
     judged: dict[str, Any] = {"task": model.task, "activation": model.activation}
     kept = [agreement(truth, truth, **judged)]
-    for one, pace in zip(field[1:], paces[1:], strict=True):
-        seen = one.encode(texts, pace.strategy)
+    for one, timing in zip(field[1:], timings[1:], strict=True):
+        seen = one.encode(texts, timing.strategy)
         if seen.shape != truth.shape:
             raise ModelError(
-                f"{one.name} does not answer what {model.name} answers.",
-                seen=f"{seen.shape[1]} numbers a text where the reference has {truth.shape[1]}",
+                f"{one.name} has another output than {model.name}.",
+                seen=f"{seen.shape[1]} dimensions where the reference has {truth.shape[1]}",
                 fix="compare candidates of one model, or pass reference=",
             )
         kept.append(agreement(seen, truth, **judged))
     return kept
 
 
-def _speed(field: Sequence[Contender], paces: Sequence[Pace], index: int) -> dict[str, Any]:
-    """Rates of one contender, and its speed-up over the baseline of its precision (else over the first)."""
-    one, bases = field[index], [i for i, other in enumerate(field) if other.name.startswith(findings.BASELINE)]
+def _speed(field: Sequence[Candidate], timings: Sequence[Timing], index: int) -> dict[str, Any]:
+    """Rates of one candidate, and its speed-up over the baseline of its precision (else over the first)."""
+    one, bases = field[index], [i for i, other in enumerate(field) if other.name.startswith(BASELINE)]
     over = next((i for i in bases if field[i].precision == one.precision), 0)
     twins = sum(other.name == one.name for other in field[:index])
     row: dict[str, Any] = {
@@ -221,11 +216,11 @@ def _speed(field: Sequence[Contender], paces: Sequence[Pace], index: int) -> dic
         "precision": one.precision,
         "device": one.device,
     }
-    rates = paces[index].rates
-    return row | columns("sentences_per_s", rates) | columns("speedup", rates / paces[over].rates)
+    rates = timings[index].rates
+    return row | columns("sentences_per_s", rates) | columns("speedup", rates / timings[over].rates)
 
 
-def _admit(artifact: Artifact) -> Contender:
+def _admit(artifact: Artifact) -> Candidate:
     if not artifact.validated:
         raise EngineError("not validated", fix="accel_lib.validate(artifact, reference=model, texts=texts)")
-    return contender(artifact)
+    return open_candidate(artifact)

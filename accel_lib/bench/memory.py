@@ -1,7 +1,7 @@
-"""How much memory a batch needs: fitted from few measurements, checked on one more, used to pick the largest safe one.
+"""How much memory a batch needs: fitted to few measurements, checked on one more, used to pick the largest safe one.
 
 Each artifact is measured in a process of its own, as Triton runs one: Python, the engine's library, the weights and a
-batch. A process that is killed for its memory takes nobody along; its size is remembered as too large.
+batch. A process that is killed for its memory harms no other; its size is remembered as too large.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 import psutil
 
 from accel_lib.artifact import Artifact
-from accel_lib.bench import findings_memory
+from accel_lib.bench.memory_probe import gpu_bytes
 from accel_lib.errors import AccelError
+from accel_lib.formatting import number, percent
 from accel_lib.machine import inspect_machine
 from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
@@ -33,14 +34,14 @@ _COPY = 1.2  # times what an instance holds now, while another is loaded beside 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """``instances × (fixed + tokens × bytes a token)``: what instances need while each runs a batch.
+    """``instances × (fixed + tokens × bytes per token)``: what instances need while each runs a batch.
 
     Parameters
     ----------
     device
         ``"cpu"`` (resident memory) or ``"cuda:N"`` (memory of that GPU).
     length
-        Tokens a text it was fitted at. Attention grows with the square of the length, so shorter texts need less.
+        Tokens per text it was fitted at. Attention grows with the square of the length, so shorter texts need less.
     weights_bytes, fixed_bytes
         The model file, and all that an instance holds before its first batch: weights, context, libraries.
     bytes_a_token
@@ -68,17 +69,9 @@ class MemoryModel:
         length: int | None = None,
         reserve: float = _RESERVE,
     ) -> int:
-        """Most texts of `length` tokens a batch that fit, with `reserve` of the budget left over.
+        """Most texts of `length` tokens in a batch that fit into `budget_bytes` (None: what is free now).
 
-        Parameters
-        ----------
-        budget_bytes
-            What the instances may use; None takes what is free now.
-
-        Raises
-        ------
-        AccelError
-            Not even one text fits.
+        A share of `reserve` of the budget is left over. An `AccelError` says when not even one text fits.
         """
         budget = free_bytes(self.device) if budget_bytes is None else budget_bytes
         width = length or self.length
@@ -111,15 +104,15 @@ class MemoryFit(Result):
     @property
     def headline(self) -> str:
         """What an instance needs, how well that predicts a larger batch, and what fits."""
-        return findings_memory.memory(
-            self.frame,
-            fixed_bytes=self.model.fixed_bytes,
-            bytes_a_token=self.model.bytes_a_token,
-            length=self.model.length,
-            failed_tokens=self.model.failed_tokens,
-            free_bytes=self.free_bytes,
-            largest=self.model.largest_batch(self.free_bytes),
-        )
+        model = self.model
+        each = f"{number(model.bytes_a_token / 1e3)} kB a token"
+        said = f"An instance needs {number(model.fixed_bytes / 1e6)} MB and {each}"
+        if model.failed_tokens:
+            said += f"; {model.failed_tokens:,} tokens ran out of memory"
+        elif not np.isnan(self.error):
+            said += f", {percent(abs(self.error))} from what a larger batch needed"
+        most = f"{model.largest_batch(self.free_bytes):,} texts of {model.length} tokens"
+        return f"{said}; {most} are safe in the {number(self.free_bytes / 1e9)} GB that are free"
 
 
 def fit_memory(
@@ -135,25 +128,10 @@ def fit_memory(
 
     Parameters
     ----------
-    artifact
-        What would be served.
     length
-        Tokens a text: the longest that is to be safe.
+        Tokens per text: the longest that is to be safe.
     sizes, check
         Batch sizes to fit, in order, and the larger one to check on.
-    device
-        As for ``open_engine``.
-    timeout_s
-        How long all of it may take.
-
-    Returns
-    -------
-    MemoryFit
-
-    Raises
-    ------
-    AccelError
-        Fewer than two sizes ran: with what the process said.
 
     Examples
     --------
@@ -213,25 +191,16 @@ def _probe(
 def free_bytes(device: str = "cpu") -> int:
     """Memory that is free now: of the GPU, or of this machine and its container."""
     if device.startswith("cuda"):
-        return _gpu_bytes("memory.free", int(device.partition(":")[2] or 0))
+        return gpu_bytes("memory.free", int(device.partition(":")[2] or 0))
     free = psutil.virtual_memory()
     return min(free.available, max(0, inspect_machine().memory_bytes - (free.total - free.available)))
-
-
-def _gpu_bytes(what: str, index: int) -> int:
-    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", f"--id={index}"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        return int(said.split()[0]) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise AccelError("NVIDIA's driver tells no memory.", seen=error, fix="accel doctor") from error
 
 
 def instance_bytes(served: ServedModel) -> int:
     """Resident bytes of the largest Python process that runs an instance of a served model; 0 where none is found."""
     place = f"{os.sep}{served.name}{os.sep}"
     held = [0]
-    for process in _processes(served._server.pid):
+    for process in _processes(served.server.pid):
         try:
             if any(place in word for word in process.cmdline()):
                 held.append(process.memory_info().rss)
@@ -241,14 +210,15 @@ def instance_bytes(served: ServedModel) -> int:
 
 
 def room_for(served: ServedModel, instances: int) -> str:
-    """Empty if so many more instances fit beside what runs now, as a reload loads them; else what is missing.
+    """Empty if that many more instances fit beside what runs now, as a reload loads them; else what is missing.
 
     On a GPU the artifact is counted twice, weights and room to work, with a context for each instance.
     """
     needs = {"cpu": _COPY * instance_bytes(served)}
-    if _on_gpu(served):
-        size = sum(file.stat().st_size for file in served._artifact_folder.iterdir())
-        needs["cuda:0"] = 2 * size + _CONTEXT_BYTES
+    config = served.config
+    device = config.device or ("cpu" if config.instance_kind == "cpu" else "cuda")
+    if device.startswith("cuda") and inspect_machine().gpus:
+        needs["cuda:0"] = 2 * sum(file.stat().st_size for file in served.artifact.folder.iterdir()) + _CONTEXT_BYTES
     for device, each in needs.items():
         needed, free = instances * each, free_bytes(device)
         if needed > free:
@@ -257,12 +227,6 @@ def room_for(served: ServedModel, instances: int) -> str:
                 f"{instances} more of {served.name} need {needed / 1e6:,.0f} MB{where}, {free / 1e6:,.0f} MB are free"
             )
     return ""
-
-
-def _on_gpu(served: ServedModel) -> bool:
-    config = served.config
-    wanted = config.device or ("cpu" if config.instance_kind == "cpu" else "cuda")
-    return wanted.startswith("cuda") and bool(inspect_machine().gpus)
 
 
 def _processes(pid: int) -> list[psutil.Process]:

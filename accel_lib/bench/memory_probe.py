@@ -1,4 +1,4 @@
-"""What `fit_memory` starts: opens an artifact, runs growing batches, and tells each one's peak, a line of JSON each."""
+"""Process that `fit_memory` starts: it opens an artifact, runs growing batches, and prints each one's peak as JSON."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines import open_engine
+from accel_lib.errors import AccelError
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -20,23 +21,23 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def main() -> None:
     """Arguments: the artifact's folder, the device, tokens a text, batch sizes in growing order."""
     folder, device, length, *sizes = sys.argv[1:]
-    already = _gpu_used(0)
+    already = _used(0)
     engine = open_engine(Artifact.load(folder), device=device)
     index = int(engine.device.partition(":")[2] or 0)
-    base = already if index == 0 else _gpu_used(index)
-    say(device=engine.device)
+    base = already if index == 0 else _used(index)
+    _say(device=engine.device)
     width = min(int(length), engine.max_length)
     for batch in map(int, sizes):
         ids = np.ones((batch, width), dtype=np.int64)
         _start_peak()
         for _ in range(2):  # the second one finds the arenas as a served model has them
             engine.run(ids, ids)
-        peak = _peak() if engine.device == "cpu" else _gpu_used(index) - base
-        say(batch=batch, peak=peak)
+        peak = _peak() if engine.device == "cpu" else _used(index) - base
+        _say(batch=batch, peak=peak)
 
 
-def say(**facts: object) -> None:
-    """One line, at once: the next batch may be the one that kills this process."""
+def _say(**facts: object) -> None:
+    """Print a line at once: the next batch may be the one that kills this process."""
     print(json.dumps(facts), flush=True)
 
 
@@ -57,14 +58,21 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _gpu_used(index: int) -> int:
-    """Bytes of a GPU that all processes hold, as its driver (NVML) says; 0 without one."""
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", f"--id={index}"]
+def gpu_bytes(what: str, index: int) -> int:
+    """What the driver says of a GPU's memory, ``"memory.used"`` by all processes or ``"memory.free"``."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits", f"--id={index}"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
         return int(said.split()[0]) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise AccelError("NVIDIA's driver reports no memory.", seen=error, fix="accel doctor") from error
+
+
+def _used(index: int) -> int:
+    """Bytes of a GPU that all processes hold; 0 without one."""
+    with contextlib.suppress(AccelError):
+        return gpu_bytes("memory.used", index)
+    return 0
 
 
 if __name__ == "__main__":

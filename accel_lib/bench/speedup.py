@@ -1,23 +1,89 @@
-"""What a GPU gains over PyTorch run eagerly, by batch size and length: measured here, or recorded elsewhere."""
+"""Speed-up of one engine over another by batch size and length: measured here, or recorded on another GPU."""
 
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from accel_lib.artifact import Profile
-from accel_lib.bench.batching import SpeedupMap, map_speedup
 from accel_lib.convert.onnx import to_onnx
 from accel_lib.convert.tensorrt import to_tensorrt
 from accel_lib.engines import Engine, open_engine
 from accel_lib.errors import ConversionError, MissingDependencyError
+from accel_lib.formatting import UNCHANGED, number, times
 from accel_lib.machine import cache_dir, inspect_machine
+from accel_lib.measurement import Result, columns, highest, lowest, take_turns, to_frame
 from accel_lib.models import Model
 
 BATCH_SIZES = (1, 4, 16, 64, 256)
 TOKENS = (16, 32, 64, 128, 256)
+_TURNS = 22
+_FLAT = 1.25  # times the least: still the same time
+
+
+class SpeedupMap(Result):
+    """Speed-up by batch size and length."""
+
+    @property
+    def headline(self) -> str:
+        """Where the candidate gains most and least."""
+        frame = self.frame
+        most, least = highest(frame, "speedup"), lowest(frame, "speedup")
+        names = f"{most['candidate']} against {most['baseline']}"
+        if not ((frame["speedup_low"] > 1) | (frame["speedup_high"] < 1)).any():
+            return f"{names}: {UNCHANGED} at any size"
+        ends = [
+            f"{times(row['speedup'])} at {row['batch_size']:.0f} × {row['tokens']:.0f} tokens" for row in (most, least)
+        ]
+        slower = int((frame["speedup_high"] < 1).sum())
+        return f"{names}: {ends[0]}, {ends[1]}" + (f"; slower at {slower} of {len(frame)} sizes" if slower else "")
+
+    @property
+    def floor(self) -> str:
+        """Up to which size a batch takes the baseline the same time."""
+        work = self.frame["batch_size"] * self.frame["tokens"]
+        slow = self.frame["baseline_ms"] > _FLAT * self.frame["baseline_ms"].min()
+        flat = self.frame[work < work[slow].min()] if slow.any() else self.frame
+        smallest = self.frame.iloc[int(work.argmin())]
+        if flat.empty or work[flat.index].max() < 4 * work.min():
+            return f"{smallest['baseline']} has no floor here: more tokens take longer at any size"
+        limit, typical = work[flat.index].max(), number(float(flat["baseline_ms"].median()))
+        return (
+            f"{smallest['baseline']} takes about {typical} ms for any batch of up to {limit:,} tokens; "
+            f"{smallest['candidate']} takes {number(smallest['candidate_ms'])} ms for the smallest"
+        )
+
+
+def map_speedup(
+    candidate: Engine,
+    baseline: Engine,
+    *,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    tokens: Sequence[int] = (16, 64, 128),
+    seconds: float = 30,
+) -> SpeedupMap:
+    """Time two engines of one model on full batches of one length, size by size, in turns.
+
+    The result has one row a size (texts in a batch, and tokens of each): ``candidate``, ``baseline``, ``batch_size``,
+    ``tokens``, ``candidate_ms``, ``baseline_ms``, and ``speedup`` with its interval.
+    """
+    engines, sizes = {"candidate": candidate, "baseline": baseline}, [(b, t) for b in batch_sizes for t in tokens]
+    rows: list[dict[str, Any]] = []
+    for batch_size, length in sizes:
+        ids = np.random.default_rng(0).integers(1, 100, (batch_size, length), dtype=np.int64)
+        runs = {role: _call(engine, ids) for role, engine in engines.items()}
+        take_turns(runs, repeats=2)
+        taken = take_turns(runs, repeats=_TURNS, seconds=seconds / len(sizes))
+        row: dict[str, Any] = {role: engine.name for role, engine in engines.items()}
+        row |= {"batch_size": batch_size, "tokens": length}
+        row |= {f"{role}_ms": float(np.median(taken[role])) * 1e3 for role in runs}
+        rows.append(row | columns("speedup", taken["baseline"] / taken["candidate"]))
+    return SpeedupMap(frame=to_frame(rows))
 
 
 def speedup_over_eager(
@@ -27,24 +93,11 @@ def speedup_over_eager(
     tokens: Sequence[int] = TOKENS,
     seconds: float = 60,
 ) -> SpeedupMap:
-    """Time a TensorRT engine against PyTorch FP16, size by size; without a GPU, show what was recorded on another one.
+    """Time a TensorRT engine against eager PyTorch FP16, size by size; without a GPU, show what was recorded on one.
 
-    Where no TensorRT builds for the GPU of this machine, CUDA graphs of PyTorch take the engine's place. Which of the
-    three it is, is printed, and is in the result.
-
-    Parameters
-    ----------
-    model
-        What to run; its ``max_length`` bounds `tokens`.
-    batch_sizes, tokens
-        Sizes to measure: texts a batch, and tokens a text.
-    seconds
-        About how long to measure, all sizes together.
-
-    Returns
-    -------
-    SpeedupMap
-        As `map_speedup` returns it.
+    Where TensorRT builds no engine for the GPU of this machine, CUDA graphs of PyTorch are measured instead. Which of
+    the three it is, is printed, and is in the result. Parameters are those of `map_speedup`; the model's ``max_length``
+    bounds `tokens`.
     """
     if not inspect_machine().gpus:
         recorded = recorded_speedup()
@@ -61,12 +114,9 @@ def speedup_over_eager(
 
 
 def recorded_speedup() -> SpeedupMap:
-    """The recording that ships with the package: PyTorch FP16 with its launches captured in CUDA graphs, and without.
+    """The recording that ships with the package: PyTorch FP16 with and without its launches captured in CUDA graphs.
 
-    Returns
-    -------
-    SpeedupMap
-        ``frame.attrs["recorded"]`` names the card, the date, the model and torch's version.
+    ``frame.attrs["recorded"]`` names the card, the date, the model and torch's version.
     """
     with (importlib.resources.files("accel_lib") / "data" / "recorded_speedup.csv").open(encoding="utf-8") as file:
         frame = pd.read_csv(file)
@@ -87,5 +137,9 @@ def _candidate(model: Model, max_batch_size: int, max_length: int) -> Engine:
         onnx = to_onnx(model, precision="fp16", progress=False)
         return open_engine(to_tensorrt(onnx, profiles=(small, rest), output=folder))
     except (ConversionError, MissingDependencyError) as refusal:
-        print(f"no engine for this GPU, CUDA graphs of PyTorch in its place: {refusal.cause}")
+        print(f"no engine for this GPU, CUDA graphs of PyTorch instead: {refusal.cause}")
         return open_engine(model, device="cuda", precision="fp16", cuda_graphs=True)
+
+
+def _call(engine: Engine, ids: NDArray[np.int64]) -> Callable[[], object]:
+    return lambda: engine.run(ids, np.ones_like(ids))

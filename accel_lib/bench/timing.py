@@ -1,41 +1,34 @@
-"""A race: contenders take turns with the same texts, each batched as suits it best, within a budget of seconds."""
+"""Time candidates in turns on the same texts, each with the batching that suits it best, within a budget of seconds."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.bench.candidates import ONE_BY_ONE, Contender, Strategy
+from accel_lib.bench.candidates import ONE_BY_ONE, Candidate, Strategy
 from accel_lib.measurement import spread, take_turns
 
-_TURNS, _TRIALS = 11, 2
-_TRIAL_TEXTS, _FEWEST_TEXTS = 24, 8
+_TURNS = 11
+_TRIALS = 2  # turns in which strategies are tried
+_TRIAL_TEXTS = 24
+_FEWEST_TEXTS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How fast one contender was.
+class Timing:
+    """How fast a candidate is: a text of median length alone, and texts/s of each turn with its fastest strategy."""
 
-    Parameters
-    ----------
-    alone_ms
-        Milliseconds for a text of median length alone.
-    strategy
-        Its fastest one.
-    rates
-        Sentences a second with it, one number a turn.
-    """
-
-    alone_ms: float
+    single_text_ms: float
     strategy: Strategy
     rates: NDArray[np.float64]
 
 
-def race(field: Sequence[Contender], texts: Sequence[str], *, seconds: float) -> list[Pace]:
+def time_candidates(field: Sequence[Candidate], texts: Sequence[str], *, seconds: float) -> list[Timing]:
     """Time one text alone, try every strategy on a few, then take turns with as many as the seconds allow."""
     until = time.perf_counter() + seconds
     alone = _times(field, sample(field[0], texts, 1), [ONE_BY_ONE] * len(field), turns=_TRIALS + 3)[:, 1:]
@@ -48,13 +41,13 @@ def race(field: Sequence[Contender], texts: Sequence[str], *, seconds: float) ->
     timed = sample(field[0], texts, affordable(until - time.perf_counter(), _TURNS * turn_s, most=len(texts)))
     rates = len(timed) / _times(field, timed, best, turns=_TURNS)
     return [
-        Pace(alone_ms=1e3 * float(spent), strategy=strategy, rates=rate)
+        Timing(single_text_ms=1e3 * float(spent), strategy=strategy, rates=rate)
         for spent, strategy, rate in zip(alone_s, best, rates, strict=True)
     ]
 
 
-def sample(one: Contender, texts: Sequence[str], count: int) -> list[str]:
-    """So many texts that stand for all lengths; one is of median length."""
+def sample(one: Candidate, texts: Sequence[str], count: int) -> list[str]:
+    """`count` texts that represent all lengths; one is of median length."""
     return [texts[index] for index in spread(one.lengths(texts), count)]
 
 
@@ -64,12 +57,11 @@ def affordable(seconds: float, each_s: float, *, most: int, fewest: int = _FEWES
 
 
 def _times(
-    field: Sequence[Contender], texts: Sequence[str], strategies: Sequence[Strategy], *, turns: int
+    field: Sequence[Candidate], texts: Sequence[str], strategies: Sequence[Strategy], *, turns: int
 ) -> NDArray[np.float64]:
-    """Seconds by contender and turn, each with its strategy."""
-    runs = {str(index): _run(one, texts, how) for index, (one, how) in enumerate(zip(field, strategies, strict=True))}
+    """Seconds by candidate and turn, each with its strategy."""
+    runs = {
+        str(index): functools.partial(one.encode, texts, strategy)
+        for index, (one, strategy) in enumerate(zip(field, strategies, strict=True))
+    }
     return np.stack(list(take_turns(runs, repeats=turns).values()))
-
-
-def _run(one: Contender, texts: Sequence[str], strategy: Strategy) -> Callable[[], object]:
-    return lambda: one.encode(texts, strategy)

@@ -109,7 +109,6 @@ def load(
     repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
 ) -> None:
     """Start a real Triton, put load on a model, and print latency, throughput and where the time went."""
-    from accel_lib.bench.findings import batch_sizes
     from accel_lib.load.runner import load_test as measure
     from accel_lib.load.storage import check_target
     from accel_lib.prepare import ensure
@@ -125,8 +124,7 @@ def load(
     with start(repository or ensure(model), models=[model]) as server:
         run = measure(server.model(model, version), sample, rows=rows, protocol=protocol, **how)  # type: ignore[arg-type]
     print(run)
-    if len(run.batch_sizes):
-        print(batch_sizes(run.batch_sizes))
+    print(run.explanation)
     if target_ms is not None:
         print(f"{run.goodput(target_ms):,.0f} sentences/s within {target_ms:g} ms")
     if save:

@@ -1,4 +1,4 @@
-"""Keep the load generator and the server off each other's cores, so that one is not measured for the other."""
+"""Pin the load generator and the server to different CPU cores, so that neither slows the other down."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from accel_lib.triton.client import ServedModel
 def apart(served: ServedModel) -> Iterator[str]:
     """Give this process the last of its cores and Triton the others, until the context ends; yields that in words.
 
-    The model is loaded anew, so that its threads are as many as its cores. With one core nothing changes.
+    The model is loaded again, with as many threads as it has cores. With one core nothing changes.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         yield "client and server share one core"
         return
-    server = _family(served._server.pid)
+    server = _family(served.server.pid)
     try:
         _pin(server, cores[:-1])
         _pin([os.getpid()], cores[-1:])
         config = served.config
-        served._server.load(served.name)  # from its files, since Triton would leave a model as it is that is unchanged
-        served._server.load(served.name, config)
+        served.server.load(served.name)  # from its files, since Triton would leave a model as it is that is unchanged
+        served.server.load(served.name, config)
         yield f"client on 1 core, server on {len(cores) - 1}"
     finally:
-        _pin([os.getpid(), *_family(served._server.pid)], cores)
+        _pin([os.getpid(), *_family(served.server.pid)], cores)
 
 
 @contextlib.contextmanager
 def neighbours(served: ServedModel) -> Iterator[list[float]]:
-    """What share of the cores other processes took until the context ended; yields a list that then holds it."""
+    """Measure which share of the CPU other processes take until the context ends; yields a list that then holds it."""
     cores, found = sorted(os.sched_getaffinity(0)), list[float]()
-    cores = sorted({*cores, *(core for pid in _family(served._server.pid) for core in os.sched_getaffinity(pid))})
+    cores = sorted({*cores, *(core for pid in _family(served.server.pid) for core in os.sched_getaffinity(pid))})
     began, all_s, own_s = time.perf_counter(), _all_s(cores), _own_s(served)
     yield found
     spent = _all_s(cores) - all_s - (_own_s(served) - own_s)
@@ -47,15 +47,15 @@ def neighbours(served: ServedModel) -> Iterator[list[float]]:
 
 
 def _all_s(cores: Sequence[int]) -> float:
-    """Seconds that these cores have computed, for anybody."""
+    """Seconds that these cores have been busy."""
     every = psutil.cpu_times(percpu=True)
     return float(sum(sum(every[core]) - every[core].idle - every[core].iowait for core in cores if core < len(every)))
 
 
 def _own_s(served: ServedModel) -> float:
-    """Seconds that this process and the server have computed, copies that a reload has ended among them."""
+    """CPU seconds of this process and the server, with those of the processes that a reload has ended."""
     total = 0.0
-    for pid in {os.getpid(), *_family(served._server.pid)}:
+    for pid in {os.getpid(), *_family(served.server.pid)}:
         with contextlib.suppress(psutil.NoSuchProcess):
             spent = psutil.Process(pid).cpu_times()
             total += spent.user + spent.system + spent.children_user + spent.children_system

@@ -1,4 +1,4 @@
-"""A generator of serialized requests: an event loop in its own thread that sends, receives and reads the clock."""
+"""Load generator: sends serialized requests from an event loop in a thread of its own, and times every response."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ import selectors
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
 from accel_lib.errors import require
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PAUSE_S = 0.01  # after a refusal, so that a full queue is not asked without end
-_DRAIN_S = 10.0  # how long requests that are under way at the end may take
+_DRAIN_S = 10.0  # how long requests that are in flight at the end may take
 # What Triton or gRPC says when no later request can succeed either.
 _GONE = re.compile(
     r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|[Cc]onnect call|stopping|unavailable$"
 )
 
-SHED = "not let in"
+SHED = "not admitted"
 
 _Send = Callable[[Any], Awaitable[tuple[bytes | None, str]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """One request: its payload's index, when it was due, sent and over (``time.perf_counter``), answer or refusal."""
+    """One request: its payload's index, when it was due, sent and over (``time.perf_counter``), response or error."""
 
     index: int
     due_s: float
@@ -42,13 +41,13 @@ class Reply:
 
 
 class Gate(Protocol):
-    """Who may be let in: a request that may `enter` has to `leave`, once it is over."""
+    """Admission control: a request that could `acquire` has to `release`, once it is over."""
 
-    async def enter(self) -> bool:
-        """Whether one more may go in."""
+    async def acquire(self) -> bool:
+        """Whether one more request is admitted."""
 
-    def leave(self) -> None:
-        """One is over."""
+    def release(self) -> None:
+        """A request is over."""
 
 
 class Generator:
@@ -61,16 +60,16 @@ class Generator:
     payloads
         Serialized requests, sent in turn: messages for gRPC; pairs of path with headers and body for HTTP.
     concurrency
-        Closed loop: requests under way at any time.
+        Closed loop: requests in flight at any time.
     schedule_s
         Open loop: when each request is to be sent, in seconds from the start, whatever has become of the others.
     connections
-        Open loop: most requests under way, as of a client that has so many connections; further ones are sent late.
+        Open loop: most requests in flight, as of a client that has that many connections; further ones are sent late.
         None sends every request when it is due.
     timeout_s
-        How long a client waits for an answer.
+        How long a client waits for a response.
     gate
-        Open loop: asked before each request is sent; one that it turns away is over, refused as `SHED`.
+        Open loop: asked before each request is sent; one that it rejects is over, refused as `SHED`.
     """
 
     def __init__(
@@ -105,17 +104,15 @@ class Generator:
         return self._ended.wait(seconds)  # not join: an interrupted join takes a running thread for an ended one
 
     def finish(self) -> None:
-        """Wait for the end of the schedule, and for the answers that are still under way."""
+        """Wait for the end of the schedule, and for the requests that are still in flight."""
         self._ended.wait()
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:  # an interrupt waits for nothing
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # an interrupt waits for nothing
             self._patience_s = 0.0
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -136,15 +133,15 @@ class Generator:
             self.began_s = time.perf_counter()
             if self._schedule_s is None:
                 turns = itertools.count()
-                under_way = {asyncio.create_task(self._client(send, turns)) for _ in range(self._concurrency)}
+                in_flight = {asyncio.create_task(self._client(send, turns)) for _ in range(self._concurrency)}
                 await self._stop.wait()
             else:
-                under_way = await self._pace(send, self._schedule_s)
-            await self._drain(under_way)
+                in_flight = await self._pace(send, self._schedule_s)
+            await self._drain(in_flight)
 
-    async def _drain(self, under_way: set[asyncio.Task[None]]) -> None:
-        if under_way:
-            _, late = await asyncio.wait(under_way, timeout=self._patience_s)
+    async def _drain(self, in_flight: set[asyncio.Task[None]]) -> None:
+        if in_flight:
+            _, late = await asyncio.wait(in_flight, timeout=self._patience_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -155,26 +152,26 @@ class Generator:
                 await asyncio.sleep(_PAUSE_S)
 
     async def _pace(self, send: _Send, schedule_s: Iterable[float]) -> set[asyncio.Task[None]]:
-        under_way: set[asyncio.Task[None]] = set()
+        in_flight: set[asyncio.Task[None]] = set()
         for number, due_s in enumerate(schedule_s):
             due_s = self.began_s + due_s
             early_s = due_s - time.perf_counter()
             if early_s > 0:
                 await asyncio.sleep(early_s)
-            elif number % 64 == 0:  # behind the schedule: let answers in
+            elif number % 64 == 0:  # behind the schedule: let responses in
                 await asyncio.sleep(0)
             if self._stop.is_set():
                 break
             task = asyncio.create_task(self._expect(send, number, due_s))
-            under_way.add(task)
-            task.add_done_callback(under_way.discard)
-        return under_way
+            in_flight.add(task)
+            task.add_done_callback(in_flight.discard)
+        return in_flight
 
     async def _expect(self, send: _Send, number: int, due_s: float) -> None:
         """One request of a schedule; a drained one is counted as lost."""
         index = number % len(self._payloads)
         try:
-            if self._gate and not await self._gate.enter():
+            if self._gate and not await self._gate.acquire():
                 now = time.perf_counter()
                 self.replies.append(Reply(index, due_s, now, now, None, SHED))
                 return
@@ -184,7 +181,7 @@ class Generator:
                         await self._ask(send, number, due_s)
             finally:
                 if self._gate:
-                    self._gate.leave()
+                    self._gate.release()
         except asyncio.CancelledError:
             self.replies.append(Reply(index, due_s, due_s, time.perf_counter(), None, "DEADLINE_EXCEEDED"))
             raise

@@ -1,15 +1,13 @@
-"""What a second GPU gives: one Triton instance on each, or one model split over the two.
+"""What a second GPU gives: one model split over the two, beside the same model whole on one.
 
-An instance on each doubles the requests under way. Splitting a model halves what each GPU holds; for one that fits into
-either, it is the slower way unless batches follow each other closely, for a batch's layers cannot run at once.
+Splitting a model halves what each GPU holds; for one that fits into either, it is the slower way unless batches follow
+each other closely, for a batch's layers cannot run at once.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +15,9 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.batching import GPU_BATCH_TOKENS, plan_batches
 from accel_lib.errors import ModelError
-from accel_lib.formatting import listed, times
-from accel_lib.load.runner import load_test
+from accel_lib.formatting import listed, ratio
 from accel_lib.measurement import Result, columns, take_turns, to_frame
 from accel_lib.models.tokenizer import pad
-from accel_lib.triton.server import serve
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
     from accel_lib.models import Model
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ParallelResult(Result):
     """Two rows: the work on one device, and on more; `speedup` is the second's over the first."""
 
@@ -37,37 +32,10 @@ class ParallelResult(Result):
     def headline(self) -> str:
         """What the second device gave."""
         first, second = self.frame.to_dict("records")
-        ratio = times(second["speedup"], second["speedup_low"], second["speedup_high"])
-        return f"{second['name']}: {ratio} as many sentences a second as {first['name']}."
+        return f"{second['name']}: {ratio(second, 'speedup')} as many sentences/s as {first['name']}."
 
 
-def instances(
-    repository: Path, texts: Sequence[str], gpus: Sequence[int] = (0, 1), *, seconds: float = 4, repeats: int = 6
-) -> ParallelResult:
-    """Load the course's model in a real Triton that sees one GPU, then in one that sees all: an instance on each.
-
-    Parameters
-    ----------
-    repository
-        With the model ``embedding``, as ``accel.ensure`` leaves it.
-    texts
-        Sent in turn, 64 requests under way for each GPU.
-    gpus
-        Numbers of the GPUs; the first one alone is the baseline.
-    seconds, repeats
-        Length and number of the measurements of each.
-    """
-    rates: dict[str, list[float]] = {}
-    for seen in (gpus[:1], gpus):
-        name = f"{len(seen)} instance{'s, one a GPU' if len(seen) > 1 else ' on one GPU'}"
-        with serve(repository, models=["embedding"], env={"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))}) as server:
-            served = server.model("embedding", version=2)
-            runs = [load_test(served, texts, concurrency=64 * len(gpus), seconds=seconds) for _ in range(repeats)]
-        rates[name] = [run.throughput for run in runs]
-    return _compared({name: np.array(values) for name, values in rates.items()})
-
-
-def splitting(
+def compare_gpu_split(
     model: Model, texts: Sequence[str], devices: Sequence[str] = ("cuda:0", "cuda:1"), *, repeats: int = 9
 ) -> ParallelResult:
     """Run a model split over devices and the same model whole on the first, in turns, on the same batches.
@@ -83,24 +51,20 @@ def splitting(
     ]
     modules = {
         f"whole on {devices[0]}": copy.deepcopy(model.module).to(devices[0]),
-        f"split over {listed(list(devices))}": split(model, devices),
+        f"split over {listed(list(devices))}": split_over_devices(model, devices),
     }
     runs = {name: _runner(module, batches, devices[0]) for name, module in modules.items()}
     for run in runs.values():
         run()
     taken = take_turns(runs, repeats=repeats)
-    return _compared({name: len(rows) / seconds for name, seconds in taken.items()})
+    return compared({name: len(rows) / seconds for name, seconds in taken.items()})
 
 
-def split(model: Model, devices: Sequence[str]) -> nn.Module:
+def split_over_devices(model: Model, devices: Sequence[str]) -> nn.Module:
     """A copy of a model with its layers dealt out in order: the first half on the first device, and so on.
 
-    Activations move where the next device begins, and back to the first for the pooling.
-
-    Raises
-    ------
-    ModelError
-        The transformer has no list of layers to deal out.
+    Activations move where the next device begins, and back to the first for the pooling. A transformer without a list
+    of layers is refused.
     """
     import torch
 
@@ -141,7 +105,8 @@ def _runner(module: nn.Module, batches: Sequence[Sequence[Tensor]], device: str)
     return run
 
 
-def _compared(rates: dict[str, NDArray[np.float64]]) -> ParallelResult:
+def compared(rates: Mapping[str, NDArray[np.float64]]) -> ParallelResult:
+    """Rates of two ways, one value a turn, as a result; speed-ups are over the first."""
     first = next(iter(rates.values()))
     rows: list[dict[str, Any]] = [
         {"name": name, **columns("sentences_per_s", rate), **columns("speedup", rate / first)}

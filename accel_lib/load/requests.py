@@ -1,4 +1,4 @@
-"""What a run sends: texts grouped into requests, each with its rows, priority and timeout, serialized beforehand."""
+"""What a load test sends: texts grouped into requests with priority and timeout, serialized beforehand."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from accel_lib.triton.wire import Protocol, serialize
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mix:
-    """Requests to send in turn: payloads as the `Generator` of their protocol sends them, and what is in each."""
+class Request:
+    """A payload as the `Generator` of its protocol sends it, and what is in it."""
 
-    payloads: list[Any]
-    rows: list[int]
-    tokens: list[int]
-    priorities: list[int]
+    payload: Any
+    rows: int
+    tokens: int
+    priority: int
 
 
-def make_mix(
+def make_requests(
     served: ServedModel,
     texts: Sequence[str],
     *,
@@ -32,32 +32,21 @@ def make_mix(
     priority: int | Sequence[int] = 0,
     queue_timeout_us: int | Sequence[int] = 0,
     protocol: Protocol = "grpc",
-) -> Mix:
-    """Serialize requests that hold every text once; a sequence of rows, priorities or timeouts is taken in turn.
-
-    Raises
-    ------
-    AccelError
-        No texts, or a request of no rows.
-    """
-    sizes, levels, waits = _turn(rows), _turn(priority), _turn(queue_timeout_us)
+) -> list[Request]:
+    """Serialize requests that hold every text once; a sequence of rows, priorities or timeouts is taken in turn."""
+    sizes, levels, waits = ([v] if isinstance(v, int) else list(v) for v in (rows, priority, queue_timeout_us))
     if not len(texts) or not (sizes and levels and waits) or min(sizes) < 1:
         fix = "accel_lib.load_test(served, texts, concurrency=8, seconds=5)"
         raise AccelError("A load needs texts, and a text in each request.", seen=f"{len(texts)} texts, {rows}", fix=fix)
-    ids, inputs = served._tokenize(texts, None)[1], [spec.name for spec in served.config.inputs]
-    mix, start = Mix(payloads=[], rows=[], tokens=[], priorities=[]), 0
+    ids, inputs = served.tokenize(texts), [spec.name for spec in served.config.inputs]
+    made: list[Request] = []
+    start = 0
     turns = zip(itertools.cycle(sizes), itertools.cycle(levels), itertools.cycle(waits), strict=False)
-    while start < len(ids) or len(mix.payloads) < max(len(sizes), len(levels), len(waits)):
+    while start < len(ids) or len(made) < max(len(sizes), len(levels), len(waits)):
         size, level, wait = next(turns)
         group = ids.take(np.arange(start, start + size) % len(ids))
         wishes: dict[str, Any] = {"priority": level, "queue_timeout_us": wait, "protocol": protocol, "inputs": inputs}
-        mix.payloads.append(serialize(served, group, **wishes))
-        mix.rows.append(size)
-        mix.tokens.append(len(group.ids))
-        mix.priorities.append(level)
+        payload = serialize(served, group, **wishes)
+        made.append(Request(payload=payload, rows=size, tokens=len(group.ids), priority=level))
         start += size
-    return mix
-
-
-def _turn(value: int | Sequence[int]) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
+    return made

@@ -11,59 +11,51 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError, ServerError
-from accel_lib.load import findings_cache
-from accel_lib.load.interleave import in_rounds, whole
+from accel_lib.formatting import capital, change, number, percent
+from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, totals, whole
 from accel_lib.load.runner import LoadRun, load_test
-from accel_lib.load.vary import ratios, speed
-from accel_lib.measurement import Result, columns, to_frame
-from accel_lib.stats import compare_medians
+from accel_lib.measurement import Result, columns, highest, to_frame
 from accel_lib.triton.client import ServedModel
-from accel_lib.triton.statistics import Statistics
 
-_SLICES = 5
+_SLICES = 5  # of a run: hits come fast and misses in a lump, so the slices are long
 _WARM_S = 0.5  # in which the least that callers have asked before is asked
-_CALLS_PER_S = 2_000  # requests made beforehand for a second; more than that go round again, and count as repeated
+_CALLS_PER_S = 2_000  # requests made beforehand for a second; more than that repeat from the start
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class CacheGain(Result):
-    """What `cache_gain` measured; `frame` has one row a workload, traffic and setting.
+class CacheGain(Ways):
+    """`compare_response_cache`'s result: one row a workload, traffic and setting.
 
-    Parameters
-    ----------
-    frame
-        ``workload``, ``kinds`` (0: all differ), ``setting``; ``repeated``: share of the requests whose text had come
-        before; ``hits``: share that the cache answered; throughput and latency as `accel_lib.load.vary` has them,
-        ``speedup`` and ``p95_ratio`` over no cache with ``_low`` and ``_high``; ``mean_batch_size`` of what was
-        computed.
-    stopped
-        Why it ended early; empty if it did not.
+    `Ways`' columns, ``kinds`` (different texts; 0: all differ), ``repeated`` (share of the requests whose text had come
+    before), ``hits`` (share from the cache) and ``mean_batch_size`` of what was computed.
     """
 
-    stopped: str = ""
-
     @property
     def headline(self) -> str:
-        """What the cache gives where texts repeat most, and where least."""
-        return findings_cache.gain(self.frame, self.stopped)
+        """What the cache gives where texts repeat most, by workload."""
+        cached = self.frame[self.frame["setting"] == "cache"]
+        told = []
+        for workload, part in cached.groupby("workload", sort=False):
+            row = highest(part, "repeated")
+            gain = change(row, "speedup", "throughput")
+            told.append(f"{workload}: {gain} where {percent(row['repeated'])} of the texts repeat")
+        return self._and_stopped(capital("; ".join(told)) or "Nothing was measured with the cache on")
 
-    @property
-    def explanation(self) -> str:
-        """Why, from what Triton counted."""
-        return findings_cache.reason(self.frame)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Lookups(Result):
-    """What `lookups` measured: ``workload``, ``name`` (miss or hit), ``ms`` and ``speedup`` over a miss, with ends."""
+    """Time of cache misses and hits; one row a ``workload`` and ``name``, with ``ms`` and ``speedup`` over a miss."""
 
     @property
     def headline(self) -> str:
-        """How long a hit takes in place of a miss."""
-        return findings_cache.lookups(self.frame)
+        """How long a hit takes instead of a miss."""
+        said = []
+        for workload, part in self.frame.groupby("workload", sort=False):
+            miss, hit = part.set_index("name").loc[["miss", "hit"], "ms"]
+            said.append(f"{workload}: a hit takes {number(hit)} ms, a miss {number(miss)} ms")
+        return capital("; ".join(said))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,12 +66,14 @@ class Traffic:
     numbers: NDArray[np.int64]
 
     def repeated(self, requests: int, before: NDArray[np.int64]) -> float:
-        """Share of the first so many requests whose text had come before, also among the numbers sent earlier."""
+        """Share of the first `requests` whose text had come before, also among the numbers sent earlier."""
         sent = np.resize(self.numbers, requests)
         return 1 - len(np.setdiff1d(sent, before)) / requests
 
 
-def traffic(texts: Sequence[str], kinds: int, count: int, *, mark: str = "", start: int = 0, seed: int = 0) -> Traffic:
+def zipf_traffic(
+    texts: Sequence[str], kinds: int, count: int, *, mark: str = "", start: int = 0, seed: int = 0
+) -> Traffic:
     """Requests as callers repeat them: the n-th most frequent text comes 1/n as often as the first (Zipf's law).
 
     Parameters
@@ -94,8 +88,6 @@ def traffic(texts: Sequence[str], kinds: int, count: int, *, mark: str = "", sta
         A word in each text; another one makes other texts. Empty draws one.
     start
         Number of the first text, where all differ.
-    seed
-        Of the draw.
     """
     numbers = np.arange(start, start + count)
     if kinds:
@@ -105,7 +97,7 @@ def traffic(texts: Sequence[str], kinds: int, count: int, *, mark: str = "", sta
     return Traffic(texts=[f"{mark} {n} {texts[n % len(texts)]}" for n in numbers.tolist()], numbers=numbers)
 
 
-def cache_gain(
+def compare_response_cache(
     served: ServedModel,
     workloads: Mapping[str, Sequence[str]],
     kinds: Sequence[int] = (0, 300, 20),
@@ -120,33 +112,20 @@ def cache_gain(
 
     Parameters
     ----------
-    served
-        A model of a running server; its texts are sent one a request.
     workloads
-        Texts by name.
+        Texts by name, sent one a request.
     kinds
-        Different texts of each traffic, as `traffic` takes them.
-    concurrency
-        Requests under way.
-    seconds, repeats
-        Length and number of the measurements of each.
-
-    Raises
-    ------
-    AccelError
-        Nothing to measure, or the first measurement failed.
+        Different texts of each traffic, as `zipf_traffic` takes them.
     """
-    own = served.config
+    own = served.config.response_cache
     settings = {"no cache": False, "cache": True}
     ways = {name: functools.partial(served.configure, response_cache=on) for name, on in settings.items()}
-    cases = {f"{workload}, {count}": (workload, count) for workload in workloads for count in kinds}
+    cases = [(workload, count) for workload in workloads for count in kinds]
     requests = max(64, int(_CALLS_PER_S * seconds))
     ask = functools.partial(load_test, served, concurrency=concurrency, warmup_s=0)
 
-    def measure(case: str, way: str, turn: int) -> tuple[LoadRun, float]:
-        workload, count = cases[case]
-        mark = secrets.token_hex(2)
-        make = functools.partial(traffic, workloads[workload], count, requests, mark=mark)
+    def measure(case: tuple[str, int], way: str, turn: int) -> tuple[LoadRun, float]:
+        make = functools.partial(zipf_traffic, workloads[case[0]], case[1], requests, mark=secrets.token_hex(2))
         earlier, now = make(seed=2 * turn), make(start=requests, seed=2 * turn + 1)
         before = np.empty(0, dtype=np.int64)
         if settings[way]:  # callers have been there for a while
@@ -155,61 +134,59 @@ def cache_gain(
         return run, now.repeated(len(run.frame), before)
 
     try:
-        loads = {case: functools.partial(measure, case) for case in cases}
-        measured, stopped = in_rounds(ways, loads, repeats=repeats)
+        measured, stopped = in_rounds(ways, {case: functools.partial(measure, case) for case in cases}, repeats=repeats)
     finally:
         with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
-            served.configure(response_cache=own.response_cache)
+            served.configure(response_cache=own)
     rows = []
     for (way, case), pairs in measured.items():
         runs, base = [run for run, _ in pairs], [run for run, _ in measured.get(("no cache", case), pairs)]
-        row: dict[str, Any] = {"workload": cases[case][0], "kinds": cases[case][1], "setting": way}
-        row |= {"repeated": float(np.mean([share for _, share in pairs]))} | counted(runs)
-        rows.append(row | speed(runs) | ratios(runs, base) | _speedup(runs, base))
-    return CacheGain(frame=to_frame(rows), stopped=stopped)
+        row: dict[str, Any] = {"workload": case[0], "kinds": case[1], "setting": way}
+        row |= {"repeated": float(np.mean([share for _, share in pairs]))} | _counted(runs)
+        rows.append(row | speed(runs) | ratios(runs, base, slices=_SLICES))
+    frame = to_frame(rows)
+    return CacheGain(frame=frame, explanation=_why(frame), stopped=stopped)
 
 
-def counted(runs: Sequence[LoadRun]) -> dict[str, float]:
-    """Share of the requests that the cache answered, and the mean batch of the others, as columns."""
-    parts: list[Statistics] = [run.statistics for run in runs if run.statistics]
-    requests, executions = sum(part.requests for part in parts), sum(part.executions for part in parts)
-    return {
-        "hits": sum(part.cache_hits for part in parts) / requests if requests else float("nan"),
-        "mean_batch_size": sum(p.inferences for p in parts) / executions if executions else float("nan"),
-    }
-
-
-def lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *, pairs: int = 40) -> Lookups:
-    """Ask each text twice, one request at a time: the first time the model computes, the second time it is a hit.
+def time_lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *, pairs: int = 40) -> Lookups:
+    """Send each text twice, one request at a time: the first time the model computes, the second time it is a hit.
 
     Raises
     ------
     ServerError
-        The second requests were no hits: the model's cache is off, or too small for one answer.
+        The second requests were no hits: the model's cache is off, or too small for one response.
     """
     rows = []
     for workload, texts in workloads.items():
-        asked = list(served._tokenize(traffic(texts, 0, pairs).texts, None)[1])
+        asked = list(served.tokenize(zipf_traffic(texts, 0, pairs).texts))
         served.infer(asked[0][None, ::-1].copy())  # so that the first one does not pay for waking up
         before = served.statistics()
         spent = np.array([[_timed_ms(served, ids[None]) for _ in range(2)] for ids in asked])
         hits = (served.statistics() - before).cache_hits
         if hits < pairs // 2:
             fix = "served.configure(response_cache=True), on a server with a larger --cache-config"
-            raise ServerError("The cache does not answer.", seen=f"{hits} hits in {pairs} second requests", fix=fix)
+            raise ServerError("The cache does not respond.", seen=f"{hits} hits in {pairs} second requests", fix=fix)
         for name, ms in (("miss", spent[:, 0]), ("hit", spent[:, 1])):
             row: dict[str, Any] = {"workload": workload, "name": name} | columns("ms", ms)
             rows.append(row | columns("speedup", spent[:, 0] / ms))
     return Lookups(frame=to_frame(rows))
 
 
-def _speedup(runs: Sequence[LoadRun], base: Sequence[LoadRun]) -> dict[str, float]:
-    """Throughput over that of others, with the interval of fifths of the runs: hits come fast and misses in a lump."""
-    fifths = [np.concatenate([run.rates.reshape(_SLICES, -1).mean(axis=1) for run in part]) for part in (runs, base)]
-    least = _SLICES / 2 / max(run.seconds for run in (*runs, *base))  # half an answer where there was none
-    told = compare_medians(*(np.maximum(rates, least) for rates in fifths))
-    ratio = float(np.mean([run.throughput for run in runs]) / np.mean([run.throughput for run in base]))
-    return {"speedup": ratio, "speedup_low": min(told.low, ratio), "speedup_high": max(told.high, ratio)}
+def _counted(runs: Sequence[LoadRun]) -> dict[str, float]:
+    """Share of the requests that were hits, and the mean batch of the others, as columns."""
+    counted, _ = totals(runs)
+    if counted is None:
+        return {"hits": float("nan"), "mean_batch_size": float("nan")}
+    return {"hits": counted.cache_hits / counted.requests, "mean_batch_size": counted.mean_batch_size}
+
+
+def _why(frame: pd.DataFrame) -> str:
+    cached = frame[frame["setting"] == "cache"].dropna(subset=["hits"])
+    if cached.empty:
+        return "Triton counted nothing to explain it by."
+    row = highest(cached, "hits")
+    told = f"At most {percent(row['hits'])} of the requests are hits ({row['workload']}), which never reach the batcher"
+    return f"{told}; the others run in batches of {number(row['mean_batch_size'])} rows."
 
 
 def _timed_ms(served: ServedModel, ids: NDArray[np.int64]) -> float:

@@ -1,4 +1,4 @@
-"""What became of every request of a run, measured or simulated: throughput, percentiles, goodput, errors."""
+"""A run of requests, measured or simulated: throughput, latency percentiles, goodput, errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from accel_lib.measurement import Result
 from accel_lib.stats import median_interval, percentile, percentile_interval
 
-_SLICES = 10  # parts of the run whose throughputs give its interval
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Run(Result):
-    """Requests and their answers; `frame` has one row a request.
+    """Requests and what became of them; `frame` has one row a request.
 
     Parameters
     ----------
@@ -26,9 +24,9 @@ class Run(Result):
         ``start_s``: when it was due, since the measurement began. ``ms``: latency from then on. ``rows`` (texts),
         ``tokens``, ``priority``, ``error`` (empty if there was none).
     concurrency
-        Closed loop: requests that were under way at any time. 0 in an open loop.
+        Closed loop: requests in flight at any time. 0 in an open loop.
     offered
-        Open loop: sentences a second that were due. NaN in a closed loop.
+        Open loop: sentences/s that were due. NaN in a closed loop.
     seconds
         How long was measured.
     """
@@ -39,11 +37,11 @@ class Run(Result):
 
     @property
     def throughput(self) -> float:
-        """Sentences answered a second."""
+        """Sentences/s that were answered."""
         return self.goodput(np.inf)
 
     def goodput(self, target_ms: float) -> float:
-        """Sentences a second that were answered within `target_ms`."""
+        """Sentences/s that were answered within `target_ms`."""
         ended = self._answered["start_s"] + self._answered["ms"] / 1e3
         counts = (ended <= self.seconds) & (self._answered["ms"] <= target_ms)
         return float(self._answered.loc[counts, "rows"].sum() / self.seconds)
@@ -78,20 +76,19 @@ class Run(Result):
         """The run in one row: throughput and percentiles with intervals, where the time went, mean batch, errors."""
         row: dict[str, Any] = {"concurrency": self.concurrency} if self.concurrency else {"offered_per_s": self.offered}
         row["sentences_per_s"] = self.throughput
-        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(self.rates)
+        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(self.rates())
         ms = self._answered["ms"].to_numpy()
         for q in (50, 90, 95, 99):
             row[f"p{q}_ms"] = self.percentile(q)
             row[f"p{q}_ms_low"], row[f"p{q}_ms_high"] = percentile_interval(ms, q) if len(ms) else (np.nan, np.nan)
         return pd.DataFrame([row | self._details() | {"errors": sum(self.errors.values())}])
 
-    @property
-    def rates(self) -> NDArray[np.float64]:
-        """Sentences a second in each tenth of the run."""
+    def rates(self, slices: int = 10) -> NDArray[np.float64]:
+        """Sentences/s in each of equal slices of the run."""
         done = self._answered
         ended = (done["start_s"] + done["ms"] / 1e3).to_numpy()
-        counts = np.histogram(ended, bins=_SLICES, range=(0, self.seconds), weights=done["rows"])[0]
-        return np.asarray(counts * _SLICES / self.seconds)
+        rows = np.histogram(ended, bins=slices, range=(0, self.seconds), weights=done["rows"])[0]
+        return np.asarray(rows * slices / self.seconds)
 
     def _details(self) -> dict[str, Any]:
         """Further columns of the summary."""

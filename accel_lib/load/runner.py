@@ -1,7 +1,7 @@
-"""Load on a served model, from a generator that is not what is measured.
+"""Put load on a served model, closed or open loop, from a generator that is not what is measured.
 
 Requests are serialized beforehand and sent over raw ``grpc.aio`` or HTTP from an event loop in a thread of its own
-(Jupyter's loop is running already); answers are parsed after the run.
+(Jupyter's loop is running already); responses are parsed after the run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.bench import findings
 from accel_lib.errors import AccelError, RequestError, ServerError
-from accel_lib.load import storage as keep
+from accel_lib.formatting import listed, number, percent
+from accel_lib.load import storage
 from accel_lib.load.arrivals import poisson
 from accel_lib.load.generator import Generator, Reply
-from accel_lib.load.requests import make_mix
+from accel_lib.load.requests import Request, make_requests
 from accel_lib.load.results import Run
 from accel_lib.measurement import to_frame
 from accel_lib.progress import Progress
@@ -33,29 +33,27 @@ from accel_lib.triton.statistics import Statistics
 from accel_lib.triton.wire import Protocol, fault
 
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+_SPENT = {"queue_ms": "waiting in the queue", "compute_infer_ms": "the model", "client_ms": "client and transport"}
 _BUSY = 0.85  # share of a core from which the generator, not the server, sets the pace
 _LATE_MS = 2.0  # lateness of sending that a machine's own clock ticks explain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class LoadRun(Run):
-    """What `load` measured; `frame` has ``naive_ms`` beside ``ms``: latency from when a request was really sent.
+    """What `load_test` measured; `frame` has ``naive_ms`` beside ``ms``: latency from when a request was really sent.
 
     Parameters
     ----------
     generator_busy
         Share of one core that sending and receiving took.
     statistics
-        What Triton counted meanwhile; None where it was gone, or the model was loaded anew.
-    stopped
-        Why the run ended early; empty if it did not.
+        What Triton counted meanwhile; None where it was gone, or the model was loaded again.
     connections
-        Open loop: requests that the client could have under way; 0 if as many as were due.
+        Open loop: requests that the client could have in flight; 0 if as many as were due.
     """
 
     generator_busy: float
     statistics: Statistics | None
-    stopped: str = ""
     connections: int = 0
 
     @property
@@ -85,35 +83,42 @@ class LoadRun(Run):
     @property
     def headline(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
-        return findings.load(self.summary, self.errors, self.stopped, generator_bound=self.generator_bound)
+        run = self.summary.iloc[0]
+        load = f"with {in_flight(self.concurrency)}"
+        if not self.concurrency:
+            load = f"of {number(self.offered)} sentences/s offered"
+        latency = f"p50 {number(self.p50_ms)} ms, p95 {number(self.p95_ms)} ms"
+        said = f"{number(self.throughput)} sentences/s {load}: {latency}"
+        if "queue_ms" in run:
+            spent = run[list(_SPENT)].astype(float)
+            said += f"; {percent(spent.max() / spent.sum())} of the time goes into {_SPENT[str(spent.idxmax())]}"
+        if self.errors:
+            kinds = listed([f"{count} × {cause.rstrip('.').lower()}" for cause, count in self.errors.items()])
+            said += f". Failed: {kinds}"
+        if self.generator_bound:
+            said += ". The generator was the bottleneck, so this says nothing about the server's limit"
+        return self._and_stopped(said)
+
+    @property
+    def explanation(self) -> str:
+        """The batches that Triton ran."""
+        if not self.statistics:
+            return "Triton counted nothing"
+        return f"Triton ran batches of {number(self.statistics.mean_batch_size)} rows on average"
 
     def save(self, path: str | Path) -> Path:
-        """Write the run with its machine and versions, as ``.json`` or ``.parquet``; returns the path.
-
-        Raises
-        ------
-        AccelError
-            Another suffix, or no pyarrow for ``.parquet``.
-        """
-        return keep.write(Path(path), self.frame, self._facts())
+        """Write the run with its machine and versions, as ``.json`` or ``.parquet``; returns the path."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("frame", "statistics")]
+        counted = dataclasses.asdict(self.statistics) if self.statistics else None
+        facts = {name: getattr(self, name) for name in names} | {"statistics": counted}
+        return storage.write(Path(path), self.frame, facts)
 
     @classmethod
     def open(cls, path: str | Path) -> LoadRun:
-        """Read a run that `save` wrote.
-
-        Raises
-        ------
-        AccelError
-            There is no such file, or it holds something else.
-        """
-        frame, facts = keep.read(Path(path))
+        """Read a run that `save` wrote."""
+        frame, facts = storage.read(Path(path))
         counted = facts.pop("statistics")
         return cls(frame=frame, statistics=Statistics.from_dict(counted) if counted else None, **facts)
-
-    def _facts(self) -> dict[str, Any]:
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("frame", "statistics")]
-        counted = dataclasses.asdict(self.statistics) if self.statistics else None
-        return {name: getattr(self, name) for name in names} | {"statistics": counted}
 
     def _details(self) -> dict[str, Any]:
         row: dict[str, Any] = {} if self.concurrency else {"naive_p95_ms": self.naive_p95_ms}
@@ -144,20 +149,16 @@ def load_test(
 ) -> LoadRun:
     """Send texts to a served model and measure what comes back.
 
-    With `concurrency` it is a closed loop: each client waits for its answer before it asks again, so a slow server is
-    asked less often. With `rate` or `arrivals` it is an open loop: requests are due when they are due, as from callers
-    who know nothing of each other, and latency counts from then, however late they could be sent.
+    With `concurrency` it is a closed loop: each client waits for a response before it sends again, so a slow server
+    gets fewer requests. With `rate` or `arrivals` it is an open loop: requests are due at given times, as from
+    independent callers, and latency counts from then, however late they could be sent.
 
     Parameters
     ----------
-    served
-        A model of a running server.
-    texts
-        Sent in turn, over and over.
     concurrency
-        Closed loop: requests under way at any time.
+        Closed loop: requests in flight at any time.
     rate
-        Open loop: requests a second on average, Poisson.
+        Open loop: requests/s on average, Poisson.
     arrivals
         Open loop: seconds from the start at which requests are due; `accel_lib.load.arrivals` makes them.
     seconds, warmup_s
@@ -169,15 +170,9 @@ def load_test(
     queue_timeout_us
         Each request's own timeout in the queue, microseconds; a sequence gives the requests' in turn. It only counts
         where the model's ``allow_timeout_override`` is set, and ``queue_timeout_us`` is one that it shortens.
-    timeout_s
-        How long a client waits for an answer.
     connections
-        Open loop: requests that the client can have under way, as most load tools have it; when all wait for answers,
+        Open loop: requests that the client can have in flight, as most load tools have it; when all wait for responses,
         what is due is sent late. None sends everything when it is due.
-    protocol
-        ``"grpc"`` or ``"http"``.
-    seed
-        Of the Poisson arrivals.
 
     Returns
     -------
@@ -186,8 +181,6 @@ def load_test(
 
     Raises
     ------
-    AccelError
-        No texts, or a concurrency, rate or duration that is not above zero.
     RequestError
         Not one request was answered: with the first one's cause.
 
@@ -199,20 +192,21 @@ def load_test(
     if min(concurrency, 1 if connections is None else connections) < 1 or seconds <= 0:
         asked = f"concurrency {concurrency}, connections {connections}, {seconds:g} s"
         fix = "accel_lib.load_test(served, texts, concurrency=8, seconds=5)"
-        raise AccelError("A load needs a request under way and time.", seen=asked, fix=fix)
+        raise AccelError("A load needs a request in flight and time.", seen=asked, fix=fix)
     due = _due(rate, arrivals, seconds, seed)
-    mix = make_mix(served, texts, rows=rows, priority=priority, queue_timeout_us=queue_timeout_us, protocol=protocol)
-    requests, facts = mix.payloads, list(zip(mix.rows, mix.tokens, mix.priorities, strict=True))
-    url = served._server.grpc_url if protocol == "grpc" else served._server.http_url
+    shape: dict[str, Any] = {"rows": rows, "priority": priority, "queue_timeout_us": queue_timeout_us}
+    requests = make_requests(served, texts, protocol=protocol, **shape)
+    payloads = [request.payload for request in requests]
+    url = served.server.grpc_url if protocol == "grpc" else served.server.http_url
     common: dict[str, Any] = {"protocol": protocol, "timeout_s": timeout_s}
     if due is None:
-        measured = _closed(served, Generator(url, requests, concurrency=concurrency, **common), seconds, warmup_s)
+        measured = _closed(served, Generator(url, payloads, concurrency=concurrency, **common), seconds, warmup_s)
     else:
         if warmup_s:
-            with Generator(url, requests, concurrency=2, **common) as warmup:
+            with Generator(url, payloads, concurrency=2, **common) as warmup:
                 warmup.wait(warmup_s)
         measured = _open(
-            served, Generator(url, requests, schedule_s=due.tolist(), connections=connections, **common), float(due[-1])
+            served, Generator(url, payloads, schedule_s=due.tolist(), connections=connections, **common), float(due[-1])
         )
     generator, replies, begin, length, counted = measured
     if not any(reply.answer is not None for reply in replies):
@@ -221,11 +215,13 @@ def load_test(
             raise request_error(served.name, first)
         fix = f"measure longer: accel_lib.load_test({served.name}, texts, seconds={seconds * 4:g})"
         raise RequestError("No answer came within the measurement.", seen=f"{seconds:g} s", fix=fix)
-    frame = to_frame([_row(served.name, reply, begin, *facts[reply.index], protocol) for reply in replies])
+    rows_due = np.resize([request.rows for request in requests], 0 if due is None else len(due))
+    offered = float("nan") if due is None else float(rows_due.sum()) / length
+    frame = to_frame([_row(served.name, reply, begin, requests[reply.index], protocol) for reply in replies])
     return LoadRun(
         frame=frame,
         concurrency=0 if due is not None else concurrency,
-        offered=float(np.resize(mix.rows, len(due)).sum()) / length if due is not None else float("nan"),
+        offered=offered,
         seconds=length,
         generator_busy=generator.busy_s / max(generator.ended_s - generator.began_s, 1e-9),
         statistics=counted,
@@ -271,21 +267,19 @@ def _watch(generator: Generator, seconds: float) -> None:
     """Let it run with a line that says how far it is."""
     progress, until = Progress("load"), time.perf_counter() + seconds
     while (left := until - time.perf_counter()) > 0 and not generator.wait(min(left, 0.5)):
-        progress.tick(f"{len(generator.replies):,} answers")
+        progress.tick(f"{len(generator.replies):,} responses")
     progress.clear()
 
 
-def _row(
-    name: str, reply: Reply, begin: float, rows: int, tokens: int, priority: int, protocol: Protocol
-) -> dict[str, Any]:
+def _row(name: str, reply: Reply, begin: float, request: Request, protocol: Protocol) -> dict[str, Any]:
     error = request_error(name, reply.refusal).cause if reply.answer is None else fault(reply.answer, protocol)
     spent = {"ms": (reply.ended_s - reply.due_s) * 1e3, "naive_ms": (reply.ended_s - reply.sent_s) * 1e3}
-    facts = {"rows": rows, "tokens": tokens, "priority": priority, "error": error}
+    facts = {"rows": request.rows, "tokens": request.tokens, "priority": request.priority, "error": error}
     return {"start_s": reply.due_s - begin} | spent | facts
 
 
 def _between(before: Statistics | None, after: Statistics | None) -> Statistics | None:
-    with contextlib.suppress(ServerError):  # the model was loaded anew: nothing to subtract from
+    with contextlib.suppress(ServerError):  # the model was loaded again: nothing to subtract from
         return after - before if before and after else None
     return None
 
@@ -295,3 +289,8 @@ def statistics_now(served: ServedModel) -> Statistics | None:
     with contextlib.suppress(RequestError):
         return served.statistics()
     return None
+
+
+def in_flight(count: float) -> str:
+    """``"1 request in flight"``, ``"8 requests in flight"``."""
+    return f"{count:.0f} request{'' if count == 1 else 's'} in flight"

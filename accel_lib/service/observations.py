@@ -13,8 +13,7 @@ import numpy as np
 
 from accel_lib.errors import StateError
 from accel_lib.service.state import State
-from accel_lib.stats import compare_medians, percentile, percentile_interval, wilson
-from accel_lib.stats.proportions import compare_shares
+from accel_lib.stats import compare_medians, compare_shares, percentile, percentile_interval, wilson
 
 _log = logging.getLogger("accel.experiments")
 _WAITING = 20_000  # samples that wait for a disk with room; older ones are dropped

@@ -17,8 +17,7 @@ from numpy.typing import ArrayLike
 from accel_lib.errors import AccelError
 from accel_lib.measurement import Result, to_frame
 from accel_lib.service.gateway import Gateway
-from accel_lib.stats import wilson
-from accel_lib.stats.proportions import Difference, compare_shares
+from accel_lib.stats import Difference, compare_shares, wilson
 from accel_lib.texts import Texts
 
 _CLIENTS = 8

@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.bench.agreement import overlap
 from accel_lib.errors import RequestError
 from accel_lib.measurement import Result, to_frame
 from accel_lib.service import findings_service
+from accel_lib.stats import overlap
 
 _FLOAT, _BASE64 = "float", "base64"
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}

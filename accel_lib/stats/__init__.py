@@ -1,31 +1,5 @@
-"""Intervals, comparisons and agreement, in NumPy."""
+"""Percentiles and shares with confidence intervals, and how well two sets of vectors agree."""
 
-from accel_lib.stats.intervals import (
-    NEAREST,
-    Verdict,
-    compare_medians,
-    cosine,
-    kept,
-    mean_interval,
-    median_interval,
-    nearest,
-    overlap,
-    percentile,
-    percentile_interval,
-    wilson,
-)
+import lazy_loader
 
-__all__ = [
-    "NEAREST",
-    "Verdict",
-    "compare_medians",
-    "cosine",
-    "kept",
-    "mean_interval",
-    "median_interval",
-    "nearest",
-    "overlap",
-    "percentile",
-    "percentile_interval",
-    "wilson",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

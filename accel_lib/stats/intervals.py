@@ -1,4 +1,4 @@
-"""Percentiles with honest intervals, and the verdict "no significant difference"."""
+"""Percentiles, means and shares with confidence intervals, and the verdict "no significant difference"."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.errors import AccelError
+from accel_lib.errors import AccelError, require
+from accel_lib.formatting import UNCHANGED, capital
 
 Samples = Sequence[float] | NDArray[np.floating] | NDArray[np.integer]
 
 _RESAMPLES = 20_000
-NEAREST = 10  # neighbours that count
 _FEWEST = 5  # samples a side, under which the bootstrap's interval is too narrow to decide by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How the median of a compares with that of b: their ratio, and its interval from `low` to `high`.
-
-    The interval is NaN where there are too few samples to give one.
-    """
+    """How the median of a compares with that of b: their ratio, and its interval; NaN where samples are too few."""
 
     a: float
     b: float
@@ -40,39 +37,22 @@ class Verdict:
         return self.low > 1 or self.high < 1
 
     def sentence(self, a_name: str, b_name: str, unit: str, *, better: Literal["higher", "lower"] = "higher") -> str:
-        """The verdict in words.
-
-        Parameters
-        ----------
-        a_name, b_name
-            What was compared.
-        unit
-            Of the samples, such as ``"ms"`` or ``"sentences/s"``.
-        better
-            Whether higher or lower samples are the better ones.
-        """
+        """The verdict in words; `unit` is that of the samples, `better` says which of them are."""
         seen = f"{a_name} {_number(self.a)}, {b_name} {_number(self.b)} {unit}, a ratio of {self.ratio:.2f}"
         if math.isnan(self.low):
             return f"Too few samples to tell {a_name} from {b_name}: {seen}"
         seen += f" ({self.confidence:.0%} interval {self.low:.2f} to {self.high:.2f})"
         if not self.significant:
-            return f"No significant difference between {a_name} and {b_name}: {seen}"
+            return f"{capital(UNCHANGED)} between {a_name} and {b_name}: {seen}"
         first, second = (a_name, b_name) if (self.ratio > 1) == (better == "higher") else (b_name, a_name)
         return f"{first} is better than {second}: {seen}"
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a share: Wilson's, which stays within 0 and 1 and holds for small samples.
+    """Interval of a share of n trials: Wilson's, which stays within 0 and 1 and holds for small samples.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
 
-    Raises
-    ------
-    AccelError
-        There are no trials, or more successes than trials.
-
-    Examples
-    --------
     >>> low, high = wilson(8, 10)
     >>> print(f"{low:.3f} to {high:.3f}")
     0.490 to 0.943
@@ -92,23 +72,13 @@ def percentile(samples: Samples, q: float) -> float:
 
 
 def percentile_interval(samples: Samples, q: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the `q`-th percentile from order statistics, whatever the distribution.
+    """Interval of the `q`-th percentile (0 < `q` < 100) from order statistics, whatever the distribution.
 
     How many of n samples fall below the true percentile is binomial; the bounds are the samples whose ranks leave at
-    most half of 1 - `confidence` outside on each side. A bound that so few samples cannot give is NaN: at 95% the
+    most half of 1 - `confidence` outside on each side. A bound that too few samples cannot give is NaN: at 95% the
     median needs 6 samples, the 99th percentile 368.
 
     Source: W. J. Conover, "Practical Nonparametric Statistics", 3rd ed. (1999), section 3.2.
-
-    Returns
-    -------
-    tuple of float
-        Low and high, in the unit of the samples.
-
-    Raises
-    ------
-    AccelError
-        There are no samples, one is not finite, or `q` is not between 0 and 100.
     """
     ordered = _sorted(samples)
     if not 0 < q < 100:
@@ -128,10 +98,6 @@ def median_interval(samples: Samples, confidence: float = 0.95) -> tuple[float, 
 def mean_interval(samples: Samples, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of the mean of a few samples, from Student's t; NaN for one sample.
 
-    Source: Student, "The probable error of a mean", Biometrika 6 (1908).
-
-    Examples
-    --------
     >>> low, high = mean_interval([9.0, 10.0, 11.0])
     >>> print(f"{low:.2f} to {high:.2f}")
     7.52 to 12.48
@@ -139,8 +105,8 @@ def mean_interval(samples: Samples, confidence: float = 0.95) -> tuple[float, fl
     values = _sorted(samples)
     if len(values) < 2:
         return math.nan, math.nan
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
-    half = _student((1 + confidence) / 2, len(values) - 1) * error
+    student = float(require("scipy.special", extra="models").stdtrit(len(values) - 1, (1 + confidence) / 2))
+    mean, half = float(values.mean()), student * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean - half, mean + half
 
 
@@ -148,11 +114,6 @@ def compare_medians(a: Samples, b: Samples, *, confidence: float = 0.95, seed: i
     """Compare two independent sets of positive samples by the ratio of their medians, with a bootstrap interval.
 
     Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
-
-    Raises
-    ------
-    AccelError
-        A set is empty, or holds zero, a negative or a non-finite number.
     """
     ordered = [_sorted(a), _sorted(b)]
     if min(values[0] for values in ordered) <= 0:
@@ -167,49 +128,11 @@ def compare_medians(a: Samples, b: Samples, *, confidence: float = 0.95, seed: i
     return Verdict(a=a_median, b=b_median, ratio=a_median / b_median, low=low, high=high, confidence=confidence)
 
 
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosine of each row of `a` to the same row of `b`, both ``[n, dimension]``; 0 to a row of zeros."""
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products: NDArray[np.float64] = (a * b).sum(axis=1, dtype=np.float64) / np.maximum(norms, 1e-12)
-    return products
-
-
-def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Share of each text's ten nearest neighbours that are the same in both, the text itself left out.
-
-    Parameters
-    ----------
-    a, b
-        Unit vectors of the same texts, float32 ``[n, dimension]``.
-
-    Returns
-    -------
-    float
-        NaN under 12 texts, among which ten neighbours say nothing.
-    """
-    if len(a) < NEAREST + 2:
-        return float("nan")
-    return float(kept(nearest(a), nearest(b)).mean())
-
-
-def nearest(vectors: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The ten nearest others of each, nearest first."""
-    similar = vectors @ vectors.T
-    np.fill_diagonal(similar, -np.inf)
-    order: NDArray[np.int64] = np.argsort(-similar, axis=1, kind="stable")[:, :NEAREST]
-    return order
-
-
-def kept(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of each row of `a` that is in the same row of `b`."""
-    return np.array([np.isin(x, y).mean() for x, y in zip(a, b, strict=True)])
-
-
 def _resampled_medians(ordered: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of bootstrap samples, without drawing the samples.
+    """Medians of bootstrap samples without drawing the samples, which takes the same time for any number of them.
 
-    A resample's k-th smallest value stands at rank ceil(n U) of the data, where U, the k-th smallest of n uniform
-    numbers, is Beta(k, n + 1 - k); the next one above it is U + (1 - U) Beta(1, n - k).
+    A resample's k-th smallest value is the data's at rank ceil(n U), where U, the k-th smallest of n uniform numbers,
+    is Beta(k, n + 1 - k); the next one above it is U + (1 - U) Beta(1, n - k).
     """
     n = len(ordered)
     k = (n + 1) // 2
@@ -220,37 +143,12 @@ def _resampled_medians(ordered: NDArray[np.float64], random: np.random.Generator
 
 
 def _binomial(n: int, share: float) -> NDArray[np.float64]:
-    """Probabilities of 0 to n successes in n trials."""
+    """Probabilities of 0 to n successes in n trials; in NumPy, as the gateway, which asks for them, has no scipy."""
     k = np.arange(n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log_choose = log_factorial[n] - log_factorial - log_factorial[::-1]
     logs: NDArray[np.float64] = log_choose + k * math.log(share) + (n - k) * math.log1p(-share)
     return np.exp(logs)
-
-
-def _student(share: float, freedom: int) -> float:
-    """Quantile of Student's t: the exact distribution, summed, is bisected.
-
-    Source: M. Abramowitz and I. A. Stegun, "Handbook of Mathematical Functions" (1964), 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, 1e4
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_below(middle, freedom) < share else (low, middle)
-    return (low + high) / 2
-
-
-def _student_below(t: float, freedom: int) -> float:
-    """Probability that Student's t is below a positive number."""
-    angle = math.atan(t / math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term = total = cosine if odd else 1.0
-    for step in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine**2 * (step - 1) / step
-        total += term
-    within = 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0)) if odd else sine * total
-    return 0.5 + within / 2
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,7 @@
-"""Two shares compared, such as right answers of two versions: the difference with its interval, and what it takes.
+"""Two shares compared, such as correct predictions of two versions: the difference, its interval, and what it takes.
 
-`Difference.low` and `.high` hold for one look at the end. Whoever looks again and again, and stops when it shows, is
-fooled by chance ever more often; `anytime_low` and `anytime_high` hold for all looks together, at the price of width.
+`Difference.low` and `.high` hold for one look at a planned end. Who looks again and again, and stops when there is a
+difference, needs `anytime_low` and `anytime_high`: a confidence sequence, which holds for all looks together.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from accel_lib.errors import AccelError
+from accel_lib.formatting import UNCHANGED, capital
 from accel_lib.stats.intervals import wilson
 
 _SHARPEST_AT = 1_000  # requests at which the interval for all looks is narrowest in relation to that for one
@@ -25,16 +26,12 @@ class Difference:
 
     Parameters
     ----------
-    a, b, difference
-        The shares, and ``b - a``.
     low, high
-        Interval of the difference for one look, planned beforehand.
+        Interval of the difference for one look, planned beforehand (fixed horizon).
     anytime_low, anytime_high
-        Interval that holds for every look at a growing sample, all together.
+        Interval that holds for every look at a growing sample, all together (sequential).
     n
         Trials of both.
-    confidence
-        Of both intervals.
     """
 
     a: float
@@ -53,7 +50,7 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether the interval for all looks leaves out zero: it may be acted on whenever it shows."""
+        """Whether the sequential interval leaves out zero: it may be acted on at any look."""
         return self.anytime_low > 0 or self.anytime_high < 0
 
     def sentence(self, a_name: str, b_name: str, what: str) -> str:
@@ -64,22 +61,17 @@ class Difference:
             f"{self.n:,} requests)"
         )
         if not self.significant:
-            return f"No significant difference between {a_name} and {b_name}: {seen}"
+            return f"{capital(UNCHANGED)} between {a_name} and {b_name}: {seen}"
         more, less = (b_name, a_name) if self.difference > 0 else (a_name, b_name)
         return f"{more} has more {what} than {less}: {seen}"
 
 
 def compare_shares(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Difference:
-    """Compare two independent samples of yes and no, such as a split's right and wrong answers.
+    """Compare two independent samples of yes and no, such as the correct predictions of two versions.
 
     Sources: R. G. Newcombe, "Interval estimation for the difference between independent proportions", Statistics in
     Medicine 17 (1998), method 10; I. Waudby-Smith et al., "Time-uniform central limit theory and asymptotic confidence
     sequences", Annals of Statistics 52 (2024), for the interval that holds at any time.
-
-    Raises
-    ------
-    AccelError
-        A sample is empty.
     """
     ones = [int(np.count_nonzero(sample)) for sample in (a, b)]
     sizes = [int(np.size(sample)) for sample in (a, b)]
@@ -100,55 +92,11 @@ def compare_shares(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> D
     )
 
 
-def compare_pairs(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Difference:
-    """Compare yes and no of two versions on the same requests, as a shadow gives them: where they agree is no chance.
-
-    Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 4.2, for the spread of a paired
-    difference; the interval for all looks as in `compare_shares`.
-
-    Raises
-    ------
-    AccelError
-        The samples are empty, or not of one length.
-    """
-    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if first.shape != second.shape or not first.size:
-        fix = "pass one value of each version for each request"
-        raise AccelError("Pairs need two samples of one length.", seen=f"{first.size} and {second.size}", fix=fix)
-    n, changes = first.size, second - first
-    error = math.sqrt((float(np.var(changes)) + 1 / n) / n)
-    once = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    always = _anytime_quantile(n, confidence) * error
-    mean = float(changes.mean())
-    return Difference(
-        a=float(first.mean()),
-        b=float(second.mean()),
-        low=max(-1.0, mean - once),
-        high=min(1.0, mean + once),
-        anytime_low=max(-1.0, mean - always),
-        anytime_high=min(1.0, mean + always),
-        n=n,
-        confidence=confidence,
-    )
-
-
 def requests_needed(share: float, gain: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Requests of a split by halves, both versions together, to see a gain, looking once.
+    """Requests, both versions together in equal parts, to see a gain in one look.
 
-    Parameters
-    ----------
-    share, gain
-        Share of the old version, and how much more the new one has, both from 0 to 1.
-    confidence, power
-        How rarely chance may look like a difference, and how often a true gain is to be seen.
+    `share` is the old version's, `gain` how much more the new one has, both from 0 to 1.
 
-    Raises
-    ------
-    AccelError
-        No such shares exist.
-
-    Examples
-    --------
     >>> requests_needed(0.90, 0.02)
     6422
     """

@@ -137,6 +137,20 @@ class ServedModel:
         self.version = version
         self._text_side: tuple[str, Any, Any] = ("", None, None)
 
+    @property
+    def server(self) -> Host:
+        """The server it runs on."""
+        return self._server
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact of the version that responds."""
+        return Artifact.load(self._artifact_folder)
+
+    def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> Ragged:
+        """Token ids of each text, as `encode` sends them."""
+        return self._tokenize(texts, prompt)[1]
+
     def encode(
         self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
     ) -> NDArray[np.float32]:

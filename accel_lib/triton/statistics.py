@@ -86,10 +86,7 @@ class Statistics:
         ServerError
             The model was loaded anew in between, which set its numbers back.
         """
-        counts = [
-            field.name for field in dataclasses.fields(self) if field.name not in _BY_SIZE and field.name != "resets"
-        ]
-        change = {name: getattr(self, name) - getattr(earlier, name) for name in counts}
+        change = {name: getattr(self, name) - getattr(earlier, name) for name in _counts()}
         if self.resets != earlier.resets or min(change.values()) < 0:
             raise ServerError(
                 "The statistics were set back by a reload between the two readings.",
@@ -98,6 +95,12 @@ class Statistics:
             )
         sizes, spent = (Counter(getattr(self, name)) - Counter(getattr(earlier, name)) for name in _BY_SIZE)
         return Statistics(**change, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        """Totals of two periods together, such as of two runs."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in _counts()}
+        sizes, spent = (Counter(getattr(self, name)) + Counter(getattr(other, name)) for name in _BY_SIZE)
+        return Statistics(**counts, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
 
     @property
     def mean_batch_size(self) -> float:
@@ -108,6 +111,26 @@ class Statistics:
     def busy_s(self) -> float:
         """Seconds that executions kept an instance, summed over the instances."""
         return sum(self.batch_ns.values()) / 1e9
+
+    def busy(self, seconds: float, instances: int = 1) -> float:
+        """Share of the instances' time that executions took."""
+        return min(self.busy_s / seconds / instances, 1.0)
+
+    @property
+    def queue_ms(self) -> float:
+        """Mean time of a request in the queue."""
+        return self.queue_ns / max(self.requests, 1) / 1e6
+
+    @property
+    def text_ms(self) -> float:
+        """Mean time of an instance for one text."""
+        return 1e3 * self.busy_s / max(self.inferences, 1)
+
+
+def _counts() -> list[str]:
+    """Names of the fields that are plain totals."""
+    names = (field.name for field in dataclasses.fields(Statistics))
+    return [name for name in names if name not in _BY_SIZE and name != "resets"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,15 +40,15 @@ class Admission:
         self.limit, self.timeout_ms, self.under_way = limit, timeout_ms, 0
         self._waiting: collections.deque[asyncio.Future[bool]] = collections.deque()
 
-    def take(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take a place, if one is free, without waiting."""
         free = not 0 < self.limit <= self.under_way
         self.under_way += free
         return free
 
-    async def enter(self) -> bool:
-        """Whether one more may go in, as soon as that is known; it must `leave` then."""
-        if self.take():
+    async def acquire(self) -> bool:
+        """Whether one more may go in, as soon as that is known; it must `release` then."""
+        if self.try_acquire():
             return True
         if not self.timeout_ms:
             return False
@@ -61,10 +61,10 @@ class Admission:
         finally:
             timer.cancel()
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """One is answered, or lost: who waits longest gets its place."""
         self.under_way -= 1
-        while self._waiting and (self._waiting[0].done() or self.take()):
+        while self._waiting and (self._waiting[0].done() or self.try_acquire()):
             _answer(self._waiting.popleft(), True)
 
     def current(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import accel_lib as accel
-from accel_lib.bench.agreement import agreement
+from accel_lib.stats import agreement
 from benchmarks.encoders.environments import python_of
 
 WORKER = Path(__file__).parent / "worker.py"

@@ -123,7 +123,7 @@ def triton(
         shutil.copy2(artifacts["plain"].path, repository / "naive" / "1")
         with accel.serve(repository) as server:
             ours = server.model("ours_fp32")
-            ids = ours._tokenize(texts, None)[1]
+            ids = ours.tokenize(texts)
             names = {"naive": "Triton, naive", "ours_fp32": "Triton, ours FP32", "ours_int8": "Triton, ours INT8"}
             hows = {"naive": ""} | {
                 slug: tuned(server.model(slug), texts, seconds) for slug in names if slug != "naive"

@@ -105,7 +105,7 @@ def test_a_run_shows_units_its_finding_and_the_machine(run):
     page = run._repr_html_()
     for words in ("p95, ms", "sentences/s", "queue, ms", run.headline, run.machine):
         assert words in page
-    assert "8 requests under way" in run.headline
+    assert "8 requests in flight" in run.headline
 
 
 def test_one_request_at_a_time_is_never_batched(tiny):
@@ -146,7 +146,7 @@ def test_a_model_unloaded_meanwhile_leaves_the_answers_so_far(server, tiny, mean
 
 @pytest.mark.parametrize("asked", [{"texts": []}, {"concurrency": 0}, {"seconds": 0}])
 def test_a_load_of_nothing_is_refused(tiny, asked):
-    with pytest.raises(AccelError, match=r"accel_lib\.load\("):
+    with pytest.raises(AccelError, match=r"accel_lib\.load_test\("):
         accel_lib.load_test(tiny, **{"texts": TEXTS} | asked)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.load.arrivals import constant, poisson, ramp, steps
+from accel_lib.load.arrivals import constant, poisson, steps
 
 
 def test_constant_arrivals_are_evenly_spaced():
@@ -18,9 +18,7 @@ def test_poisson_arrivals_have_the_gaps_of_callers_who_know_nothing_of_each_othe
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "times", [poisson(80, 5), ramp(10, 100, 5), steps([(50, 1), (5, 2)])], ids=["poisson", "ramp", "steps"]
-)
+@pytest.mark.parametrize("times", [poisson(80, 5), steps([(50, 1), (5, 2)])], ids=["poisson", "steps"])
 def test_arrivals_are_in_order_and_inside_the_run(times):
     assert (np.diff(times) >= 0).all()
     assert times[0] >= 0
@@ -31,12 +29,6 @@ def test_steps_change_the_rate_where_they_say():
     times = steps([(100, 10), (400, 10)])
     assert (times < 10).sum() == pytest.approx(1_000, rel=0.1)
     assert (times >= 10).sum() == pytest.approx(4_000, rel=0.05)
-
-
-def test_a_ramp_gets_steeper():
-    times = ramp(0.001, 200, 20)
-    assert (times < 10).sum() == pytest.approx(500, rel=0.2)
-    assert (times >= 10).sum() == pytest.approx(1_500, rel=0.1)
 
 
 def test_the_seed_decides():

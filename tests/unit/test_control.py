@@ -73,9 +73,9 @@ class Plant:
             if at == over:
                 came, _ = done = min(self.under_way, key=lambda pair: pair[1])
                 self.under_way.remove(done)
-                self.gate.leave()
+                self.gate.release()
                 ms.append((at - came) * 1e3)
-                while self.outside and (at > self.outside[0][1] or self.gate.take()):
+                while self.outside and (at > self.outside[0][1] or self.gate.try_acquire()):
                     came, until = self.outside.popleft()
                     if at > until:
                         shed += 1
@@ -88,7 +88,7 @@ class Plant:
                 sizes[len(batch)] += 1
                 spent[len(batch)] += seconds * 1e9
                 self.under_way += [(one, begin + seconds) for one in batch]
-            elif self.gate.take():
+            elif self.gate.try_acquire():
                 self.queue.append((arrivals[0], arrivals.popleft()))
             elif self.gate.timeout_ms:
                 self.outside.append((arrivals[0], arrivals.popleft() + self.gate.timeout_ms / 1e3))
@@ -264,11 +264,11 @@ def test_as_many_wait_outside_as_keep_batches_efficient_and_as_long_as_they_may(
 def test_a_gate_lets_in_as_many_as_its_limit_and_counts_who_leaves():
     async def story():
         gate = Admission(limit=2)
-        assert [await gate.enter() for _ in range(3)] == [True, True, False]
-        gate.leave()
-        assert await gate.enter()
+        assert [await gate.acquire() for _ in range(3)] == [True, True, False]
+        gate.release()
+        assert await gate.acquire()
         gate.apply(limit=0, timeout_ms=0)
-        assert all([await gate.enter() for _ in range(100)])
+        assert all([await gate.acquire() for _ in range(100)])
 
     asyncio.run(story())
 
@@ -276,19 +276,19 @@ def test_a_gate_lets_in_as_many_as_its_limit_and_counts_who_leaves():
 def test_who_finds_no_place_waits_for_one_in_turn_until_the_timeout():
     async def story():
         gate = Admission(limit=1, timeout_ms=60_000)
-        assert await gate.enter()
-        first, second = (asyncio.create_task(gate.enter()) for _ in range(2))
+        assert await gate.acquire()
+        first, second = (asyncio.create_task(gate.acquire()) for _ in range(2))
         await asyncio.sleep(0.01)
         assert not first.done()
-        gate.leave()
+        gate.release()
         assert await first
         assert not second.done()
         gate.apply(limit=1, timeout_ms=1)
-        assert not await gate.enter()
+        assert not await gate.acquire()
         second.cancel()
         await asyncio.wait([second])
-        gate.leave()
+        gate.release()
         assert gate.under_way == 0
-        assert await gate.enter()
+        assert await gate.acquire()
 
     asyncio.run(story())

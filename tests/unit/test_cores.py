@@ -13,6 +13,6 @@ def test_ways_to_share_cores_are_told_apart_in_the_table_of_a_sweep():
     frame = findings_tune.with_front(frame.assign(sentences_per_s_high=frame["sentences_per_s"] * 1.05))
     frame.attrs["machine"] = "2 cores"
     shown = str(Sweep(frame=frame, served=None, base=None, p95_ms=np.inf, alone_ms=8.0)).splitlines()
-    assert "instances threads each" in shown[0]
+    assert "instances threads " in shown[0]
     assert len({tuple(line.split()[:2]) for line in shown[1:4]}) == 3
     assert shown[4].startswith("2 instances, 1 thread each: 328 sentences/s")

@@ -1,6 +1,7 @@
 """The house rules that a reader of one room would not see broken in another."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -83,6 +84,16 @@ def test_a_module_imports_only_from_its_own_floor_or_lower(path):
     for name in imports(path):
         if name.startswith("accel_lib.") and name.split(".")[1] in FLOOR:
             assert FLOOR[name.split(".")[1]] <= FLOOR[room(path)], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["bench", "load", "stats"])
+def test_a_notebook_imports_only_what_a_package_hands_on(package):
+    public = set(importlib.import_module(f"accel_lib.{package}").__all__)
+    for path, text in tracked():
+        if path.suffix in {".ipynb", ".md"}:
+            for module, names in re.findall(rf"from accel_lib\.{package}(\.\w+)? import ([\w, ]+)", text):
+                assert not module, path.name
+                assert set(names.replace(" ", "").split(",")) <= public, path.name
 
 
 def test_every_room_has_a_floor():

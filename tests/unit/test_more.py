@@ -1,4 +1,4 @@
-"""The side paths' findings say what the table says, the other way round too; halves, resources and traffic add up."""
+"""Ways of serving compared: headlines follow the table; halves, resources and traffic add up."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from accel_lib.artifact import Artifact
 from accel_lib.convert.halves import HIDDEN, cut
 from accel_lib.engines.part import Part
 from accel_lib.errors import AccelError, ConversionError, EngineError
-from accel_lib.load import findings_cache, findings_layouts, findings_limiter
-from accel_lib.load.interleave import in_rounds
-from accel_lib.load.rate_limiter import Sharing
-from accel_lib.load.response_cache import CacheGain, Lookups, traffic
-from accel_lib.load.split_model import Layouts
+from accel_lib.load.rate_limiter import MEASURES
+from accel_lib.load.response_cache import CacheGain, Lookups, zipf_traffic
+from accel_lib.load.rounds import Ways, in_rounds
 from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.ensemble import write_ensemble, write_part
@@ -39,26 +37,13 @@ def cache_table(most, least, *, hits=0.9):
     return pd.DataFrame(rows)
 
 
-def test_the_cache_s_finding_names_the_gain_where_texts_repeat_and_none_where_none_does():
-    told = findings_cache.gain(cache_table(SURE, NULL))
+def test_a_cache_is_judged_where_texts_repeat_most():
+    told = CacheGain(frame=cache_table(SURE, NULL), explanation="").headline
+    assert told == "Short queries: 4.0× (3.0–5.0×) the throughput where 95% of the texts repeat"
+    told = CacheGain(frame=cache_table(NULL, LOSS), explanation="", stopped="the server is gone").headline
     assert told == (
-        "Short queries: 4.0× (3.0–5.0×) the throughput where 95% of the texts repeat, "
-        "no significant difference where none does"
+        "Short queries: no significant difference where 95% of the texts repeat. It ended early: the server is gone"
     )
-
-
-def test_a_cache_that_costs_more_than_it_saves_is_said_as_such():
-    told = findings_cache.gain(cache_table(NULL, LOSS), stopped="the server is gone")
-    assert "no significant difference where 95%" in told
-    assert "0.50× (0.40–0.60×) the throughput where none does" in told
-    assert told.endswith("It ended early: the server is gone")
-
-
-def test_the_cache_s_reason_counts_hits_and_the_batches_of_the_rest():
-    assert "86% of the requests are hits" in findings_cache.reason(cache_table(SURE, NULL))
-    assert "share batches of 3.0 rows, without the cache 7.0" in findings_cache.reason(cache_table(SURE, NULL))
-    assert "gone by then" in findings_cache.reason(cache_table(SURE, NULL, hits=0))
-    assert "counted nothing" in findings_cache.reason(cache_table(SURE, NULL).assign(hits=float("nan")))
 
 
 def lookup_table(ratio):
@@ -68,92 +53,69 @@ def lookup_table(ratio):
 
 
 def test_a_hit_is_compared_with_a_miss():
-    assert findings_cache.lookups(lookup_table(SURE)) == "Short queries: a hit takes 1.0 ms, a miss 8.0 ms"
-    assert "no significant difference" in findings_cache.lookups(lookup_table(NULL))
+    assert Lookups(frame=lookup_table(SURE)).headline == "Short queries: a hit takes 1.0 ms, a miss 8.0 ms"
 
 
 def limiter_table(p95, throughput):
-    names = ("alone", "no limiter", "one at a time")
-    frame = pd.DataFrame({"setting": names, "p50_ms": 3.0, "busy": (0.1, 1.6, 1.0), "sentences_per_s": 40.0})
+    names = ("no limiter", "one at a time")
+    frame = pd.DataFrame({"workload": "both models", "setting": names, "p50_ms": 3.0, "busy": (1.6, 1.0)})
     frame = frame.assign(**measured("p95_ms", (20, 15, 30)), **measured("sentences_per_s", (40, 30, 50)))
     frame = frame.assign(**measured("p95_ratio", (1, 1, 1)), **measured("speedup", (1, 1, 1)))
     for column, ends in (("p95_ratio", p95), ("speedup", throughput)):
-        frame.loc[2, list(measured(column, ends))] = ends
+        frame.loc[1, list(measured(column, ends))] = ends
     return frame
 
 
-def test_the_limiter_s_finding_names_who_gains_and_who_pays():
-    told = findings_limiter.sharing(limiter_table(SURE, LOSS))
-    assert told == (
-        "One at a time: 4.0× the quick model's p95 (20 ms) and 0.50× the busy one's throughput of no limiter"
+def limits(p95, throughput):
+    return Ways(frame=limiter_table(p95, throughput), explanation="", measures=MEASURES)
+
+
+def test_the_limiter_s_headline_names_who_gains_and_who_pays():
+    assert limits(SURE, LOSS).headline == (
+        "Both models: one at a time, 4.0× (3.0–5.0×) the quick model's p95 and 0.50× (0.40–0.60×) the busy model's "
+        "throughput of no limiter"
     )
-    assert "0.50× the quick model's p95" in findings_limiter.sharing(limiter_table(LOSS, NULL))
+    assert limits(NULL, (1.0, float("nan"), float("nan"))).headline == (
+        "Both models: one at a time, no significant difference to no limiter"
+    )
 
 
-def test_a_limiter_that_changes_nothing_is_said_as_such():
-    told = findings_limiter.sharing(limiter_table(NULL, (1.0, float("nan"), float("nan"))))
-    assert told == "No significant difference between no limiter and one at a time"
-
-
-def test_the_limiter_s_reason_says_who_worked_at_once():
-    told = findings_limiter.reason(limiter_table(SURE, LOSS))
-    assert "no limiter: 160%, at times at once; one at a time: 100%, hardly ever at once" in told
-
-
-def layout_table(halves, *, text_ms=3.0, busy=0.9):
+def layouts(halves):
     rows = []
-    for setting, ends, cost, share in (("two instances", (1, 1, 1), 3.0, 0.9), ("two halves", halves, text_ms, busy)):
-        row = {"workload": "mixed documents", "setting": setting, "text_ms": cost, "busy": share}
-        rows.append(row | {"sentences_per_s": 100.0, "p95_ms": 40.0} | measured("speedup", ends))
-    return pd.DataFrame(rows)
+    for setting, ends in (("two instances", (1, 1, 1)), ("two halves", halves)):
+        row = {"workload": "mixed documents", "setting": setting, "sentences_per_s": 100.0, "p95_ms": 40.0}
+        rows.append(row | measured("speedup", ends) | measured("p95_ratio", NULL))
+    return Ways(frame=pd.DataFrame(rows), explanation="")
 
 
-def test_the_faster_layout_is_named_with_its_interval_whichever_it_is():
-    assert findings_layouts.race(layout_table(SURE)) == (
-        "Mixed documents: the model in two halves has 4.0× (3.0–5.0×) the throughput of two instances"
-    )
-    assert findings_layouts.race(layout_table(LOSS)) == (
-        "Mixed documents: two instances have 2.0× (1.7–2.5×) the throughput of the model in two halves"
-    )
-    assert "no significant difference" in findings_layouts.race(layout_table(NULL))
-
-
-@pytest.mark.parametrize(
-    ("text_ms", "busy", "words"),
-    [
-        (3.0, 0.9, "the same work either way"),
-        (5.0, 0.9, "handing over costs work; "),
-        (5.0, 0.5, "and one half waits for the other"),
-        (3.0, 0.5, "one half waits for the other; "),
-        (2.0, 0.9, "fewer weights at hand"),
-    ],
-)
-def test_the_layouts_reason_follows_from_what_was_counted(text_ms, busy, words):
-    assert words in findings_layouts.reason(layout_table(NULL, text_ms=text_ms, busy=busy))
+def test_the_faster_layout_is_the_winner_whichever_it_is():
+    assert layouts(SURE).headline == ("Mixed documents: two halves, 4.0× (3.0–5.0×) the throughput of two instances")
+    winners = [layouts(halves).winner("mixed documents") for halves in (SURE, LOSS, NULL)]
+    assert winners == ["two halves", "two instances", "no significant difference"]
 
 
 def test_every_figure_s_title_is_its_finding():
     for draw, result in (
-        (plots.gain, CacheGain(frame=cache_table(SURE, NULL))),
+        (plots.gain, CacheGain(frame=cache_table(SURE, NULL), explanation="")),
         (plots.lookups, Lookups(frame=lookup_table(SURE))),
-        (plots.sharing, Sharing(frame=limiter_table(SURE, LOSS), rate=20)),
-        (plots.race, Layouts(frame=layout_table(LOSS))),
+        (plots.sharing, limits(SURE, LOSS)),
+        (plots.race, layouts(LOSS)),
     ):
         title = draw(result).figure.get_suptitle()
         assert " ".join(title.split()) == result.headline
 
 
 def test_traffic_repeats_as_zipf_says_and_marks_what_is_new():
-    few = traffic(["a", "b"], 20, 500, seed=1)
+    few = zipf_traffic(["a", "b"], 20, 500, seed=1)
     assert len(set(few.texts)) == len(set(few.numbers.tolist())) <= 20
     assert few.repeated(500, np.empty(0, dtype=np.int64)) >= 0.96
     assert few.repeated(500, np.arange(20)) == 1
     assert np.bincount(few.numbers)[0] > np.bincount(few.numbers)[5:].max()
-    new = traffic(["a", "b"], 0, 500)
+    new = zipf_traffic(["a", "b"], 0, 500)
     assert len(set(new.texts)) == 500
     assert new.repeated(500, np.empty(0, dtype=np.int64)) == 0
     assert new.repeated(1_000, np.empty(0, dtype=np.int64)) == 0.5
-    assert not set(new.texts) & set(traffic(["a", "b"], 0, 500).texts)
+    assert not set(new.texts) & set(zipf_traffic(["a", "b"], 0, 500).texts)
 
 
 def test_rounds_start_with_another_way_each_and_keep_what_was_measured_before_an_error():
@@ -161,7 +123,7 @@ def test_rounds_start_with_another_way_each_and_keep_what_was_measured_before_an
 
     def fails(way, turn):
         if (way, turn) == ("b", 1):
-            raise AccelError("It broke.", seen="here", fix="mend it")
+            raise AccelError("It broke.", seen="here", fix="fix it")
         return f"{way}{turn}"
 
     ways = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}

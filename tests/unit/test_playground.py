@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from accel_lib.errors import AccelError
+from accel_lib.ragged import Ragged
 from accel_lib.show import simulator_ui as module
 from accel_lib.show import widgets
 from accel_lib.show.simulator_ui import FOR_P99, Knobs, Measured, Playground
@@ -29,7 +30,7 @@ class Served:
         self.config = ModelConfig(name="embedding")
 
     def _tokenize(self, texts, _):
-        return None, [np.ones(len(text.split()), dtype=np.int64) for text in texts]
+        return None, Ragged.of([np.ones(len(text.split()), dtype=np.int64) for text in texts])
 
 
 TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]

@@ -97,7 +97,7 @@ def test_memory_says_what_fits_and_how_far_the_check_was_off():
     fit = MemoryFit(frame=frame, model=model, free_bytes=4 * 10**9)
     ax = plots.memory(fit)
     assert title(ax) == (
-        "An instance needs 200 MB and 100 kB a token; batch 64, which it had not seen, needed 1,000 MB, 2% from the "
-        "prediction; 265 texts of 128 tokens are safe in the 4.0 GB that are free"
+        "An instance needs 200 MB and 100 kB a token, 2% from what a larger batch needed; "
+        "265 texts of 128 tokens are safe in the 4.0 GB that are free"
     )
     assert ax.get_ylabel() == "memory of one instance, MB"

@@ -9,7 +9,7 @@ import pytest
 from accel_lib.service import findings_versions as findings
 from accel_lib.service.trial import narrowing
 from accel_lib.show import plots
-from accel_lib.stats.proportions import requests_needed
+from accel_lib.stats import requests_needed
 
 
 def course(first, second, n=1_500):

@@ -3,32 +3,32 @@
 import pytest
 
 from accel_lib import to_onnx
-from accel_lib.bench.ablation import STEPS, climb
+from accel_lib.bench.ablation import STEPS, ablate
 
 
 @pytest.fixture(scope="module")
-def climbed(tiny_model, texts):
+def ablated(tiny_model, texts):
     plain, packed, int8 = (
         to_onnx(tiny_model, progress=False, **options)
         for options in ({}, {"packed": True}, {"packed": True, "precision": "int8"})
     )
-    return climb(tiny_model, plain, packed, int8, texts, count=24)
+    return ablate(tiny_model, plain, packed, int8, texts, count=24)
 
 
-def test_every_step_has_its_row_over_the_first(climbed):
-    assert climbed.frame["name"].tolist() == list(STEPS)
-    assert climbed.frame["over"].tolist() == ["", *["PyTorch"] * 5]
-    assert (climbed.frame["sentences_per_s"] > 0).all()
-    assert climbed.frame.attrs["machine"]
+def test_every_step_has_its_row_over_the_first(ablated):
+    assert ablated.frame["name"].tolist() == list(STEPS)
+    assert ablated.frame["over"].tolist() == ["", *["PyTorch"] * 5]
+    assert (ablated.frame["sentences_per_s"] > 0).all()
+    assert ablated.frame.attrs["machine"]
 
 
-def test_only_the_steps_before_packing_compute_padding(climbed):
-    padding = climbed.frame.set_index("name")["padding"]
+def test_only_the_steps_before_packing_compute_padding(ablated):
+    padding = ablated.frame.set_index("name")["padding"]
     assert (padding[["PyTorch", "export", "fusion"]] > 0.2).all()
     assert (padding[["no padding", "INT8", "batching"]] == 0).all()
 
 
-def test_the_steps_in_fp32_keep_the_numbers_and_int8_the_fewest_bytes(climbed):
-    frame = climbed.frame.set_index("name")
+def test_the_steps_in_fp32_keep_the_numbers_and_int8_the_fewest_bytes(ablated):
+    frame = ablated.frame.set_index("name")
     assert frame["cosine_mean"][["PyTorch", "export", "fusion", "no padding"]].tolist() == pytest.approx([1] * 4)
     assert frame["size_mb"].idxmin() in ("INT8", "batching")

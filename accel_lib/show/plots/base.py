@@ -15,9 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Profile
-from accel_lib.bench import findings
+from accel_lib.bench.batching import Batching
+from accel_lib.bench.compare import Comparison
+from accel_lib.bench.speedup import SpeedupMap
 from accel_lib.errors import require
-from accel_lib.formatting import number, percent, times
+from accel_lib.formatting import listed, number, percent, times
 from accel_lib.measurement import machine_line
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def batching(frame: pd.DataFrame) -> Axes:
         One row a strategy: ``strategy``, ``sentences_per_s``, ``tokens_per_s`` (real ones), ``padding`` (share of the
         computed tokens), ``speedup``, ``speedup_low``, ``speedup_high`` over the first row.
     """
-    ax = canvas(findings.batching(frame), rows=len(frame))
+    ax = canvas(Batching(frame=frame).headline, rows=len(frame))
     real = frame["tokens_per_s"].to_numpy()
     padded = real * frame["padding"].to_numpy() / (1 - frame["padding"].to_numpy())
     y = rows(ax, frame["strategy"])
@@ -78,7 +80,7 @@ def comparison(frame: pd.DataFrame) -> Axes:
         ``_low`` and ``_high``, ``speedup`` with ``_low`` and ``_high``, ``size_mb``, ``cosine_mean``, and
         ``top10_overlap`` or ``same_label``.
     """
-    ax = canvas(findings.comparison(frame), rows=len(frame))
+    ax = canvas(Comparison(frame=frame).headline, rows=len(frame))
     rate = frame["sentences_per_s"].to_numpy()
     before = np.maximum.accumulate(np.concatenate([rate[:1], rate[:-1]]))
     y = rows(ax, frame["name"])
@@ -90,7 +92,7 @@ def comparison(frame: pd.DataFrame) -> Axes:
     reach = np.maximum(before, frame["sentences_per_s_high"])
     for row, end, value, step in zip(y, reach, rate, rate / before, strict=True):
         label(ax, end, row, f"{number(value)}, step {times(step)}" if row else number(value))
-    column = findings.agreement_column(frame)
+    column = "same_label" if "same_label" in frame else "top10_overlap"
     head = {"top10_overlap": "10 nearest kept", "same_label": "same label"}[column]
     size = [f"{number(size_mb)} MB" for size_mb in frame["size_mb"]]
     for at, cells in ((1.02, ["size", *size]), (1.15, [head, *frame[column].map(percent)])):
@@ -108,7 +110,7 @@ def agreement(frame: pd.DataFrame) -> Axes:
     frame
         One row a candidate: ``name``, ``cosine_mean``, ``top10_overlap``.
     """
-    ax = canvas(findings.agreement(frame), rows=len(frame))
+    ax = canvas(Comparison(frame=frame).agreement, rows=len(frame))
     y = rows(ax, frame["name"])
     cosine, kept = frame["cosine_mean"].to_numpy(), frame["top10_overlap"].to_numpy()
     ax.hlines(y, np.minimum(kept, cosine), np.maximum(kept, cosine), color=LIGHT, linewidth=3, zorder=1)
@@ -141,7 +143,7 @@ def speedup_map(frame: pd.DataFrame) -> Axes:
     from matplotlib.colors import CenteredNorm
 
     table = frame.pivot(index="batch_size", columns="tokens", values="speedup")
-    ax = canvas(findings.speedup(frame), rows=len(table) + 1)
+    ax = canvas(SpeedupMap(frame=frame).headline, rows=len(table) + 1)
     logs = np.log2(table.to_numpy(dtype=float))
     limit = max(float(np.nanmax(np.abs(logs))), 0.25)
     ax.imshow(logs, cmap="PuOr_r", norm=CenteredNorm(0, limit), aspect="auto", origin="lower")
@@ -164,7 +166,7 @@ def floor(frame: pd.DataFrame) -> Axes:
     frame
         As for `speedup_map`, with ``baseline_ms`` and ``candidate_ms``.
     """
-    ax = canvas(findings.floor(frame), rows=5)
+    ax = canvas(SpeedupMap(frame=frame).floor, rows=5)
     work = frame["batch_size"] * frame["tokens"]
     for role, color, up in (("baseline", VERMILLION, 9), ("candidate", BLUE, -16)):
         times_ms = frame[f"{role}_ms"]
@@ -193,12 +195,13 @@ def lengths(tokens: NDArray[np.int64], max_length: int) -> Axes:
     max_length
         The model's limit, at which longer texts are cut.
     """
-    ax = canvas(findings.lengths(tokens, max_length), rows=4)
+    median, most = (int(np.percentile(tokens, q, method="higher")) for q in (50, 99))
+    cut = percent(float(np.mean(tokens >= max_length)))
+    ax = canvas(f"Tokens per text: p50 {median}, p99 {most}; {cut} fill the model's {max_length}", rows=4)
     bins = [max_length * step / 40 for step in range(41)]
     counts, _, _ = ax.hist(tokens, bins=bins, color=SKY, edgecolor="white", linewidth=0.5)
     top = float(np.max(counts)) * 1.1
-    at = int(np.percentile(tokens, 50, method="higher"))
-    for place, words, color, side in ((at, "median", BLUE, "left"), (max_length, "limit", VERMILLION, "right")):
+    for place, words, color, side in ((median, "median", BLUE, "left"), (max_length, "limit", VERMILLION, "right")):
         ax.vlines(place, 0, top, color=color, linestyle="--", linewidth=1.4)
         shift = 5 if side == "left" else -5
         ax.annotate(f"{words} {place}", (place, top), (shift, -8), textcoords="offset points", ha=side, color=color)
@@ -218,8 +221,12 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
     profiles
         As ``accel_lib.convert.tensorrt.choose_profiles`` returns them.
     """
-    ax = canvas(findings.profiles(lengths, profiles), rows=5)
     spans = sorted(profiles, key=lambda profile: profile.max[1])
+    within = np.diff([0.0, *(float(np.mean(lengths <= profile.max[1])) for profile in spans)])
+    parts = [f"{percent(share)} up to {profile.max[1]} tokens" for share, profile in zip(within, spans, strict=True)]
+    if within.sum() < 1:
+        parts.append(f"{percent(1 - within.sum())} longer than any")
+    ax = canvas(f"Texts by optimization profile: {listed(parts)}", rows=5)
     right = max(spans[-1].max[1], int(lengths.max()))
     counts, _, _ = ax.hist(
         lengths, bins=[right * step / 40 for step in range(41)], color=SKY, edgecolor="white", linewidth=0.5
@@ -255,11 +262,13 @@ def timeline(request: Timeline) -> Axes:
     spent = dataclasses.asdict(request)
     frame = pd.DataFrame({"span": [_SPANS[name] for name in spent], "ms": spent.values()})
     frame.attrs["machine"] = machine_line()
-    ax = canvas(findings.timeline(frame), rows=len(frame))
+    total, computing = float(frame["ms"].sum()), request.compute_infer_ms
+    serving = total - computing - request.tokenize_ms
+    words = f"{number(computing)} ms in the model, {number(request.tokenize_ms)} ms tokenizing, {number(serving)} ms "
+    ax = canvas(f"One request takes {number(total)} ms: {words}for being served", rows=len(frame))
     y = rows(ax, frame["span"])
     start = np.concatenate([[0.0], np.cumsum(frame["ms"].to_numpy())[:-1]])
     colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
-    total = float(frame["ms"].sum())
     ax.barh(y, np.maximum(frame["ms"], total / 400), left=start, color=colors, height=0.62)
     for row, left, width in zip(y, start, frame["ms"], strict=True):
         label(ax, left + width, row, f"{number(width)} ms")
@@ -275,7 +284,8 @@ def batch_sizes(executions: pd.Series[Any]) -> Axes:
     executions
         Executions by batch size, the ``batch_sizes`` of a load run.
     """
-    ax = canvas(findings.batch_sizes(executions), rows=5)
+    mean = float(np.average(executions.index, weights=executions))
+    ax = canvas(f"Triton ran {number(mean)} requests at a time on average", rows=5)
     ax.bar(executions.index.to_numpy(), executions.to_numpy(), color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
     ax.set_ylabel("executions")

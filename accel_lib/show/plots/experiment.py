@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from accel_lib.formatting import number, percent
-from accel_lib.load import findings_queue
-from accel_lib.load.vary import Experiment
+from accel_lib.formatting import listed, number, percent
+from accel_lib.load.experiment import Experiment
 from accel_lib.show.plots.base import (
     BLUE,
     GREEN,
@@ -24,10 +23,12 @@ from accel_lib.show.plots.base import (
     label,
     rows,
 )
+from accel_lib.triton.refusals import request_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_TIMED_OUT = request_error("", "Request timeout expired").cause
 _COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY)
 
 
@@ -98,7 +99,7 @@ def goodput(experiment: Experiment) -> Axes:
         What ``vary`` returns with ``rates`` and a ``target_ms``.
     """
     frame = experiment.frame
-    ax = canvas(findings_queue.goodput(frame, experiment.target_ms), rows=6)
+    ax = canvas(experiment.goodput, rows=6)
     most = float(frame["load"].max())
     ax.plot([0, most], [0, most], color=LIGHT, linewidth=1.4, zorder=0)
     ax.annotate("all in time ", (most, most), (0, -12), textcoords="offset points", ha="right", color=GREY, fontsize=9)
@@ -122,8 +123,12 @@ def rejections(frame: pd.DataFrame, configured_ms: float) -> Axes:
     configured_ms
         The configured timeout.
     """
-    ax = canvas(findings_queue.rejections(frame, configured_ms), rows=5)
-    late = findings_queue.timed_out(frame)
+    late = frame[frame["error"] == _TIMED_OUT]
+    said = f"Nothing was rejected by a timeout of {configured_ms:g} ms"
+    if len(late):
+        half, most = number(float(late["ms"].median())), number(float(late["ms"].max()))
+        said = f"A timeout of {configured_ms:g} ms rejects: p50 {half} ms, the last after {most} ms"
+    ax = canvas(said, rows=5)
     if len(late):
         ax.hist(late["ms"], bins=40, color=SKY, edgecolor="white", linewidth=0.5)
     top = ax.get_ylim()[1] * 1.1
@@ -150,8 +155,10 @@ def priorities(frame: pd.DataFrame) -> Axes:
     frame
         The ``by_priority`` of an experiment.
     """
-    ax = canvas(findings_queue.priorities(frame), rows=len(frame))
     shown = frame.reset_index(drop=True)
+    settings = shown[shown["priority"] == shown["priority"].min()][["setting", "p95_ms"]].to_numpy().tolist()
+    said = listed([f"{number(p95)} ms ({setting})" for setting, p95 in settings])
+    ax = canvas(f"p95 of the most urgent requests: {said}", rows=len(frame))
     columns = (shown["setting"], shown["priority"], shown["share"])
     names = [f"{name}: priority {level} ({percent(share)})" for name, level, share in zip(*columns, strict=True)]
     y = rows(ax, names)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from accel_lib.bench import findings_curve
+from accel_lib.bench.roofline import Crossover
 from accel_lib.formatting import number, percent
-from accel_lib.load import findings_watch
+from accel_lib.load.curve import RateCurve
 from accel_lib.load.monitor import Watched
-from accel_lib.load.rate_curve import RateCurve
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, SKY, VERMILLION, canvas, finish, label
 
 if TYPE_CHECKING:
@@ -72,16 +71,16 @@ def _name_minor_ticks(ax: Axes) -> None:
         ax.yaxis.set_minor_formatter("")
 
 
-def split(frame: pd.DataFrame) -> Axes:
+def split(curve: RateCurve) -> Axes:
     """Where the time of a request goes, by the offered rate.
 
     Parameters
     ----------
-    frame
-        The ``frame`` of a latency curve.
+    curve
+        What ``rate_curve`` returns.
     """
-    parts = findings_curve.spans(frame)
-    ax = canvas(findings_curve.split(frame), rows=len(frame))
+    frame, parts = curve.frame, curve.spans
+    ax = canvas(curve.explanation, rows=len(frame))
     y = np.arange(len(frame))
     left = np.zeros(len(frame))
     for (name, values), color in zip(parts.items(), _SPAN_COLORS, strict=True):
@@ -105,7 +104,7 @@ def crossover(frame: pd.DataFrame) -> Axes:
     frame
         The ``frame`` of a crossover.
     """
-    ax = canvas(findings_curve.crossover(frame), rows=7)
+    ax = canvas(Crossover(frame=frame).headline, rows=7)
     for color, (length, part) in zip(_LENGTH_COLORS * len(frame), frame.groupby("tokens"), strict=False):
         part = part.sort_values("batch_tokens")
         ax.plot(
@@ -146,7 +145,7 @@ def watching(seen: Watched) -> Axes:
         The ``result`` of a `watch`.
     """
     frame = seen.frame
-    ax = canvas(findings_watch.watching(frame, seen.config.max_batch_size), rows=6)
+    ax = canvas(seen.headline, rows=6)
     ax.plot(frame["time_s"], frame["sentences_per_s"], color=BLUE, linewidth=1.6)
     ax.set_xlabel("seconds")
     ax.set_ylabel("answered, sentences per second", color=BLUE)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from accel_lib.formatting import number, percent, times
-from accel_lib.load.rate_limiter import ALONE, Sharing
+from accel_lib.load.rate_limiter import ALONE
 from accel_lib.load.response_cache import CacheGain, Lookups
-from accel_lib.load.split_model import HALVES, INSTANCES, Layouts
+from accel_lib.load.rounds import Ways
+from accel_lib.load.split_model import HALVES, INSTANCES
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, VERMILLION, canvas, ends, finish, label, rows
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def gain(result: CacheGain) -> Axes:
     Parameters
     ----------
     result
-        What ``cache_gain`` returns.
+        What ``compare_response_cache`` returns.
     """
     ax = canvas(result.headline, rows=6)
     cached = result.frame[result.frame["setting"] == "cache"]
@@ -75,7 +76,7 @@ def lookups(result: Lookups) -> Axes:
     Parameters
     ----------
     result
-        What ``lookups`` returns.
+        What ``time_lookups`` returns.
     """
     frame = result.frame
     ax = canvas(result.headline, rows=len(frame))
@@ -90,13 +91,13 @@ def lookups(result: Lookups) -> Axes:
     return finish(ax, frame, right=float(frame["ms_high"].fillna(frame["ms"]).max()) * 1.2)
 
 
-def sharing(result: Sharing) -> Axes:
+def sharing(result: Ways) -> Axes:
     """The quick model's p95 beside a busy one, by setting of the rate limiter.
 
     Parameters
     ----------
     result
-        What ``share`` returns.
+        What ``compare_rate_limits`` returns.
     """
     frame = result.frame
     ax = canvas(result.headline, rows=len(frame))
@@ -109,19 +110,19 @@ def sharing(result: Sharing) -> Axes:
     ax.errorbar(frame["p95_ms"][known], y[known], xerr=whiskers, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
     reach = frame["p95_ms_high"].fillna(frame["p95_ms"])
     for at, end, p95, rate in zip(y, reach, frame["p95_ms"], frame["sentences_per_s"], strict=True):
-        beside = f", the busy one {number(rate)} documents/s" if rate else ", nobody else"
+        beside = f", the busy one {number(rate)} documents/s" if rate == rate else ", alone"
         label(ax, end, at, f"{number(p95)} ms{beside}")
     ax.set_xlabel("p95 of the quick model, ms (dot: its median; whiskers: interval of the p95)")
     return finish(ax, frame, right=float(reach.max()) * 1.75)
 
 
-def race(result: Layouts) -> Axes:
+def race(result: Ways) -> Axes:
     """Throughput of each layout over that of two instances, by workload.
 
     Parameters
     ----------
     result
-        What ``race`` returns.
+        What ``compare_layouts`` returns.
     """
     frame = result.frame
     ax = canvas(result.headline, rows=len(frame))

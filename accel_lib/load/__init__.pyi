@@ -1,0 +1,17 @@
+from .arrivals import steps as steps
+from .curve import rate_curve as rate_curve
+from .experiment import vary as vary
+from .monitor import read_metrics as read_metrics
+from .monitor import watch as watch
+from .multi_gpu import compare_gpu_split as compare_gpu_split
+from .multi_gpu import compared as compared
+from .rate_limiter import compare_rate_limits as compare_rate_limits
+from .rate_limiter import share_at_once as share_at_once
+from .response_cache import compare_response_cache as compare_response_cache
+from .response_cache import time_lookups as time_lookups
+from .response_cache import zipf_traffic as zipf_traffic
+from .runner import LoadRun as LoadRun
+from .split_model import LAYOUTS as LAYOUTS
+from .split_model import compare_layouts as compare_layouts
+from .split_model import part_times_ms as part_times_ms
+from .split_model import write_layouts as write_layouts

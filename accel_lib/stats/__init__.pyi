@@ -1,0 +1,14 @@
+from .intervals import Verdict as Verdict
+from .intervals import compare_medians as compare_medians
+from .intervals import mean_interval as mean_interval
+from .intervals import median_interval as median_interval
+from .intervals import percentile as percentile
+from .intervals import percentile_interval as percentile_interval
+from .intervals import wilson as wilson
+from .proportions import Difference as Difference
+from .proportions import compare_shares as compare_shares
+from .proportions import requests_needed as requests_needed
+from .similarity import agreement as agreement
+from .similarity import cosine as cosine
+from .similarity import neighbours as neighbours
+from .similarity import overlap as overlap
