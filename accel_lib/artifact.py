@@ -188,6 +188,12 @@ class Artifact:
         return f"{self.manifest.format} {self.manifest.precision}{' packed' if self.manifest.packed else ''}{target}"
 
     @property
+    def pad_id(self) -> int:
+        """Token id that fills shorter rows, as its tokenizer says."""
+        tokenizer = json.loads((self.folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        return int((tokenizer.get("padding") or {}).get("pad_id", 0))
+
+    @property
     def size_bytes(self) -> int:
         """Size of the model file, with its weights where they lie beside it."""
         names = ONNX_FILES if self.manifest.format == "onnx" else (self.path.name,)

@@ -22,6 +22,7 @@ class Engine(Protocol):
     device: str
     precision: str
     dimension: int
+    pad_id: int
     max_length: int
 
     def run(

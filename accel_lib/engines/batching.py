@@ -133,7 +133,7 @@ def check_batch(
 def run_batches(
     engine: Engine,
     rows: Sequence[NDArray[np.int64]] | Ragged,
-    pad_id: int = 0,
+    pad_id: int | None = None,
     *,
     max_batch_tokens: int | None = None,
     max_batch_size: int | None = None,
@@ -153,7 +153,7 @@ def run_batches(
     rows
         One int64 array of token ids a text, or all of them behind each other; only those carry segment ids.
     pad_id
-        Token that fills the shorter rows; it is masked.
+        Token that fills the shorter rows; None takes the engine's own. It is masked, but some heads look for it.
     max_batch_tokens, max_batch_size, sort
         As `plan_batches` takes them; None takes 512 tokens on a CPU, 16,384 on a GPU.
     side_by_side
@@ -166,6 +166,7 @@ def run_batches(
         In the order of `rows`.
     """
     held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
+    filler = getattr(engine, "pad_id", 0) if pad_id is None else pad_id
     packed = getattr(engine, "packed", False)
     budget = max_batch_tokens or batch_tokens(engine.device)
     limits = [limit for limit in (max_batch_size, getattr(engine, "max_batch_size", None)) if limit]
@@ -177,7 +178,7 @@ def run_batches(
         tokens = min(budget, safe_tokens(engine) or budget)
         parts = plan_batches(held.lengths[left], max_batch_tokens=tokens, **cut)
         batches = [left[part] for part in parts]
-        with _runs(engine, held, pad_id, batches, side_by_side=side_by_side and sort) as runs:
+        with _runs(engine, held, filler, batches, side_by_side=side_by_side and sort) as runs:
             left = _run_while_it_fits(engine, held, batches, runs, output)
     return output
 

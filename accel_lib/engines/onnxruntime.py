@@ -79,6 +79,7 @@ class OnnxRuntimeEngine:
         self.device = f"cuda:{index}" if got == _CUDA else "cpu"
         self.precision = manifest.precision
         self.dimension = manifest.dimension
+        self.pad_id = artifact.pad_id
         self.max_length = manifest.max_length
         self.packed = manifest.packed
         self._inputs = tuple(tensor.name for tensor in self._session.get_inputs())

@@ -43,6 +43,7 @@ class TensorRTEngine:
         self.device = f"cuda:{index}"
         self.precision = manifest.precision
         self.dimension = manifest.dimension
+        self.pad_id = artifact.pad_id
         self.max_length = manifest.max_length
         self.max_batch_size = max(profile.max[0] for profile in manifest.profiles)
         self._inputs = manifest.inputs

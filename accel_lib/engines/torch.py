@@ -84,6 +84,7 @@ class TorchEngine:
         self.name = ", ".join([f"torch {precision}", *(name for name, wanted in options.items() if wanted)])
         self.precision = precision
         self.dimension = described.dimension
+        self.pad_id = candidate.pad_id if isinstance(candidate, Artifact) else candidate.tokenizer.pad_id
         self.max_length = described.max_length
         self._inputs = described.inputs
         if self.packed and self.device != "cpu":

@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.artifact import Artifact
 from accel_lib.errors import AccelError, ArtifactError, RequestError
 from accel_lib.machine import cores
 from accel_lib.ragged import Ragged
@@ -71,7 +71,7 @@ class TritonPythonModel:
         self._max_length = artifact.manifest.max_length
         self._inputs = artifact.manifest.inputs
         self._output = artifact.manifest.output_name
-        self._pad_id = _pad_id(folder)
+        self._pad_id = artifact.pad_id
         self._limits = _limits(artifact, config, parameters)
         self._engine = open_engine(artifact, device=_device(args, parameters), threads=thread_count(config, parameters))
         self._vectors(Ragged.of([np.full(8, self._pad_id, dtype=np.int64)]))
@@ -160,11 +160,6 @@ def _shapes(names: Sequence[str], tensors: Sequence[NDArray[Any]]) -> str:
 def refusal(error: AccelError) -> Any:
     """An error as the answer to a request."""
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
-
-
-def _pad_id(folder: Path) -> int:
-    tokenizer = json.loads((folder / TOKENIZER_FILE).read_text(encoding="utf-8"))
-    return int(tokenizer["padding"]["pad_id"])
 
 
 def _device(args: dict[str, str], parameters: dict[str, str]) -> str:

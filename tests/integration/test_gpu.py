@@ -114,7 +114,7 @@ def test_packed_classifiers_agree_with_their_reference(family, texts, tmp_path):
     engine = open_engine(model, device="cuda", precision="fp16", packed=True)
     expected = model.reference(list(texts), **pairs)
     seen = run_batches(engine, model.tokenize(texts, **pairs))
-    assert seen == pytest.approx(expected, abs=0.02 * np.abs(expected).max())
+    assert seen == pytest.approx(expected, abs=float(0.02 * np.abs(expected).max()))
     engine.close()
 
 

@@ -1,5 +1,6 @@
 """Engines behind one protocol: the same numbers, the device that was asked for, and refusals that say what to do."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from accel_lib import open_engine, to_torch
+from accel_lib import load_model, open_engine, to_torch
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ArtifactError, EngineError
+from tests.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,13 @@ def test_batches_side_by_side_give_the_numbers_of_batches_in_a_row(onnx_fp32):
     together = run_batches(engine, rows, max_batch_size=2)
     assert together == pytest.approx(run_batches(engine, rows, max_batch_size=2, side_by_side=False), abs=1e-6)
     engine.close()
+
+
+def test_a_head_that_looks_for_padding_finds_the_model_s_own(tmp_path):
+    folder = FAMILIES["qwen3"](tmp_path / "qwen3", kind="SequenceClassification", num_labels=3)
+    decoder = load_model(folder, max_length=64)
+    texts = ["a small cat", "how many people live in berlin " * 4, "music"]
+    with contextlib.closing(open_engine(decoder, device="cpu")) as engine:
+        assert engine.pad_id == decoder.tokenizer.pad_id != 0
+        seen = run_batches(engine, decoder.tokenizer(texts), sort=False)
+    np.testing.assert_allclose(seen, decoder.reference(texts), atol=1e-4)
