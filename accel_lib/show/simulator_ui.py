@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from accel_lib.artifact import Artifact
 from accel_lib.errors import AccelError
 from accel_lib.formatting import number
 from accel_lib.load.runner import load_test
@@ -105,7 +104,7 @@ class Playground:
         self._services: dict[tuple[tuple[str, str, str], int], ServiceTime] = {}
         for served, service in zip(models, calibrated, strict=False):
             self._keep(_contender(served), service)
-        self.lengths = models[0]._tokenize(texts, None)[1].lengths
+        self.lengths = models[0].tokenize(texts).lengths
 
     def ready(self, knobs: Knobs) -> bool:
         """Whether this choice of model and instances is calibrated."""
@@ -155,7 +154,7 @@ class Playground:
         before, config = served.config, self.config(knobs)
         texts = [self.texts[int(index)] for index in self._alike(knobs.tokens)]
         try:
-            served._server.load(served.name, config)
+            served.server.load(served.name, config)
             for turn in range(max(rounds, 1)):
                 parts.append(load_test(served, texts, rate=knobs.rate, seconds=seconds, warmup_s=0.5, seed=turn))
                 answered = [run.frame.loc[run.frame["error"] == "", "ms"] for run in parts]
@@ -166,7 +165,7 @@ class Playground:
                 if measured.suffices:
                     break
         finally:
-            served._server.load(served.name, before)
+            served.server.load(served.name, before)
         self.measured = measured
         return measured
 
@@ -206,5 +205,5 @@ class Playground:
 
 
 def _contender(served: ServedModel) -> tuple[str, str, str]:
-    manifest = Artifact.load(served._artifact_folder).manifest
+    manifest = served.artifact.manifest
     return manifest.model, manifest.format, manifest.precision

@@ -1,4 +1,4 @@
-"""A client of a served model: texts or token ids in, vectors out, over gRPC or HTTP."""
+"""Client of a model served by Triton: texts or token ids in, vectors out, over gRPC or HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,10 +20,11 @@ from accel_lib.scores import to_scores, unique_labels
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.refusals import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
-from accel_lib.triton.statistics import Statistics, Timeline
+from accel_lib.triton.statistics import STAGES, Statistics, Timeline
 
 if TYPE_CHECKING:
     from accel_lib.models.tokenizer import Tokenizer
+    from accel_lib.triton.server import Server
 
 _MESSAGE_BYTES = 2**31 - 1
 _CHANNEL = (
@@ -32,7 +33,8 @@ _CHANNEL = (
     ("grpc.enable_http_proxy", 0),  # the server is on this machine, whatever proxy the environment names
 )
 _HTTP_TIMEOUT_S = 60.0
-_SETTLED_S, _SETTLING_S = 0.3, 3.0  # counters that stay for so long are settled; a model that others ask never settles
+_STABLE_S = 0.3  # counters that stay the same for this long are complete
+_STABLE_TIMEOUT_S = 3.0  # a model that other clients use never becomes stable
 
 
 class Connection:
@@ -105,51 +107,15 @@ class Connection:
             self._grpc_client.close()
 
 
-class Host(Protocol):
-    """The server a model runs on, as far as the model needs it."""
-
-    repository: Path
-    connection: Connection
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def running(self) -> bool: ...
-    @property
-    def grpc_url(self) -> str: ...
-    @property
-    def http_url(self) -> str: ...
-    @property
-    def metrics_url(self) -> str: ...
-    def model(self, name: str, version: int | str = "") -> ServedModel: ...
-    def load(self, name: str, config: ModelConfig | None = None) -> None: ...
-    def config(self, name: str) -> ModelConfig: ...
-    def resets(self, name: str) -> int: ...
-
-
 class ServedModel:
     """A handle on one model of a running server; made by ``server.model`` or ``server.add``."""
 
-    def __init__(self, server: Host, name: str, version: str = "") -> None:
-        self._server = server
+    def __init__(self, server: Server, name: str, version: str = "") -> None:
+        self.server = self._server = server
         self._connection = server.connection
         self.name = name
         self.version = version
         self._text_side: tuple[str, Any, Any] = ("", None, None)
-
-    @property
-    def server(self) -> Host:
-        """The server it runs on."""
-        return self._server
-
-    @property
-    def artifact(self) -> Artifact:
-        """The artifact of the version that responds."""
-        return Artifact.load(self._artifact_folder)
-
-    def tokenize(self, texts: Sequence[str], *, prompt: str | None = None) -> Ragged:
-        """Token ids of each text, as `encode` sends them."""
-        return self._tokenize(texts, prompt)[1]
 
     def encode(
         self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
@@ -253,8 +219,8 @@ class ServedModel:
     def configure(self, **settings: Any) -> ModelConfig:
         """Change settings of the running model: `ModelConfig` names them; files stay as they are.
 
-        The model is loaded anew beside the old one, which answers until then and stays if this fails. Statistics start
-        from zero.
+        The model is loaded again beside the old one, which responds until then and stays if this fails. Statistics
+        start from zero.
 
         Raises
         ------
@@ -267,24 +233,35 @@ class ServedModel:
         """
         config = self.config.replace(**settings)
         if config != self.config:
-            self._server.load(self.name, config)
+            self.server.load(self.name, config)
         return config
+
+    def tokenize(
+        self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
+    ) -> Ragged:
+        """Token ids of texts or pairs as `encode` sends them, one row a text, without padding."""
+        return self._tokenize(texts, prompt, seconds)[1]
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact of the version that responds; raises `ArtifactError` if the repository has no whole one."""
+        return Artifact.load(self._artifact_folder)
 
     @property
     def config(self) -> ModelConfig:
         """The configuration the model was last loaded with."""
-        return self._server.config(self.name)
+        return self.server.config(self.name)
 
     def statistics(self) -> Statistics:
         """What Triton has counted since the model was loaded."""
         counted = self._connection.statistics(self.name, self.version)
-        return Statistics.from_protobuf(counted, self._server.resets(self.name))
+        return Statistics.from_protobuf(counted, self.server.resets(self.name))
 
-    def settled(self) -> Statistics:
-        """The same of an idle model, once all it answered is counted: Triton does that just after an answer is sent."""
+    def wait_for_stable_statistics(self) -> Statistics:
+        """`statistics` once they stop changing: Triton counts a request just after it has sent the response."""
         counted, began = self.statistics(), time.monotonic()
         since = began
-        while time.monotonic() - since < _SETTLED_S and time.monotonic() - began < _SETTLING_S:
+        while time.monotonic() - since < _STABLE_S and time.monotonic() - began < _STABLE_TIMEOUT_S:
             time.sleep(0.02)
             if (now := self.statistics()) != counted:
                 counted, since = now, time.monotonic()
@@ -293,14 +270,13 @@ class ServedModel:
     def timeline(self, text: str, *, repeats: int = 20) -> Timeline:
         """Where the time of one request goes: the mean of `repeats`, one after the other, on an idle model."""
         self.encode([text])
-        before, started = self.settled(), time.perf_counter()
-        rows = [self._tokenize([text], None)[1] for _ in range(repeats)]
+        before, started = self.wait_for_stable_statistics(), time.perf_counter()
+        rows = [self.tokenize([text]) for _ in range(repeats)]
         tokenized = time.perf_counter()
         for row in rows:
             self.infer(row.ids[None])
-        ended, counted = time.perf_counter(), self.settled() - before
-        names = ("queue", "compute_input", "compute_infer", "compute_output")
-        served = {f"{name}_ms": getattr(counted, f"{name}_ns") / max(counted.requests, 1) / 1e6 for name in names}
+        ended, counted = time.perf_counter(), self.wait_for_stable_statistics() - before
+        served = {f"{name}_ms": counted.per_request_ms(name) for name in STAGES}
         return Timeline(
             tokenize_ms=(tokenized - started) * 1e3 / repeats,
             transport_ms=max((ended - tokenized) * 1e3 / repeats - sum(served.values()), 0.0),
@@ -338,17 +314,16 @@ class ServedModel:
         """
         from accel_lib.triton.export import write_export
 
-        folder = self._artifact_folder
-        version = int(folder.parent.name)
-        return write_export(path, Artifact.load(folder), self.config, measured, version=version)
+        version = int(self._artifact_folder.parent.name)
+        return write_export(path, self.artifact, self.config, measured, version=version)
 
     def __repr__(self) -> str:
-        return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self._server}"
+        return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self.server}"
 
     @property
     def _artifact_folder(self) -> Path:
         """Where the artifact of the version that answers is."""
-        model = self._server.repository / self.name
+        model = self.server.repository / self.name
         return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
 
     def _tokenize(

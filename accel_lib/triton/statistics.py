@@ -1,4 +1,4 @@
-"""What Triton counts about a model, and differences of two readings that notice a reset."""
+"""Triton's counters of one model, and what two readings of them say: queue time, batch size, how busy it was."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from accel_lib.errors import ServerError
 
+STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
+_COUNTS = ("requests", "failures", "inferences", "executions", "cache_hits", *(f"{s}_ns" for s in STAGES), "total_ns")
 _BY_SIZE = ("batch_sizes", "batch_ns")
 
 
@@ -28,7 +30,7 @@ class Statistics:
     queue_ns, compute_input_ns, compute_infer_ns, compute_output_ns, total_ns
         Nanoseconds summed over the requests answered: waiting, gathering inputs, the model, answers, and all of it.
     batch_sizes, batch_ns
-        Executions by rows, and the nanoseconds that they kept an instance: inputs, model and outputs.
+        Executions by batch size, and the nanoseconds that they kept an instance: inputs, model and outputs.
     resets
         Reloads that set these numbers back to zero.
     """
@@ -62,10 +64,7 @@ class Statistics:
             inferences=sum(model.inference_count for model in models),
             executions=sum(model.execution_count for model in models),
             cache_hits=sum(part.cache_hit.count for part in parts),
-            queue_ns=sum(part.queue.ns for part in parts),
-            compute_input_ns=sum(part.compute_input.ns for part in parts),
-            compute_infer_ns=sum(part.compute_infer.ns for part in parts),
-            compute_output_ns=sum(part.compute_output.ns for part in parts),
+            **{f"{stage}_ns": sum(getattr(part, stage).ns for part in parts) for stage in STAGES},
             total_ns=sum(part.success.ns for part in parts),
             batch_sizes=dict(sorted(sizes.items())),
             batch_ns=dict(spent),
@@ -84,9 +83,9 @@ class Statistics:
         Raises
         ------
         ServerError
-            The model was loaded anew in between, which set its numbers back.
+            The model was loaded again in between, which set its numbers back.
         """
-        change = {name: getattr(self, name) - getattr(earlier, name) for name in _counts()}
+        change = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
         if self.resets != earlier.resets or min(change.values()) < 0:
             raise ServerError(
                 "The statistics were set back by a reload between the two readings.",
@@ -97,14 +96,16 @@ class Statistics:
         return Statistics(**change, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Totals of two periods together, such as of two runs."""
-        counts = {name: getattr(self, name) + getattr(other, name) for name in _counts()}
+        """Both together, such as those of several measurements of one model."""
+        totals = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
         sizes, spent = (Counter(getattr(self, name)) + Counter(getattr(other, name)) for name in _BY_SIZE)
-        return Statistics(**counts, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
+        return Statistics(
+            **totals, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=max(self.resets, other.resets)
+        )
 
     @property
     def mean_batch_size(self) -> float:
-        """Rows an execution, 0 when there was none."""
+        """Rows per execution, 0 when there was none."""
         return self.inferences / self.executions if self.executions else 0.0
 
     @property
@@ -112,25 +113,44 @@ class Statistics:
         """Seconds that executions kept an instance, summed over the instances."""
         return sum(self.batch_ns.values()) / 1e9
 
-    def busy(self, seconds: float, instances: int = 1) -> float:
-        """Share of the instances' time that executions took."""
-        return min(self.busy_s / seconds / instances, 1.0)
-
     @property
-    def queue_ms(self) -> float:
-        """Mean time of a request in the queue."""
-        return self.queue_ns / max(self.requests, 1) / 1e6
+    def execution_ms(self) -> float:
+        """Milliseconds that an execution keeps an instance, 0 when there was none."""
+        return self.busy_s * 1e3 / self.executions if self.executions else 0.0
 
     @property
     def text_ms(self) -> float:
-        """Mean time of an instance for one text."""
-        return 1e3 * self.busy_s / max(self.inferences, 1)
+        """Milliseconds that a text keeps an instance, 0 when there was none."""
+        return self.busy_s * 1e3 / self.inferences if self.inferences else 0.0
 
+    @property
+    def batch_ms(self) -> dict[int, float]:
+        """Milliseconds that an execution of each batch size keeps an instance."""
+        return {size: self.batch_ns[size] / count / 1e6 for size, count in self.batch_sizes.items() if count}
 
-def _counts() -> list[str]:
-    """Names of the fields that are plain totals."""
-    names = (field.name for field in dataclasses.fields(Statistics))
-    return [name for name in names if name not in _BY_SIZE and name != "resets"]
+    @property
+    def queue_ms(self) -> float:
+        """Milliseconds that a request waits in the queue, 0 when there was none."""
+        return self.per_request_ms("queue")
+
+    @property
+    def model_ms(self) -> float:
+        """Milliseconds that the model computes for a request, 0 when there was none."""
+        return self.per_request_ms("compute_infer")
+
+    @property
+    def queue_share(self) -> float:
+        """Part of a request's time in Triton that it waits in the queue, 0 when there was no request."""
+        spent = sum(getattr(self, f"{stage}_ns") for stage in STAGES)
+        return self.queue_ns / spent if spent else 0.0
+
+    def per_request_ms(self, stage: str) -> float:
+        """Milliseconds per request of one of `STAGES` or ``"total"``, 0 when there was none."""
+        return float(getattr(self, f"{stage}_ns")) / max(self.requests, 1) / 1e6
+
+    def busy(self, seconds: float, instance_count: int = 1) -> float:
+        """Part of their time that the instances executed, 0 to 1; `seconds` is the time between the two readings."""
+        return min(self.busy_s / seconds / instance_count, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ def service(tiny):
 
 
 def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
-    assert service.lengths == tuple(len(ids) for ids in tiny._tokenize(TEXTS, None)[1])
+    assert service.lengths == tuple(len(ids) for ids in tiny.tokenize(TEXTS))
     assert (service.frame["ms"] > 0).all()
     assert service.costs[1].execution + service.costs[1].call > 0
     assert "An execution takes" in service.headline
@@ -81,10 +81,10 @@ def test_measured_points_stand_beside_the_curve(tiny, service):
 def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):
     cores = os.sched_getaffinity(0)
     with apart(tiny) as said:
-        mine, servers = os.sched_getaffinity(0), os.sched_getaffinity(tiny._server.pid)
+        mine, servers = os.sched_getaffinity(0), os.sched_getaffinity(tiny.server.pid)
         assert len(cores) < 2 or not mine & servers
         assert "core" in said
-    assert os.sched_getaffinity(0) == os.sched_getaffinity(tiny._server.pid) == cores
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(tiny.server.pid) == cores
 
 
 def test_settings_are_compared_and_the_verdict_comes_last(tiny):

@@ -86,7 +86,7 @@ def test_any_script_is_encoded_and_the_longest_text_is_cut(minilm, model):
 
 @PROTOCOLS
 def test_one_request_gets_the_engine_s_own_numbers(tiny, protocol):
-    artifact = accel_lib.Artifact.load(tiny._server.repository / "tiny" / "1" / "artifact")
+    artifact = accel_lib.Artifact.load(tiny.server.repository / "tiny" / "1" / "artifact")
     rows = Tokenizer.load(artifact.folder / "tokenizer.json")(TEXTS)
     engine = accel_lib.open_engine(artifact, device="cpu")
     answer = tiny.infer(*pad(rows, 0), protocol=protocol)
@@ -105,8 +105,8 @@ def test_texts_keep_their_order_over_many_requests(tiny):
 @PROTOCOLS
 def test_requests_of_different_lengths_in_one_batch_answer_as_if_alone(tiny, protocol):
     tiny.configure(max_batch_size=64, max_queue_delay_us=400_000, preferred_batch_sizes=())
-    ids = Tokenizer.load(tiny._server.repository / "tiny" / "1" / "artifact" / "tokenizer.json")(TEXTS)
-    before, ready = tiny.settled(), threading.Barrier(len(ids))
+    ids = Tokenizer.load(tiny.server.repository / "tiny" / "1" / "artifact" / "tokenizer.json")(TEXTS)
+    before, ready = tiny.wait_for_stable_statistics(), threading.Barrier(len(ids))
 
     def ask(index):
         padded, mask = np.full((1, 64), 7), np.zeros((1, 64), dtype=np.int64)
@@ -118,7 +118,7 @@ def test_requests_of_different_lengths_in_one_batch_answer_as_if_alone(tiny, pro
 
     with ThreadPoolExecutor(len(ids)) as pool:
         answers = np.concatenate(list(pool.map(ask, range(len(ids)))))
-    counted = tiny.settled() - before
+    counted = tiny.wait_for_stable_statistics() - before
     np.testing.assert_allclose(answers, EXPECTED, atol=1e-6)
     assert max(counted.batch_sizes) > 4
     assert counted.requests == len(ids)
@@ -176,10 +176,10 @@ def test_a_bad_request_spoils_no_other_in_its_batch(tiny):
         except RequestError as error:
             return error
 
-    before = tiny.settled()
+    before = tiny.wait_for_stable_statistics()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(8)))
-    assert max((tiny.settled() - before).batch_sizes) > 1
+    assert max((tiny.wait_for_stable_statistics() - before).batch_sizes) > 1
     assert isinstance(answers.pop(3), RequestError)
     assert all(isinstance(answer, np.ndarray) for answer in answers)
 
@@ -226,16 +226,16 @@ def test_a_request_of_higher_priority_jumps_the_queue(echo):
 
 
 def test_a_failing_and_an_ended_model_process_say_so(server, echo):
-    before = echo.settled()
+    before = echo.wait_for_stable_statistics()
     with pytest.raises(RequestError, match=r"refused a request to echo\.\n  seen: .*asked to fail"):
         echo.infer([[FAIL]])
     for _ in range(2):
         with pytest.raises(RequestError, match=r"process is gone[\s\S]*server\.load\('echo'\)"):
             echo.infer([[END]])
-        counted = echo.settled() - before
+        counted = echo.wait_for_stable_statistics() - before
         assert (counted.requests, counted.failures) == (1, 1)
         server.load("echo")
-        before = echo.settled()
+        before = echo.wait_for_stable_statistics()
         assert echo.infer([[5]]).tolist() == [[5]]
 
 
@@ -275,10 +275,10 @@ def test_a_setting_that_is_wrong_is_refused_and_the_old_ones_stay(tiny, setting)
 
 
 def test_statistics_count_what_happened_between_two_readings(tiny):
-    before = tiny.settled()
+    before = tiny.wait_for_stable_statistics()
     for rows in (1, 1, 3):
         tiny.encode(TEXTS[:rows])
-    counted = tiny.settled() - before
+    counted = tiny.wait_for_stable_statistics() - before
     assert (counted.requests, counted.failures, counted.inferences, counted.executions) == (3, 0, 5, 3)
     assert counted.batch_sizes == {1: 2, 3: 1}
     assert counted.mean_batch_size == pytest.approx(5 / 3)
@@ -287,7 +287,7 @@ def test_statistics_count_what_happened_between_two_readings(tiny):
 
 def test_statistics_notice_a_reload_between_two_readings(tiny):
     tiny.encode(TEXTS[:1])
-    before = tiny.settled()
+    before = tiny.wait_for_stable_statistics()
     tiny.configure(max_queue_delay_us=tiny.config.max_queue_delay_us + 1)
     for _ in range(before.requests + 1):
         tiny.encode(TEXTS[:1])

@@ -72,10 +72,10 @@ def test_metrics_of_a_server_that_is_gone_are_an_error():
 
 
 def test_watching_sees_what_was_asked_meanwhile(tiny):
-    tiny.settled()
+    tiny.wait_for_stable_statistics()
     with watch(tiny, every_s=0.1) as seen:
         run = accel_lib.load_test(tiny, TEXTS, rate=100, seconds=1, warmup_s=0)
-        tiny.settled()
+        tiny.wait_for_stable_statistics()
     frame = seen.result.frame
     assert (frame["requests_per_s"] * frame["seconds"]).sum() == pytest.approx(len(run.frame))
     assert (seen.result.batch_sizes.index * seen.result.batch_sizes).sum() == len(run.frame)

@@ -109,7 +109,7 @@ def test_a_run_shows_units_its_finding_and_the_machine(run):
 
 
 def test_one_request_at_a_time_is_never_batched(tiny):
-    tiny.settled()
+    tiny.wait_for_stable_statistics()
     alone = accel_lib.load_test(tiny, TEXTS, concurrency=1, seconds=0.5, warmup_s=0.1)
     assert list(alone.batch_sizes.index) == [1]
 
@@ -190,7 +190,7 @@ def test_goodput_counts_what_came_in_time(run):
 
 
 def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
-    tiny.settled()
+    tiny.wait_for_stable_statistics()
     wide = accel_lib.load_test(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
     assert set(wide.frame["rows"]) == {4}
     assert wide.throughput == pytest.approx(4 * len(wide.frame) / wide.seconds)
@@ -204,7 +204,8 @@ def test_a_client_that_waits_too_short_gets_nothing_and_the_run_says_so(tiny):
     except RequestError as nothing:  # on a busy machine not even the first one of them got its answer
         hasty = {nothing.cause}  # type: ignore[assignment]
     finally:
-        tiny.settled()  # Triton 24.10 once crashed at the reload after this, perhaps as given-up requests still waited
+        # Triton 24.10 once crashed at the reload after this, perhaps as abandoned requests were still waiting.
+        tiny.wait_for_stable_statistics()
         tiny.configure(max_batch_size=64)
     assert "No answer came in time." in hasty
 

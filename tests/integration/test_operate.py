@@ -195,7 +195,7 @@ def test_batching_is_changed_counts_from_then_on_and_survives_a_restart_of_the_g
         assert counted["requests"] == 0
         for _ in range(3):
             classify(client, TEXTS[:2])
-        server.model("sentiment").settled()
+        server.model("sentiment").wait_for_stable_statistics()
         counted = client.get("/v1/models/sentiment/statistics").json()
         assert (counted["requests"], counted["inferences"]) == (3, 6)
         assert sum(int(size) * count for size, count in counted["batch_sizes"].items()) == 6

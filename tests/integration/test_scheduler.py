@@ -76,7 +76,7 @@ def measured(served, due):
         for number, (level, timeout_us) in enumerate([(0, 0), *wishes], -1)
     ]
     schedule = [0.0, *(QUIET_S + at_s for at_s in due)]  # the first one only connects
-    with Generator(served._server.grpc_url, payloads, schedule_s=schedule) as generator:
+    with Generator(served.server.grpc_url, payloads, schedule_s=schedule) as generator:
         generator.finish()
     together, refused = defaultdict(set), {}
     for reply in generator.replies:
@@ -119,5 +119,5 @@ def test_the_same_requests_run_together_as_in_triton(sleeper, name):
         while predicted not in attempts and len(attempts) < 40:  # a busy machine may send one late
             attempts.append(measured(sleeper, due))
     finally:
-        sleeper._server.load("sleeper", before)
+        sleeper.server.load("sleeper", before)
     assert attempts[-1] == predicted

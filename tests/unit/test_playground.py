@@ -29,8 +29,8 @@ class Served:
         self.precision = precision
         self.config = ModelConfig(name="embedding")
 
-    def _tokenize(self, texts, _):
-        return None, Ragged.of([np.ones(len(text.split()), dtype=np.int64) for text in texts])
+    def tokenize(self, texts):
+        return Ragged.of([np.ones(len(text.split()), dtype=np.int64) for text in texts])
 
 
 TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]
