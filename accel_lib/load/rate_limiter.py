@@ -15,7 +15,7 @@ from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, totals, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.measurement import to_frame
 from accel_lib.triton.client import ServedModel
-from accel_lib.triton.limiter import limited
+from accel_lib.triton.rate_limiter import limited
 
 ALONE = "alone"
 MEASURES = {"p95_ratio": "quick model's p95", "speedup": "busy model's throughput"}
@@ -40,7 +40,7 @@ def compare_rate_limits(
     """Send a quick model a request now and then while another one is kept busy, under settings of the rate limiter.
 
     Both models' own configurations are put back at the end. The server needs the flag
-    `accel_lib.triton.limiter.RATE_LIMIT`, else no setting does anything.
+    `accel_lib.triton.rate_limiter.RATE_LIMIT`, else no setting does anything.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def compare_rate_limits(
     documents
         For the busy one, `concurrency` in flight at any time.
     settings
-        By name, what `accel_lib.triton.limiter.limited` takes for the quick and for the busy model. The first one is
+        By name, what `accel_lib.triton.rate_limiter.limited` takes for the quick and for the busy model; the first is
         what the others are compared with.
 
     Returns

@@ -28,7 +28,7 @@ from accel_lib.measurement import to_frame
 from accel_lib.progress import Progress
 from accel_lib.stats import percentile
 from accel_lib.triton.client import ServedModel
-from accel_lib.triton.refusals import request_error
+from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.statistics import Statistics
 from accel_lib.triton.wire import Protocol, fault
 

@@ -1,8 +1,7 @@
-"""The one Python model that Triton runs: our engines behind Triton's batcher.
+"""Triton's Python backend: the ``TritonPythonModel`` that every ``model.py`` of the repository imports.
 
-Each ``model.py`` of the repository imports ``TritonPythonModel`` from here. Triton hands over the requests of one
-batch, of any length each; their rows go through the engine together, shortest with shortest, and every request gets its
-own answer, or its own error.
+Triton hands over the requests of one batch, of any length each. Their rows go through the engine together, sorted by
+length, and every request gets its own response or its own error.
 """
 
 from __future__ import annotations
@@ -27,46 +26,43 @@ _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
 
 
 def read_tensor(request: Any, name: str) -> NDArray[Any]:
-    """An input of a request, in Triton's own memory, which is gone after the answer."""
+    """An input of a request, in Triton's own memory, which is freed after the response."""
     return np.from_dlpack(pb_utils.get_input_tensor_by_name(request, name))
 
 
 def write_tensor(name: str, array: NDArray[Any]) -> Any:
-    """An output, handed over by DLPack: with NumPy 2, ``pb_utils.Tensor(name, array)`` arrives empty and says nothing.
+    """An output, handed over by DLPack: with NumPy 2, ``pb_utils.Tensor(name, array)`` silently arrives empty.
 
-    Triton takes the capsule's memory and renames the capsule to a word that NumPy's destructor does not know, which
-    would log an error a call. The memory is Triton's to free by then, so the destructor is taken off beforehand.
+    Triton frees the memory and renames the capsule to a name that NumPy's destructor does not know, which would log an
+    error per call, so the destructor is removed beforehand.
     """
     capsule = np.ascontiguousarray(array).__dlpack__()
     _set_destructor(capsule, None)
     return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
+def load_version(args: dict[str, str]) -> tuple[Artifact, dict[str, Any], dict[str, str]]:
+    """The validated artifact, the configuration and its parameters from what Triton passes to ``initialize``."""
+    config = json.loads(args["model_config"])
+    parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+    artifact = Artifact.load(Path(args["model_repository"]) / args["model_version"] / "artifact")
+    if not artifact.validated:
+        raise ArtifactError(
+            "An artifact that was not validated is not served.",
+            seen=f"{artifact.name} in version {args['model_version']} of {args['model_name']}",
+            fix="accel_lib.validate(Artifact.load(folder), reference=model, texts=texts)",
+        )
+    return artifact, config, parameters
+
+
 class TritonPythonModel:
     """A validated artifact behind Triton's Python backend interface."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the version's artifact and run it once.
-
-        Raises
-        ------
-        ArtifactError
-            There is no artifact, it is damaged or not validated, or the configuration declares other tensors.
-        EngineError
-            No engine runs it on this instance's device.
-        """
+        """Open the version's artifact and run it once; raises `ArtifactError` or `EngineError` if that fails."""
         from accel_lib.engines import open_engine
 
-        config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        folder = Path(args["model_repository"]) / args["model_version"] / "artifact"
-        artifact = Artifact.load(folder)
-        if not artifact.validated:
-            raise ArtifactError(
-                "An artifact that was not validated is not served.",
-                seen=f"{artifact.name} in version {args['model_version']} of {args['model_name']}",
-                fix="accel_lib.validate(Artifact.load(folder), reference=model, texts=texts)",
-            )
+        artifact, config, parameters = load_version(args)
         _check_tensors(artifact, config)
         self._max_length = artifact.manifest.max_length
         self._inputs = artifact.manifest.inputs
@@ -77,7 +73,7 @@ class TritonPythonModel:
         self._vectors(Ragged.of([np.full(8, self._pad_id, dtype=np.int64)]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer every request of a batch; a bad one gets its error and spoils no other."""
+        """Respond to every request of a batch; a bad one gets its own error."""
         answers: dict[int, Any] = {}
         rows: dict[int, Ragged] = {}
         for index, request in enumerate(requests):
@@ -93,7 +89,7 @@ class TritonPythonModel:
         self._engine.close()
 
     def _rows(self, request: Any) -> Ragged:
-        """The rows of one request without their padding, wherever it was; checked."""
+        """The rows of one request, checked, without their padding."""
         ids, mask, *segments = tensors = [read_tensor(request, name) for name in self._inputs]
         same = all(tensor.shape == ids.shape for tensor in tensors)
         if not same or mask.view(np.uint64).max(initial=0) > 1:  # below 0 is far above it, unsigned
@@ -116,7 +112,7 @@ class TritonPythonModel:
         return rows
 
     def _answers(self, rows: dict[int, Ragged]) -> dict[int, Any]:
-        """Responses by request; when the engine refuses the batch, each request is tried alone."""
+        """Responses by request; if the engine refuses the batch, each request is tried alone."""
         if not rows:
             return {}
         try:
@@ -158,18 +154,18 @@ def _shapes(names: Sequence[str], tensors: Sequence[NDArray[Any]]) -> str:
 
 
 def refusal(error: AccelError) -> Any:
-    """An error as the answer to a request."""
+    """An error as the response to a request."""
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
 
 
 def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
-    """The asked device, else the one Triton put this instance on."""
+    """The configured device, else the one Triton put this instance on."""
     own = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
     return parameters.get("device", own)
 
 
 def thread_count(config: dict[str, Any], parameters: dict[str, str]) -> int:
-    """The asked threads, else this instance's share of the cores."""
+    """The configured threads, else this instance's share of the cores."""
     if "threads" in parameters:
         return int(parameters["threads"])
     instances = sum(group["count"] for group in config["instance_group"] if group["kind"] == "KIND_CPU")
@@ -177,7 +173,7 @@ def thread_count(config: dict[str, Any], parameters: dict[str, str]) -> int:
 
 
 def _limits(artifact: Artifact, config: dict[str, Any], parameters: dict[str, str]) -> dict[str, Any]:
-    """What one engine call may hold: rows that an engine's profiles allow, and the asked padded tokens."""
+    """Bounds of one engine call: the rows that an engine's profiles allow, and the configured padded tokens."""
     widest = [profile.max[0] for profile in artifact.manifest.profiles]
     rows = {"max_batch_size": min([config["max_batch_size"], *widest])}
     tokens = {"max_batch_tokens": int(parameters["max_batch_tokens"])} if "max_batch_tokens" in parameters else {}

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Artifact, Manifest
-from accel_lib.errors import AccelError, RequestError, require
+from accel_lib.errors import AccelError, RequestError, ServerError, require
 from accel_lib.ragged import SEGMENTS, Ragged, by_name
 from accel_lib.scores import to_scores, unique_labels
 from accel_lib.triton.config import ModelConfig
-from accel_lib.triton.refusals import request_error
+from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
 from accel_lib.triton.statistics import STAGES, Statistics, Timeline
 
@@ -202,7 +202,10 @@ class ServedModel:
         mask = np.ones_like(ids) if attention_mask is None else _rows("attention_mask", attention_mask)
         segments = None if token_type_ids is None else _rows(SEGMENTS, token_type_ids)
         module = require(f"tritonclient.{protocol}", extra="triton")
-        config = self.config
+        try:
+            config = self.config
+        except ServerError as error:  # it was removed from the repository
+            raise request_error(self.name, f"unknown model: {error.seen}") from error
         tensors = by_name([spec.name for spec in config.inputs], (ids, mask, segments))
         inputs = [module.InferInput(name, array.shape, "INT64") for name, array in tensors.items()]
         for tensor, array in zip(inputs, tensors.values(), strict=True):

@@ -1,7 +1,6 @@
-"""The typed configuration of one served model, and its way to and from Triton's protobuf message.
+"""Typed configuration of one served model (``config.pbtxt``), read from and written to Triton's protobuf message.
 
-``ModelConfig`` names the settings this project works with, in its own units, and keeps every other field of a file as
-it is. Text and JSON are read and written by protobuf itself, with the message that ``tritonclient`` ships.
+``ModelConfig`` names the settings this project works with and keeps every other field of a file as it is.
 """
 
 from __future__ import annotations
@@ -67,34 +66,34 @@ class ModelConfig:
     inputs, outputs
         Tensors without their batch dimension.
     dynamic_batching
-        Whether waiting requests are put together.
+        Whether requests in the queue are batched.
     max_queue_delay_us
-        How long the batcher may wait for a fuller batch, microseconds.
+        How long the batcher may wait for a larger batch, microseconds.
     preferred_batch_sizes
-        Sizes that are sent on at once; empty means `max_batch_size`.
+        Sizes that are executed at once; empty means `max_batch_size`.
     priority_levels, default_priority_level
         Number of levels (1 is served first; 0 turns priorities off), and the level of a request that names none.
     max_queue_size
-        Requests that may wait; more are refused. 0 means no limit.
+        Requests the queue holds; more are rejected. 0 means no limit.
     queue_timeout_us
-        Refuse a request that waited longer, microseconds. 0 means never: deadlines belong to the gateway.
+        Longest time in the queue, microseconds. 0 means no limit: deadlines belong to the gateway.
     timeout_action, allow_timeout_override
-        What happens to a request that waited longer: ``"reject"``, or ``"delay"``, which lets all others pass first.
-        Whether a request's own timeout counts, as far as it is shorter.
+        Whether a request that waited longer is rejected or delayed behind all others, and whether a request may set a
+        shorter timeout of its own.
     instance_count, instance_kind
         Copies of the model per device, and ``"auto"`` (GPU if there is one), ``"cpu"`` or ``"gpu"``.
     versions
         ``"all"``, ``"latest"``, or the version numbers to serve.
     response_cache
-        Whether answers to equal requests come from the cache.
+        Whether equal requests are served from the response cache.
     max_batch_tokens
-        Padded tokens an engine gets at once, inside one execution; None leaves it to the backend.
+        Padded tokens per engine call, of which an execution may make several; None leaves it to the backend.
     threads
         CPU threads of one instance; None shares the cores among the instances.
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` for the engine; None follows the instance.
     kept
-        The protobuf message it was read from: what no field names is written back unchanged.
+        The protobuf message it was read from: fields without a name here are written back unchanged.
 
     Raises
     ------
@@ -215,13 +214,7 @@ class ModelConfig:
 
     @classmethod
     def from_text(cls, text: str, *, file: str = CONFIG_FILE) -> ModelConfig:
-        """Read the content of a ``config.pbtxt``.
-
-        Raises
-        ------
-        ServerError
-            With the line and column of what protobuf cannot read.
-        """
+        """Read the content of a ``config.pbtxt``; a `ServerError` names the line that protobuf cannot read."""
         text_format = require("google.protobuf.text_format", extra="triton")
         message = _message(b"")
         try:
@@ -232,7 +225,7 @@ class ModelConfig:
             raise ServerError(
                 f"{file} is not a model configuration.",
                 seen=f"line {line!r}, {error}",
-                fix=f"mend line {number} of {file}",
+                fix=f"fix line {number} of {file}",
             ) from error
         return cls.from_protobuf(message)
 

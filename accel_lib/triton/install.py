@@ -1,13 +1,11 @@
-"""The real Triton Inference Server, out of its wheel, into the user's cache.
+"""Installs the Triton Inference Server from NVIDIA's ``nvidia-pytriton`` wheel into the user's cache.
 
-NVIDIA publishes ``tritonserver`` with its Python backend and response cache inside the ``nvidia-pytriton`` wheel. The
-wheel is fetched by pip, hash-checked, and unpacked into a folder of its own: nothing enters the Python environment, so
-the NumPy and protobuf that are already there stay untouched.
+The wheel holds ``tritonserver`` with its Python backend and response cache. pip fetches and hash-checks it, and it is
+unpacked into a folder of its own, so nothing in the Python environment changes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,11 +17,10 @@ import sysconfig
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from accel_lib.artifact import sha256
-from accel_lib.atomic import writing
+from accel_lib.atomic import locked, writing
 from accel_lib.errors import MachineError, ServerError
 from accel_lib.machine import cache_dir, thread_environment
 
@@ -31,6 +28,7 @@ TRITON_VERSION = "2.51.0"
 _REQUIREMENT = "nvidia-pytriton==0.7.0"
 _SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
 _PYTHONS = ("3.11", "3.12", "3.13")
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _GLIBC = (2, 35)
 _WHEEL_VARIABLE = "ACCEL_TRITON_WHEEL"
 _RECORD = "installed.json"
@@ -39,7 +37,7 @@ _SERVER = Path("pytriton", "tritonserver")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TritonInstall:
-    """Where an installed Triton keeps what `serve` passes to it.
+    """The paths of an installed Triton.
 
     Parameters
     ----------
@@ -60,7 +58,7 @@ class TritonInstall:
     library_path: tuple[Path, ...]
 
     def environment(self) -> dict[str, str]:
-        """The running environment, changed so that Triton's stubs are the running Python with its own packages."""
+        """Environment variables with which Triton's stubs run this Python with its packages."""
         packages = [p for p in sys.path if p and Path(p).is_dir()]
         first = {
             "LD_LIBRARY_PATH": [str(p) for p in self.library_path],
@@ -88,23 +86,20 @@ def ensure_tritonserver() -> TritonInstall:
     _check_machine()
     root = cache_dir("triton", TRITON_VERSION)
     if not _whole(root):
-        with _one_at_a_time(root.parent):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with locked(root.parent):
             if not _whole(root):
                 _install(root)
     libraries = Path(sysconfig.get_config_var("LIBDIR") or "")
     install = TritonInstall(
         version=TRITON_VERSION,
         binary=root / _SERVER / "bin" / "tritonserver",
-        backends=root / _SERVER / f"backends-{_python()}",
+        backends=root / _SERVER / f"backends-{_PYTHON}",
         caches=root / _SERVER / "caches",
         library_path=(libraries,) if libraries.is_absolute() and libraries.is_dir() else (),
     )
     _check_stub(install)
     return install
-
-
-def _python() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _check_machine() -> None:
@@ -118,7 +113,7 @@ def _check_machine() -> None:
         raise MachineError(
             f"Triton needs glibc {wanted} or newer.", seen=f"{name or 'no glibc'} {version}", fix=elsewhere
         )
-    if _python() not in _PYTHONS:
+    if _PYTHON not in _PYTHONS:
         raise MachineError(
             f"Triton's Python backend has no stub for this Python; it has {', '.join(_PYTHONS)}.",
             seen=f"Python {platform.python_version()}",
@@ -132,16 +127,6 @@ def _whole(root: Path) -> bool:
         return all((root / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".install.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _install(root: Path) -> None:
@@ -199,7 +184,7 @@ def _checked(wheel: Path) -> Path:
 
 
 def _arrange(draft: Path) -> None:
-    """Give each Python a backend folder with its own stub, as deep as the wheel's, so that its rpath still holds."""
+    """A backend folder with the matching stub for each Python, as deep as the wheel's, so that its rpath holds."""
     server = draft / _SERVER
     for python in _PYTHONS:
         backend = shutil.copytree(server / "backends" / "python", server / f"backends-{python}" / "python")
@@ -215,5 +200,5 @@ def _check_stub(install: TritonInstall) -> None:
         raise MachineError(
             "Triton's Python backend cannot load this Python's shared library.",
             seen=done.stderr.strip().removeprefix(f"{stub}: "),
-            fix=f"install it (apt-get install libpython{_python()}), or use a Python built with --enable-shared",
+            fix=f"install it (apt-get install libpython{_PYTHON}), or use a Python built with --enable-shared",
         )

@@ -1,21 +1,18 @@
-"""The Python model of a part: as `accel_lib.triton.backend`, for models whose inputs are not only token ids."""
+"""Triton's Python backend for part of a model, whose inputs need not be token ids; see `accel_lib.triton.backend`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import CPU_BATCH_TOKENS, plan_batches
 from accel_lib.engines.part import Part
-from accel_lib.errors import AccelError, ArtifactError
-from accel_lib.triton.backend import read_tensor, refusal, thread_count, write_tensor
+from accel_lib.errors import AccelError
+from accel_lib.triton.backend import load_version, read_tensor, refusal, thread_count, write_tensor
 
 _Tensors = dict[str, NDArray[Any]]
 
@@ -24,28 +21,14 @@ class TritonPythonModel:
     """A validated part of a model, or a whole one, behind Triton's Python backend interface."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the version's artifact.
-
-        Raises
-        ------
-        ArtifactError
-            There is no artifact, or it is damaged or not validated.
-        """
-        config = json.loads(args["model_config"])
-        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
-        artifact = Artifact.load(Path(args["model_repository"]) / args["model_version"] / "artifact")
-        if not artifact.validated:
-            raise ArtifactError(
-                "An artifact that was not validated is not served.",
-                seen=args["model_name"],
-                fix="accel_lib.convert.halves.cut(whole) validates what it makes",
-            )
+        """Open the version's artifact; raises `ArtifactError` if it is damaged or not validated."""
+        artifact, config, parameters = load_version(args)
         self._part = Part(artifact, threads=thread_count(config, parameters))
         self._names = [tensor["name"] for tensor in config["input"]]
         self._per_token = len(config["output"][0]["dims"]) > 1
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer the requests of a batch, those of similar length together."""
+        """Respond to the requests of a batch, those of similar length together."""
         asked = [{name: read_tensor(request, name) for name in self._names} for request in requests]
         lengths = np.array([tensors["attention_mask"].shape[1] for tensors in asked], dtype=np.int64)
         answers: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""One ``tritonserver`` process: its ports, its lock, its log, and an end that leaves nothing behind."""
+"""One ``tritonserver`` process: its ports, its lock on the repository, its log, and its end."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import psutil
 
 from accel_lib.errors import ServerError
 from accel_lib.progress import Progress
-from accel_lib.triton import supervisor
+from accel_lib.triton import watchdog
+from accel_lib.triton.error_messages import last_words
 from accel_lib.triton.install import ensure_tritonserver
-from accel_lib.triton.refusals import last_words
 
 HOST = "127.0.0.1"
 LOCK_FILE = ".accel.lock"
 _ATTEMPTS = 3
-_EXIT_S = 5  # what Triton waits at its end for requests, and for stubs that do not answer any more
+_EXIT_S = 5  # how long Triton waits at its end for requests, and for stubs that no longer respond
 _GRACE_S = 8.0
 _READY = "Started Metrics Service"  # the last of the three services to come up
 _CACHE_BYTES = 16 * 2**20
@@ -66,14 +66,14 @@ class TritonProcess:
         progress: Progress,
         flags: Sequence[str] = (),
     ) -> TritonProcess:
-        """Start Triton on a repository and wait until all three services answer.
+        """Start Triton on a repository and wait until all three services are up.
 
         Raises
         ------
         ServerError
             Another process serves this repository, a port is taken, or Triton ended instead of starting.
         """
-        supervisor.sweep_orphans()
+        watchdog.sweep_orphans()
         with _repository_lock(repository) as lock:
             for attempt in range(_ATTEMPTS):
                 process = cls._launch(repository, free_ports(ports), lock, env, flags)
@@ -90,15 +90,15 @@ class TritonProcess:
         raise ServerError(
             "Triton ended instead of starting.",
             seen=last_words(process.log),
-            fix="mend what its log says, then serve again",
+            fix="fix what its log names, then serve again",
         )
 
     @classmethod
     def _launch(
-        cls, repository: Path, ports: Ports, lock: int, env: Mapping[str, str], further: Sequence[str]
+        cls, repository: Path, ports: Ports, lock: int, env: Mapping[str, str], flags: Sequence[str]
     ) -> TritonProcess:
         install = ensure_tritonserver()
-        prefix, held = supervisor.claim_prefix()
+        prefix, held = watchdog.claim_prefix()
         folder = _links(repository=repository, backends=install.backends)
         options = {
             "model-repository": folder / "repository",
@@ -111,11 +111,11 @@ class TritonProcess:
             **{f"{service}-address": HOST for service in ("http", "grpc", "metrics")},
             **{f"{service}-port": port for service, port in dataclasses.asdict(ports).items()},
         }
-        flags = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items()), *further]
-        guard = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), prefix, str(folder), str(_GRACE_S)]
+        command_line = ["--disable-auto-complete-config", *(f"--{name}={value}" for name, value in options.items())]
+        guard = [sys.executable, "-I", "-S", watchdog.__file__, str(os.getpid()), prefix, str(folder), str(_GRACE_S)]
         with (folder / "log").open("wb") as log:
             command = subprocess.Popen(
-                [*guard, f"{lock},{held}", str(install.binary), *flags],
+                [*guard, f"{lock},{held}", str(install.binary), *command_line, *flags],
                 env=install.environment() | dict(env),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -159,7 +159,7 @@ class TritonProcess:
             self._command.wait()
         finally:
             self._log = self.log
-            supervisor.sweep(self.prefix)
+            watchdog.sweep(self.prefix)
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _wait_until_ready(self, until: float, progress: Progress) -> bool:
@@ -176,7 +176,7 @@ class TritonProcess:
 
 
 def _links(**targets: Path) -> Path:
-    """A temporary folder with links: Triton starts its stubs by a shell that takes plain paths only."""
+    """A temporary folder with links: Triton starts its stubs by a shell that cannot take every path."""
     plain = re.fullmatch(r"[\w./+-]+", tempfile.gettempdir(), re.ASCII)
     folder = Path(tempfile.mkdtemp(prefix="accel-triton-", dir=None if plain else "/tmp"))  # noqa: S108  (mkdtemp's own, 0700)
     for name, target in targets.items():
@@ -186,7 +186,7 @@ def _links(**targets: Path) -> Path:
 
 @contextlib.contextmanager
 def _repository_lock(repository: Path) -> Iterator[int]:
-    """Hold the repository for one server: Triton inherits the lock, so it ends with the last of its processes."""
+    """Lock the repository for one server; Triton inherits the lock, so it ends with the last of its processes."""
     import fcntl
 
     path = repository / LOCK_FILE
@@ -212,7 +212,7 @@ def _repository_lock(repository: Path) -> Iterator[int]:
 
 
 def _check_holder(repository: Path, holder: str, late: bool) -> None:
-    """Refuse at once while another process serves; one that just died, or was ours, leaves stubs a moment to end."""
+    """Refuse if another process serves; after one that just died, or was ours, stubs may take a moment to end."""
     mine = holder == str(os.getpid())
     if not late and (mine or not _alive(holder)):
         return
@@ -230,7 +230,7 @@ def _alive(holder: str) -> bool:
 
 
 def free_ports(ports: Ports) -> Ports:
-    """The asked ports if they are free, with free ones in place of 0."""
+    """The requested ports if they are free, with free ones instead of 0."""
     numbers = {}
     with contextlib.ExitStack() as stack:
         for service, port in dataclasses.asdict(ports).items():

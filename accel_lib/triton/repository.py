@@ -1,4 +1,4 @@
-"""A Triton model repository on disk: read, and written whole or not at all.
+"""Triton model repository on disk: read, and written whole or not at all.
 
 ::
 
@@ -29,12 +29,7 @@ _OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import TritonPythonModel( a
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """Read a model's ``config.pbtxt``.
-
-    Parameters
-    ----------
-    path
-        The file, or the model's folder.
+    """Read a model's ``config.pbtxt``; `path` is the file or the model's folder.
 
     Raises
     ------
@@ -104,7 +99,7 @@ def write_model(
     Parameters
     ----------
     repository
-        Folder that holds one folder a model.
+        Folder with a folder per model.
     name, version
         Model name and version number; a version that this library wrote is replaced.
     artifact
@@ -124,8 +119,7 @@ def write_model(
     ArtifactError
         The artifact was not validated, or is damaged.
     ServerError
-        The name or version cannot be used, the model is of another backend, its other versions have other tensors, or
-        `config` is of another model or holds a value that none may.
+        The name or version cannot be used, the model has another backend or other tensors, or `config` is invalid.
     OutputError
         The version's folder holds what this library did not write, or the disk is full; everything is as it was.
     """
@@ -161,8 +155,8 @@ def write_model(
 
 
 @contextlib.contextmanager
-def restoring(model: Path) -> Iterator[None]:
-    """Put a model's folder back as it was if what is done meanwhile fails."""
+def rollback_on_error(model: Path) -> Iterator[None]:
+    """Restore a model's folder if what is done inside the ``with`` fails."""
     with draft_beside(model) as draft:
         before, there = draft / model.name, model.is_dir()
         if there:
@@ -178,7 +172,7 @@ def restoring(model: Path) -> Iterator[None]:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for the same file, which costs no space; a copy where the file system has no such thing."""
+    """A hard link, which takes no space; a copy where the file system has none."""
     try:
         os.link(source, target)
     except OSError:
@@ -188,12 +182,7 @@ def _link(source: str, target: str) -> None:
 def remove_version(repository: str | Path, name: str, version: int) -> list[int]:
     """Delete one version of a model, and the model with its last one; returns the versions that are left.
 
-    Raises
-    ------
-    ServerError
-        There is no such model or version.
-    OutputError
-        Its folder, or with the last version the model's, holds what this library did not write.
+    A folder that holds what this library did not write stays, with an `OutputError`.
     """
     model = Path(repository) / name
     read_config(model)

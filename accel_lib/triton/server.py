@@ -1,4 +1,4 @@
-"""A real Triton that a notebook owns: started in one cell, there in the next ones, gone with the kernel."""
+"""Start a Triton server from a notebook, keep it across cells, and end it with the kernel."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from accel_lib.errors import ServerError
 from accel_lib.progress import Progress
 from accel_lib.triton.client import Connection, ServedModel
 from accel_lib.triton.config import ModelConfig
+from accel_lib.triton.error_messages import load_error
 from accel_lib.triton.install import TRITON_VERSION
 from accel_lib.triton.process import Ports, TritonProcess
-from accel_lib.triton.refusals import load_error
 from accel_lib.triton.repository import (
     MODEL_FILE,
     model_names,
     read_config,
     remove_version,
-    restoring,
+    rollback_on_error,
     unbuilt,
     versions,
     write_model,
@@ -49,17 +49,17 @@ def serve(
     env: Mapping[str, str] | None = None,
     flags: Sequence[str] = (),
 ) -> Server:
-    """Start a real Triton on a model repository and wait until its models answer.
+    """Start a real Triton on a model repository and wait until its models are ready.
 
-    The server lives across cells and ends with its owner, however that ends. Serving the same repository again replaces
-    it. It listens on the loopback interface only.
+    The server, also a context manager, listens on the loopback interface only and ends when this process ends. Serving
+    the same repository again replaces it.
 
     Parameters
     ----------
     repository
-        Folder with one folder a model.
+        Folder with a folder per model.
     models
-        ``"all"`` loads every model whose artifacts are built and names the others; a sequence of names must load.
+        ``"all"`` loads every model whose artifacts are built and names the others; models that are named must load.
     http_port, grpc_port, metrics_port
         0 takes a free port.
     timeout_s
@@ -69,17 +69,12 @@ def serve(
     flags
         Further options of ``tritonserver``, as on its command line.
 
-    Returns
-    -------
-    Server
-        Also a context manager: ``with serve() as server: ...``.
-
     Raises
     ------
     MachineError
         Triton's wheel has no build for this machine.
     ServerError
-        A port is taken, another process serves the repository, or a model did not load: with the cause and the fix.
+        A port is taken, another process serves the repository, or a model did not load.
 
     Examples
     --------
@@ -113,7 +108,8 @@ def serve(
     _SERVERS[folder] = server
     progress.done(f"ready, {server}")
     for name in left_out:
-        print(f"{name} is left out: {_not_built(folder, name).cause} {_not_built(folder, name).fix}")
+        reason = _not_built(folder, name)
+        print(f"{name} is left out: {reason.cause} {reason.fix}")
     return server
 
 
@@ -136,7 +132,7 @@ class Server:
 
     @property
     def stopped(self) -> bool:
-        """Whether its owner has ended it; one that died by itself was not stopped."""
+        """Whether `stop` was called; a Triton that died by itself was not stopped."""
         return self.connection.closed
 
     @property
@@ -170,13 +166,7 @@ class Server:
         return self._process.log
 
     def model(self, name: str, version: int | str = "") -> ServedModel:
-        """A handle on a loaded model; without a version, requests go to the newest.
-
-        Raises
-        ------
-        ServerError
-            The model or version is not loaded.
-        """
+        """A handle on a loaded model, else `ServerError`; without a version, requests go to the newest."""
         ready = [(m.name, m.version) for m in self.connection.index() if m.state == "READY"]
         if not any(name == found and str(version) in ("", number) for found, number in ready):
             loaded = ", ".join(f"{found} {number}" for found, number in ready) or "none"
@@ -195,16 +185,16 @@ class Server:
         return pd.DataFrame(rows, columns=["name", "version", "state", "reason"])
 
     def add(self, name: str, artifact: Artifact, *, version: int = 1, config: ModelConfig | None = None) -> ServedModel:
-        """Put a validated artifact into the repository and load it, while other versions keep answering.
+        """Put a validated artifact into the repository and load it, while other versions keep responding.
 
         Parameters
         ----------
         name, version
             Where it goes; an existing version is replaced.
         artifact
-            A validated artifact, which is copied.
+            Is copied.
         config
-            Written into the repository when given; else an existing model keeps its own, with what `configure` changed.
+            Written into the repository when given; else an existing model keeps its own and what `configure` changed.
 
         Raises
         ------
@@ -213,20 +203,14 @@ class Server:
         ServerError
             The name or version cannot be used, or Triton could not load it: the repository is as it was before.
         """
-        with restoring(self.repository / name):
+        with rollback_on_error(self.repository / name):
             write_model(self.repository, name, artifact, version=version, config=config)
             changed = config or self._supplied.get(name)
             self._load(name, changed if changed != read_config(self.repository / name) else None)
         return self.model(name, version)
 
     def remove(self, name: str, *, version: int) -> None:
-        """Take a version out of the repository, while the others keep answering; with the last one goes the model.
-
-        Raises
-        ------
-        ServerError
-            There is no such version.
-        """
+        """Take a version, which must exist, out of the repository, and the model with its last one."""
         loaded = any(m.name == name and m.state == "READY" for m in self.connection.index())
         last = versions(self.repository / name) == [version]
         if loaded and last:  # while Triton still finds its files
@@ -237,16 +221,11 @@ class Server:
             self._wait_until_gone(name, str(version))
 
     def load(self, name: str, config: ModelConfig | None = None) -> None:
-        """Load a model, or load it again: from its files, or with another configuration in their place.
+        """Load a model, or load it again: from its files, or with `config` instead of its ``config.pbtxt``.
 
-        A model that is loaded already keeps answering meanwhile, and stays as it was if this fails.
-
-        Raises
-        ------
-        ServerError
-            With Triton's reason.
+        A loaded model keeps responding meanwhile, and stays as it was if this fails with a `ServerError`.
         """
-        if config is None:  # Triton leaves a model alone whose files are as old as before, even if its process is gone
+        if config is None:  # Triton loads nothing whose files have not changed, even if the model's process is gone
             for version in versions(self.repository / name):
                 (self.repository / name / str(version) / MODEL_FILE).touch()
         self._load(name, config)
@@ -267,7 +246,7 @@ class Server:
         Raises
         ------
         ServerError
-            The model is not loaded, or its Python process has ended, for which Triton would wait for ever.
+            The model is not loaded, or its Python process has ended, for which Triton would wait forever.
         """
         self.model(name)
         self.connection.unload(name)
@@ -279,11 +258,11 @@ class Server:
         return self._supplied[name] if name in self._supplied else read_config(self.repository / name)
 
     def resets(self, name: str) -> int:
-        """How often loading anew has set this model's statistics back to zero."""
+        """How often loading again has set this model's statistics back to zero."""
         return self._resets.get(name, 0)
 
     def stop(self) -> None:
-        """End Triton; nothing is left of it."""
+        """End Triton and everything that it started."""
         if _SERVERS.get(self.repository) is self:
             del _SERVERS[self.repository]
         self.connection.close()
@@ -311,7 +290,7 @@ class Server:
     def _wait_until_gone(self, name: str, version: str = "") -> None:
         states, until = ("READY", "UNLOADING"), time.monotonic() + _UNLOAD_S
         while any(m.name == name and version in ("", m.version) and m.state in states for m in self.connection.index()):
-            if time.monotonic() > until:  # Triton waits for ever on a Python process that has ended
+            if time.monotonic() > until:  # Triton waits forever for a Python process that has ended
                 raise ServerError(
                     f"{name} does not unload.", seen=f"{_UNLOAD_S} s", fix="server.stop(), and serve again"
                 )
@@ -348,12 +327,13 @@ def _choose(repository: Path, models: Literal["all"] | Sequence[str]) -> tuple[l
 
 
 def _not_built(repository: Path, name: str) -> ServerError:
-    missing = ", ".join(map(str, unbuilt(repository / name)))
-    course = f'accel_lib.ensure("{name}")'
+    missing = unbuilt(repository / name)
+    fix = f'server.add("{name}", artifact, version={missing[0]})'
+    if name in _COURSE_MODELS:
+        fix = f'accel_lib.ensure("{name}")'
+    listed = ", ".join(map(str, missing))
     return ServerError(
-        f"Version {missing} has no artifact on this machine.",
-        seen=f"{name} in {repository.name}",
-        fix=course if name in _COURSE_MODELS else f'server.add("{name}", artifact, version={missing.split(", ")[0]})',
+        f"Version {listed} has no artifact on this machine.", seen=f"{name} in {repository.name}", fix=fix
     )
 
 

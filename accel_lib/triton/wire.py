@@ -1,11 +1,10 @@
-"""Requests as Triton takes them off the wire, serialized before a run; answers, judged after it."""
+"""Requests serialized to bytes before a load run, and responses checked after it, so that neither costs time in it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
-from typing import Protocol as Shape
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,24 +12,15 @@ from numpy.typing import NDArray
 from accel_lib.errors import require
 from accel_lib.ragged import IDS_AND_MASK, Ragged, by_name
 
+if TYPE_CHECKING:
+    from accel_lib.triton.client import ServedModel
+
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 Protocol = Literal["grpc", "http"]
 
 
-class Addressed(Shape):
-    """What a request is addressed to: a model, and one of its versions or ``""`` for the newest."""
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-
-    @property
-    def version(self) -> str:
-        """Its version."""
-
-
 def serialize(
-    served: Addressed,
+    served: ServedModel,
     rows: Sequence[NDArray[np.int64]] | Ragged,
     *,
     inputs: Sequence[str] = IDS_AND_MASK,
@@ -38,7 +28,7 @@ def serialize(
     priority: int = 0,
     queue_timeout_us: int = 0,
 ) -> Any:
-    """One request with a row a text for a model of these inputs, ready for the `Generator` of that protocol."""
+    """One request with a row per text, for a model with these inputs, as the load generator sends it."""
     held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
     tensors = by_name(inputs, held.padded(0))
     wishes = {name: value for name, value in (("priority", priority), ("timeout", queue_timeout_us)) if value}
@@ -46,7 +36,7 @@ def serialize(
 
 
 def fault(answer: bytes, protocol: Protocol = "grpc") -> str:
-    """What is wrong with an answer, empty if nothing is."""
+    """What is wrong with a response, empty if nothing is."""
     if protocol == "grpc":
         message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
         content = b"".join(message.raw_output_contents)
@@ -56,7 +46,7 @@ def fault(answer: bytes, protocol: Protocol = "grpc") -> str:
     return "" if len(values) and np.isfinite(values).all() else "The answer is empty or not finite."
 
 
-def _message(served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
+def _message(served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
     message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
         model_name=served.name, model_version=served.version
     )
@@ -71,7 +61,7 @@ def _message(served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: d
 
 
 def _post(
-    served: Addressed, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
+    served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
 ) -> tuple[str, dict[str, str], bytes]:
     blobs = [array.tobytes() for array in tensors.values()]
     inputs = [
@@ -84,6 +74,6 @@ def _post(
 
 
 def _binary_part(answer: bytes) -> bytes:
-    """What follows the JSON of an answer whose header says, in it, how much that is."""
+    """What follows the JSON at the beginning of a response."""
     _, end = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
     return answer[end:]

@@ -16,7 +16,7 @@ from accel_lib.load import (
     time_lookups,
     write_layouts,
 )
-from accel_lib.triton.limiter import RATE_LIMIT
+from accel_lib.triton.rate_limiter import RATE_LIMIT
 from accel_lib.triton.repository import write_model
 from accel_lib.triton.server import serve
 from tests.tiny import TABLE, tiny_artifact, tiny_texts

@@ -12,7 +12,7 @@ import pytest
 import accel_lib
 from accel_lib.load.generator import Generator
 from accel_lib.simulation.scheduler import Scheduler
-from accel_lib.triton.refusals import request_error
+from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.wire import serialize
 
 pytestmark = pytest.mark.triton

@@ -267,6 +267,6 @@ def test_a_model_that_is_not_built_is_left_out_with_a_line_or_refused_by_name(tm
 def test_a_corrupt_configuration_ends_the_start_and_leaves_nothing(repository):
     (repository / "tiny" / "config.pbtxt").write_text('name: "tiny"\nbackend: python\n')
     before = psutil.Process().children(recursive=True)
-    with pytest.raises(ServerError, match=r"line 'backend: python'[\s\S]*mend line 2 of tiny/config\.pbtxt"):
+    with pytest.raises(ServerError, match=r"line 'backend: python'[\s\S]*fix line 2 of tiny/config\.pbtxt"):
         accel_lib.serve(repository)
     assert psutil.Process().children(recursive=True) == before

@@ -16,7 +16,7 @@ from accel_lib.load.rounds import Ways, in_rounds
 from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.ensemble import write_ensemble, write_part
-from accel_lib.triton.limiter import limited
+from accel_lib.triton.rate_limiter import limited
 from accel_lib.triton.repository import read_config
 from tests.tiny import TABLE, tiny_artifact
 

@@ -16,7 +16,7 @@ from accel_lib.triton.repository import (
     model_names,
     read_config,
     remove_version,
-    restoring,
+    rollback_on_error,
     unbuilt,
     versions,
     write_config,
@@ -149,11 +149,11 @@ def test_batching_settings_without_batching_are_refused():
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
-        ('name: "mine"\nmax_batch_sise: 8\n', "line 'max_batch_sise: 8'.*\n.*mend line 2 of mine/config.pbtxt"),
-        ('name: "mine"\nmax_batch_size: "8"\n', "mend line 2"),
-        ('name: "mine"\n\ninput {\n  data_type: TYPE_INT65\n}', "TYPE_INT65.*\n.*mend line 4"),
-        ('name: "mine" input {', "mend line 1"),
-        ("\x00\x01", "mend line 1"),
+        ('name: "mine"\nmax_batch_sise: 8\n', "line 'max_batch_sise: 8'.*\n.*fix line 2 of mine/config.pbtxt"),
+        ('name: "mine"\nmax_batch_size: "8"\n', "fix line 2"),
+        ('name: "mine"\n\ninput {\n  data_type: TYPE_INT65\n}', "TYPE_INT65.*\n.*fix line 4"),
+        ('name: "mine" input {', "fix line 1"),
+        ("\x00\x01", "fix line 1"),
         ('name: "theirs"', "seen: name: 'theirs'\n  fix:  give both the same name"),
         ("", "seen: name: ''"),
         ('name: "mine"\nparameters { key: "threads" value { string_value: "two" } }', "'two' in the configuration"),
@@ -321,7 +321,7 @@ def test_what_fails_leaves_the_model_as_it_was(tmp_path, artifact, there):
         write_model(tmp_path, "mine", artifact)
         (tmp_path / "mine" / "labels.txt").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(ServerError), restoring(tmp_path / "mine"):
+    with pytest.raises(ServerError), rollback_on_error(tmp_path / "mine"):
         write_model(tmp_path, "mine", tiny_artifact(tmp_path.with_name(f"other-{there}"), NOISE))
         raise ServerError("Triton could not load it.", fix="another artifact")
     assert tree(tmp_path) == before

@@ -1,7 +1,7 @@
-"""What Triton says when it refuses, turned into errors with cause and fix.
+"""Triton's error messages turned into errors with cause and fix.
 
 Our own backend raises `AccelError` inside Triton's Python process; Triton carries its text along, so cause, seen and
-fix come out again here as they went in.
+fix are parsed back out here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from accel_lib.errors import RequestError, ServerError
 
-_TOLD = re.compile(
+_ACCEL_ERROR = re.compile(
     r"(?:\[(?:StatusCode\.\w+|\d{3})\] )?(?:\b\w+Error: )?(?P<cause>[^\n]+)\n"
     r"(?:  seen: (?P<seen>.*?)\n)?  fix:  (?P<fix>.*?)(?:\n\nAt:|;?\s*\Z)",
     re.DOTALL,
@@ -28,11 +28,11 @@ _REQUESTS = {
     ),
     r"maximum queue size": (
         "The model's queue is full.",
-        "send fewer at once, or {name}.configure(max_queue_size=0) for no limit",
+        "send fewer requests at once, or {name}.configure(max_queue_size=0) for no limit",
     ),
     r"[Rr]equest timeout expired": (
         "The request waited longer than the queue's timeout.",
-        "send fewer at once, or {name}.configure(queue_timeout_us=0)",
+        "send fewer requests at once, or {name}.configure(queue_timeout_us=0)",
     ),
     r"DEADLINE_EXCEEDED|[Dd]eadline [Ee]xceeded|[Tt]imed? ?out": (
         "No answer came in time.",
@@ -54,13 +54,13 @@ _REQUESTS = {
 
 
 def load_error(name: str, message: str, log: str) -> ServerError:
-    """The error for a model that did not load, from Triton's answer and, where that says little, its log."""
+    """The error for a model that did not load, from Triton's message and, where that says little, its log."""
     state = _STATE.search(message)
     version, reason = (f"{state['version']}: ", state["reason"]) if state else ("", message)
-    told = _TOLD.search(reason)
-    if told:
+    ours = _ACCEL_ERROR.search(reason)
+    if ours:
         return ServerError(
-            f"{name} did not load. {told['cause']}", seen=_short(f"{version}{told['seen'] or ''}"), fix=told["fix"]
+            f"{name} did not load. {ours['cause']}", seen=_short(f"{version}{ours['seen'] or ''}"), fix=ours["fix"]
         )
     place = _PLACE.search(reason)
     reason = reason.split("\n\nAt:")[0].strip().rstrip(";").strip()
@@ -69,15 +69,15 @@ def load_error(name: str, message: str, log: str) -> ServerError:
     if "is not healthy" in reason:
         reason = f"its Python process ended; the log ends with {last_words(log)}"
     return ServerError(
-        f"{name} did not load.", seen=_short(f"{version}{reason}"), fix=f"mend that, then server.load({name!r})"
+        f"{name} did not load.", seen=_short(f"{version}{reason}"), fix=f"fix what it names, then server.load({name!r})"
     )
 
 
 def request_error(name: str, message: str) -> RequestError:
-    """The error for one refused or lost request."""
-    told = _TOLD.search(message)
-    if told:
-        return RequestError(told["cause"], seen=told["seen"], fix=told["fix"])
+    """The error for one request that Triton refused or lost."""
+    ours = _ACCEL_ERROR.search(message)
+    if ours:
+        return RequestError(ours["cause"], seen=ours["seen"], fix=ours["fix"])
     for pattern, (cause, fix) in _REQUESTS.items():
         if re.search(pattern, message):
             return RequestError(cause, seen=message, fix=fix.format(name=name))

@@ -1,9 +1,8 @@
-"""The small process between an owner and its Triton, so that nothing outlives whoever asked for it.
+"""Watchdog process that starts tritonserver and kills it when its owner dies.
 
-It runs on the standard library alone (``python -I -S supervisor.py``), starts ``tritonserver`` in a process group of
-its own, and ends it when it is told to (SIGTERM: gracefully) or when the owner is gone, however the owner died. It
-watches the owner's process, not the thread that started it: PR_SET_PDEATHSIG alone would fire when that thread ends.
-Should the supervisor itself be killed, PR_SET_PDEATHSIG takes Triton along, and the next start sweeps what it left.
+It uses the standard library alone (``python -I -S watchdog.py``) and starts ``tritonserver`` in a process group of its
+own. It watches the owner's process, not the thread that started it: PR_SET_PDEATHSIG alone would fire when that thread
+ends. If the watchdog itself is killed, PR_SET_PDEATHSIG takes Triton along, and the next start removes what it left.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import time
 from pathlib import Path
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.1
 _REAP_S = 5.0
 
 
 def claim_prefix() -> tuple[str, int]:
-    """A new shared-memory prefix, and the open lock that tells others it is in use while any process holds it."""
+    """A new shared-memory prefix, and its open lock, held for as long as the prefix is in use."""
     prefix = f"accel-{secrets.token_hex(4)}-"
     descriptor = os.open(_SHARED_MEMORY / f"{prefix}lock", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -41,7 +41,7 @@ def sweep(prefix: str) -> None:
 
 
 def sweep_orphans() -> None:
-    """Remove the shared memory of servers that are gone: of every prefix whose lock nobody holds."""
+    """Remove the shared memory of servers that are gone: of every prefix whose lock is free."""
     for lock in _SHARED_MEMORY.glob("accel-*-lock"):
         with contextlib.suppress(OSError), lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,19 +51,11 @@ def sweep_orphans() -> None:
 def main(owner: int, prefix: str, folder: str, grace_s: float, descriptors: list[int], command: list[str]) -> int:
     """Run `command` until it ends, SIGTERM comes, or process `owner` is gone; leave nothing behind.
 
-    Parameters
-    ----------
-    owner
-        Process id of the parent.
-    prefix, folder
-        Shared memory to sweep at the end, and the temporary folder to remove when the owner no longer can.
-    grace_s
-        Time a SIGTERM leaves Triton before it is killed.
-    descriptors
-        Locks that must be held until the last process is gone.
+    After SIGTERM it has `grace_s` to end by itself. At the end the shared memory of `prefix` is removed, and `folder`
+    if the owner no longer can. `descriptors` are locks to hold until the last process is gone.
     """
-    asked: list[float] = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
+    terminated: list[float] = []
+    signal.signal(signal.SIGTERM, lambda *_: terminated.append(time.monotonic()))
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     server = subprocess.Popen(
@@ -72,12 +64,12 @@ def main(owner: int, prefix: str, folder: str, grace_s: float, descriptors: list
         pass_fds=descriptors,
         preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),
     )
-    told = False
+    passed_on = False
     while server.poll() is None and os.getppid() == owner:
-        if asked and not told:
+        if terminated and not passed_on:
             server.terminate()
-            told = True
-        if asked and time.monotonic() > asked[0] + grace_s:
+            passed_on = True
+        if terminated and time.monotonic() > terminated[0] + grace_s:
             break
         time.sleep(_POLL_S)
     with contextlib.suppress(ProcessLookupError):
