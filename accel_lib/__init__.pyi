@@ -6,12 +6,12 @@ from .convert.onnx import to_onnx as to_onnx
 from .convert.onnx import to_torch as to_torch
 from .convert.tensorrt import to_tensorrt as to_tensorrt
 from .convert.validate import validate as validate
+from .course_models import ensure as ensure
 from .engines import open_engine as open_engine
 from .errors import AccelError as AccelError
 from .load.runner import load_test as load_test
 from .models import load_model as load_model
 from .models.sentiment import train_classifier as train_classifier
-from .prepare import ensure as ensure
 from .service.gateway import serve_gateway as serve_gateway
 from .show.quiz import check as check
 from .show.quiz import guess as guess

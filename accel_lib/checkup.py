@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accel_lib.choice import choices
+from accel_lib.engines.select import choices
 from accel_lib.machine import DRIVERS, Machine, cache_dir, inspect_machine, libpython, major
 
 if TYPE_CHECKING:

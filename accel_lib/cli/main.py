@@ -109,9 +109,9 @@ def load(
     repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
 ) -> None:
     """Start a real Triton, put load on a model, and print latency, throughput and where the time went."""
+    from accel_lib.course_models import ensure
     from accel_lib.load.runner import load_test as measure
     from accel_lib.load.storage import check_target
-    from accel_lib.prepare import ensure
     from accel_lib.texts import load_texts
     from accel_lib.triton.server import serve as start
 
@@ -194,7 +194,7 @@ def serve(
     from accel_lib.machine import thread_environment
 
     os.environ |= thread_environment()  # before NumPy is imported
-    from accel_lib.prepare import repository_to_serve
+    from accel_lib.course_models import repository_to_serve
     from accel_lib.service.command import run_gateway
     from accel_lib.service.settings import Settings
 
@@ -212,12 +212,12 @@ def build(
     wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
 ) -> None:
     """Build models into the model repository, validated, or wait until another process has."""
-    from accel_lib import build as work
+    from accel_lib import course_models
 
     if wait is None:
-        work.build(names, target=target)
+        course_models.build(names, target=target)
     else:
-        work.wait_until_built(names, engine=target is not None, timeout_s=wait)
+        course_models.wait_until_built(names, engine=target is not None, timeout_s=wait)
 
 
 @app.command()

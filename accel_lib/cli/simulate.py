@@ -25,7 +25,7 @@ def simulate(
     figure: Annotated[Path | None, typer.Option(help="With --check: PNG of the errors to write.")] = None,
 ) -> None:
     """Predict latency under load from a short calibration, or hold the predictions to a real Triton."""
-    from accel_lib.prepare import ensure
+    from accel_lib.course_models import ensure
     from accel_lib.show.plots.simulator import fidelity
     from accel_lib.simulation.calibrate import fit_simulator
     from accel_lib.simulation.curve import SHARES, latency_curve

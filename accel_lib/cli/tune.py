@@ -149,7 +149,7 @@ def _served(*versions: int) -> Iterator[ServedModel]:
 
 def _artifact(version: int) -> Artifact:
     from accel_lib.artifact import Artifact
-    from accel_lib.prepare import ensure
+    from accel_lib.course_models import ensure
 
     return Artifact.load(ensure("embedding") / "embedding" / str(version) / "artifact")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+from typing import Protocol as Shape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,19 @@ from numpy.typing import NDArray
 from accel_lib.errors import require
 from accel_lib.ragged import IDS_AND_MASK, Ragged, by_name
 
-if TYPE_CHECKING:
-    from accel_lib.triton.client import ServedModel
-
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 Protocol = Literal["grpc", "http"]
 
 
+class _Model(Shape):
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...  # "" for the newest
+
+
 def serialize(
-    served: ServedModel,
+    served: _Model,
     rows: Sequence[NDArray[np.int64]] | Ragged,
     *,
     inputs: Sequence[str] = IDS_AND_MASK,
@@ -46,7 +51,7 @@ def fault(answer: bytes, protocol: Protocol = "grpc") -> str:
     return "" if len(values) and np.isfinite(values).all() else "The answer is empty or not finite."
 
 
-def _message(served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
+def _message(served: _Model, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]) -> bytes:
     message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
         model_name=served.name, model_version=served.version
     )
@@ -61,7 +66,7 @@ def _message(served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes:
 
 
 def _post(
-    served: ServedModel, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
+    served: _Model, tensors: dict[str, NDArray[np.int64]], wishes: dict[str, int]
 ) -> tuple[str, dict[str, str], bytes]:
     blobs = [array.tobytes() for array in tensors.values()]
     inputs = [

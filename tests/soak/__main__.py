@@ -88,7 +88,7 @@ def run(*, seconds, real):
     with tempfile.TemporaryDirectory(prefix="accel-soak-") as folder:
         repository, texts, settings = None, TEXTS, {}
         if real:
-            from accel_lib.prepare import ensure
+            from accel_lib.course_models import ensure
             from accel_lib.texts import load_texts
 
             repository, texts, settings = ensure("embedding"), list(load_texts("mixed")), {"ACCEL_MODELS": "embedding"}

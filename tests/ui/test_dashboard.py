@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_lib.prepare import ensure
+from accel_lib.course_models import ensure
 from accel_lib.service.gateway import serve_gateway
 from accel_lib.show.dashboard.app import TABS
 from accel_lib.triton.repository import write_model

@@ -8,12 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from accel_lib import prepare
+from accel_lib import course_models
 from accel_lib.artifact import Artifact
-from accel_lib.build import build, wait_until_built
+from accel_lib.course_models import build, check_built_here, ensure, repository_to_serve, wait_until_built
 from accel_lib.errors import AccelError, ServerError
-from accel_lib.find_repository import check_built_here
-from accel_lib.prepare import ensure, repository_to_serve
 from accel_lib.triton.repository import versions, write_model
 from tests.tiny import TABLE, tiny_artifact
 
@@ -68,10 +66,10 @@ def test_an_engine_that_was_asked_for_is_waited_for_too(repository, artifact):
 @pytest.fixture
 def course(monkeypatch, tiny_model, texts):
     """`ensure` with a tiny model in two versions; both are converted to the same, which a test can count."""
-    recipes = {n: dataclasses.replace(prepare._ON_CPU[1], name=f"recipe {n}") for n in (1, 2)}
+    recipes = {n: dataclasses.replace(course_models._ON_CPU[1], name=f"recipe {n}") for n in (1, 2)}
     built = []
-    monkeypatch.setattr(prepare, "_recipes", lambda: recipes)
-    monkeypatch.setattr(prepare, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})  # type: ignore[func-returns-value]
+    monkeypatch.setattr(course_models, "_recipes", lambda: recipes)
+    monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})  # type: ignore[func-returns-value]
     monkeypatch.setattr("accel_lib.models.places.locate", lambda _: SimpleNamespace(source=tiny_model.source))
     return built
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from accel_lib import prepare, to_onnx, to_torch
+from accel_lib import course_models, to_onnx, to_torch
 from accel_lib.artifact import Artifact
-from accel_lib.choice import choices
 from accel_lib.convert.overflow import FP16_MAX, check_fp16_range
+from accel_lib.engines.select import choices
 from accel_lib.errors import ConversionError
 from accel_lib.machine import Gpu, inspect_machine
 
@@ -92,9 +92,9 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     """`ensure` on a machine that is said to have a GPU and TensorRT, with a tiny model; conversions run on the CPU."""
     (tmp_path / "embedding").mkdir()
     monkeypatch.setenv("ACCEL_REPOSITORY", str(tmp_path))
-    engine = prepare._Recipe(name="TensorRT engine", format="tensorrt", instead=prepare._TORCH)
-    monkeypatch.setattr(prepare, "_recipes", lambda: {2: engine})
-    monkeypatch.setattr(prepare, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
+    engine = course_models._Recipe(name="TensorRT engine", format="tensorrt", instead=course_models._TORCH)
+    monkeypatch.setattr(course_models, "_recipes", lambda: {2: engine})
+    monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
     monkeypatch.setattr("accel_lib.models.places.locate", lambda _name: place)
     return tmp_path / "embedding" / "2" / "artifact"
@@ -104,23 +104,23 @@ def test_where_tensorrt_refuses_pytorch_serves_and_the_manifest_says_so(gpu_cour
     def refuse(*_args, **_options):
         raise ConversionError("TensorRT cannot build this graph.", seen="no FP16", fix="another target")
 
-    monkeypatch.setattr(prepare, "_to_tensorrt", refuse)
-    prepare.ensure("embedding")
+    monkeypatch.setattr(course_models, "_to_tensorrt", refuse)
+    course_models.ensure("embedding")
     said = capsys.readouterr().out
     assert "no TensorRT engine: TensorRT cannot build this graph. no FP16" in said
     held = Artifact.load(gpu_course).manifest
     assert (held.format, held.precision) == ("torch", "fp32")
     assert "in place of TensorRT engine: TensorRT cannot build this graph." in held.notes
-    prepare.ensure("embedding")
+    course_models.ensure("embedding")
     assert "converting" not in capsys.readouterr().out
 
 
 def test_where_int8_does_not_hold_fp32_without_padding_is_served(gpu_course, monkeypatch, capsys):
-    monkeypatch.setattr(prepare, "_recipes", lambda: {2: prepare._PACKED_INT8})
+    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._PACKED_INT8})
     monkeypatch.setattr("accel_lib.convert.sensitivity.LEAST_COSINE", 1.1)
-    prepare.ensure("embedding")
+    course_models.ensure("embedding")
     assert "no onnx int8 without padding: INT8 does not hold its targets" in capsys.readouterr().out
     held = Artifact.load(gpu_course).manifest
     assert (held.format, held.precision, held.packed) == ("onnx", "fp32", True)
-    prepare.ensure("embedding")
+    course_models.ensure("embedding")
     assert "converting" not in capsys.readouterr().out

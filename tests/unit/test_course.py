@@ -13,8 +13,8 @@ import nbformat
 import pytest
 
 from accel_lib import machine
+from accel_lib.course_models import ensure
 from accel_lib.errors import AccelError, MachineError, OutputError
-from accel_lib.prepare import ensure
 from tools import badges
 from tools import notebooks as course
 

@@ -22,8 +22,6 @@ FLOORS = (
         "errors",
         "version",
         "machine",
-        "choice",
-        "checkup",
         "progress",
         "formatting",
         "ragged",
@@ -34,6 +32,7 @@ FLOORS = (
     ("texts", "stats", "measurement"),
     ("models", "artifact", "atomic"),
     ("engines",),
+    ("checkup",),
     ("convert",),
     ("triton",),
     ("bench",),
@@ -42,7 +41,7 @@ FLOORS = (
     ("tuning",),
     ("service",),
     ("show",),
-    ("find_repository", "prepare", "build", "cli"),
+    ("course_models", "cli"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
