@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from accel_lib.errors import StateError
-from accel_lib.tables import short
+from accel_lib.texts.files import short
 
 _STATE_RETRY_S = 5.0
 _TYPES = {

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from accel_lib.service.problems import Problem
-from accel_lib.tables import short
+from accel_lib.texts.files import short
 
 _LONGEST_PLACE = 100
 _KINDS = {bool: "a boolean", str: "a text", list: "a list", dict: "an object", type(None): "null"}

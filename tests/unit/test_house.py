@@ -26,8 +26,6 @@ FLOORS = (
         "formatting",
         "ragged",
         "scores",
-        "corpus",
-        "tables",
     ),
     ("texts", "stats", "measurement"),
     ("models", "artifact", "atomic"),

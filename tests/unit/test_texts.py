@@ -21,14 +21,13 @@ import pytest
 import tokenizers
 from numpy.typing import NDArray
 
-from accel_lib import corpus
 from accel_lib.errors import MissingDependencyError, TextError
-from accel_lib.texts import Texts, clean, load_texts
+from accel_lib.texts import Texts, clean, corpora, load_texts
 
 ALIKE = 0.35  # word pairs that two texts have in common, of those that either has
 SAME_OPENING = 3  # texts that begin with the same three words
 SAME_FRAME = 3  # texts of six words or more that differ in nothing but their content words
-FUNCTION_WORDS = frozenset(" ".join(corpus.lines("function-words")).split())
+FUNCTION_WORDS = frozenset(" ".join(corpora.lines("function-words")).split())
 
 
 def stamped(texts: Sequence[str]) -> list[str]:
@@ -61,7 +60,7 @@ def tokens() -> Callable[[Sequence[str]], NDArray[np.int64]]:
 
 @pytest.fixture(scope="module")
 def sentiment() -> pd.DataFrame:
-    return pd.read_csv(Path(corpus.__file__).parent / "data" / "sentiment.csv", keep_default_na=False)
+    return pd.read_csv(Path(corpora.__file__).parents[1] / "data" / "sentiment.csv", keep_default_na=False)
 
 
 class TestTexts:
@@ -154,7 +153,7 @@ class TestMixed:
         assert load_texts("mixed", seed=1) != load_texts("mixed", seed=2)
 
     def test_a_document_keeps_to_one_subject(self) -> None:
-        blocks = [block.split("\n") for block in "\n".join(corpus.lines("passages")).split("\n\n")]
+        blocks = [block.split("\n") for block in "\n".join(corpora.lines("passages")).split("\n\n")]
         subject = {sentence: number for number, block in enumerate(blocks) for sentence in block}
         for text in load_texts("mixed", limit=200):
             assert len({subject[s] for s in subject if s in text}) <= 1
@@ -166,7 +165,7 @@ class TestMixed:
 
 class TestShipped:
     def test_passages_are_of_many_subjects_and_none_is_stamped(self) -> None:
-        blocks = "\n".join(corpus.lines("passages")).split("\n\n")
+        blocks = "\n".join(corpora.lines("passages")).split("\n\n")
         assert len(blocks) >= 30
         assert min(block.count("\n") for block in blocks) >= 9
         assert stamped([sentence for block in blocks for sentence in block.split("\n")]) == []

@@ -1,4 +1,4 @@
-"""The texts that everything is measured on: corpora that ship with the package, or the reader's own file."""
+"""Texts to measure with: corpora that ship with the package, or the reader's own file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import overload
 
 import numpy as np
 
-from accel_lib import corpus, tables
 from accel_lib.errors import TextError
+from accel_lib.texts import corpora, files
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -26,7 +26,7 @@ class Texts(Sequence[str]):
     name
         What tables and plots call them.
     labels
-        One label a text, or None.
+        One label per text, or None.
     source
         Where they come from: ``"accel_lib"``, or the name of a file.
 
@@ -73,7 +73,7 @@ class Texts(Sequence[str]):
         return f"<Texts {self._summary()}>"
 
     def _repr_html_(self) -> str:
-        examples = "".join(f"<li>{html.escape(tables.short(text))}</li>" for text in self.items[:3])
+        examples = "".join(f"<li>{html.escape(files.short(text))}</li>" for text in self.items[:3])
         return f"<p><b>{html.escape(self._summary())}</b></p><ul>{examples}</ul>"
 
     def _summary(self) -> str:
@@ -92,13 +92,13 @@ def clean(texts: Iterable[str]) -> list[str]:
     """
     if isinstance(texts, str | bytes):
         raise TextError(
-            "Texts come in a list, even a single one.", seen=tables.short(repr(texts)), fix='pass ["your text"]'
+            "Texts come in a list, even a single one.", seen=files.short(repr(texts)), fix='pass ["your text"]'
         )
     checked = list(texts)
     for index, text in enumerate(checked):
-        fault = tables.fault(text)
+        fault = files.fault(text)
         if fault:
-            raise TextError(f"Text {index} {fault[0]}.", seen=tables.short(repr(text)), fix=fault[1])
+            raise TextError(f"Text {index} {fault[0]}.", seen=files.short(repr(text)), fix=fault[1])
     return checked
 
 
@@ -119,19 +119,19 @@ def load_texts(
         ``"short"``: search queries of 3 to 8 tokens.
         ``"passages"``: sentences on 39 subjects, one after the other.
         ``"sentiment-train"``, ``"sentiment-test"``: labelled reviews, and labelled messages of another style.
-        Or a path, in UTF-8 or marked UTF-16: ``.txt`` (a text a line), ``.csv`` (separated by commas, semicolons or
+        Or a path, in UTF-8 or marked UTF-16: ``.txt`` (a text per line), ``.csv`` (separated by commas, semicolons or
         tabs), ``.tsv``, ``.jsonl`` or ``.parquet``. The first line of a table holds its columns' names.
     column, label_column
         The file's columns of texts (default: ``"text"``, or the only one) and of labels (default: none).
     limit
-        At most so many texts, drawn at random, in their order.
+        At most this many texts, drawn at random, in their order.
     seed
         Of that draw, and of the documents of ``"mixed"``.
 
     Raises
     ------
     TextError
-        Something in the way of reading: the message names the first text or line at fault.
+        It cannot be read: the message names the first text or line at fault.
 
     Examples
     --------
@@ -144,24 +144,21 @@ def load_texts(
         fix = "a list needs no loading: accel_lib.texts.Texts(your_list)"
         raise TextError("A corpus or a path is loaded.", seen=type(source).__name__, fix=fix)
     name = str(source)
-    if name not in corpus.SHIPPED:
-        return _draw(_from_file(Path(source).expanduser(), column, label_column), limit, seed)
+    if name not in corpora.SHIPPED:
+        path = Path(source).expanduser()
+        table = files.read(path, shipped=corpora.SHIPPED)
+        own_labels = tuple(table.labels(label_column)) if label_column else None
+        own = Texts(table.texts(column), name=path.stem, labels=own_labels, source=path.name)
+        return _draw(own, limit, seed)
     if column or label_column:
         raise TextError(f"The corpus {name!r} has no columns to choose.", fix=f"load_texts({name!r})")
     if name == "mixed":
-        return Texts(corpus.mixed(limit or corpus.MIXED_COUNT, seed=seed), name=name, source="accel_lib")
+        return Texts(corpora.mixed(limit or corpora.MIXED_COUNT, seed=seed), name=name, source="accel_lib")
     if name in ("short", "passages"):
-        items = [line for line in corpus.lines(name) if line]
+        items = [line for line in corpora.lines(name) if line]
         return _draw(Texts(items, name=name, source="accel_lib"), limit, seed)
-    reviews, labels = corpus.sentiment(name.removeprefix("sentiment-"))
+    reviews, labels = corpora.sentiment(name.removeprefix("sentiment-"))
     return _draw(Texts(reviews, name=name, labels=labels, source="accel_lib"), limit, seed)
-
-
-def _from_file(path: Path, column: str | None, label_column: str | None) -> Texts:
-    table = tables.read(path, shipped=corpus.SHIPPED)
-    items = table.texts(column)
-    labels = tuple(table.labels(label_column)) if label_column else None
-    return Texts(items, name=path.stem, labels=labels, source=path.name)
 
 
 def _draw(texts: Texts, limit: int | None, seed: int) -> Texts:

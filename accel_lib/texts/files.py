@@ -1,4 +1,4 @@
-"""A reader's file as columns of texts; whatever is wrong with it is named by line, and nothing of it is dropped."""
+"""Read a reader's file of texts into columns; errors name the line, and no row is dropped."""
 
 from __future__ import annotations
 
@@ -21,33 +21,21 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """The columns of file `name`; `places` says where each row stands in it, such as ``"line 7"``."""
+    """The columns of file `name`, and the place of each row in it, such as ``"line 7"``."""
 
     name: str
     columns: dict[str, list[Any]]
     places: list[str]
 
     def texts(self, column: str | None = None) -> list[str]:
-        """Values of a column (default: ``"text"``, or the only one), each a text.
-
-        Raises
-        ------
-        TextError
-            There is no such column, the file's first line is a text, or a value of the column is not a text.
-        """
+        """Values of a column (default: ``"text"``, or the only one); `TextError` if one is not a text."""
         if column is None:
             column = next(iter(self.columns)) if len(self.columns) == 1 else "text"
             self._check_name(column, words=1)
         return self._checked(column, self._column(column, "column"))
 
     def labels(self, column: str) -> list[str]:
-        """Values of a column as label names; numbers are written out.
-
-        Raises
-        ------
-        TextError
-            There is no such column, or a value of it is missing.
-        """
+        """Values of a column as label names; `TextError` if one is missing."""
         values = self._column(column, "label_column")
         return self._checked(column, [value if value is None else str(value) for value in values])
 
@@ -63,7 +51,7 @@ class Table:
         )
 
     def _check_name(self, column: str, words: int) -> None:
-        """Refuse a table whose first line is data: its first text would be taken for a column's name, and lost."""
+        """Refuse a table whose first line is data, which would be lost as the name of a column."""
         if Path(self.name).suffix.lower() in (".csv", ".tsv") and len(column.split()) > words:
             raise TextError(
                 f"{self.name}, line 1 looks like data, where the columns' names belong.",
@@ -104,21 +92,14 @@ def short(text: str, width: int = 90) -> str:
 
 
 def read(path: Path, *, shipped: Sequence[str]) -> Table:
-    """Read a file by its suffix, one of `SUFFIXES`.
-
-    Parameters
-    ----------
-    path
-        The file.
-    shipped
-        Names to offer where there is no such file.
+    """Read a file by its suffix, one of `SUFFIXES`; `shipped` are names to offer where there is no such file.
 
     Raises
     ------
     TextError
         The file is missing, of another kind, neither UTF-8 nor marked as UTF-16, malformed or empty.
     MissingDependencyError
-        A ``.parquet`` file, and no pyarrow to read it with.
+        A ``.parquet`` file without pyarrow to read it.
     """
     suffix = path.suffix.lower()
     if not _is_file(path):
@@ -161,7 +142,7 @@ def _parsed(path: Path, suffix: str) -> Table:
 
 
 def _decoded(path: Path) -> str:
-    """The file's text with plain line ends: UTF-8, or what the mark at its beginning says."""
+    """The file's text in UTF-8, or in the encoding of its byte order mark, with Unix line ends."""
     try:
         data = path.read_bytes()
         text = data.decode(next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8"))
@@ -184,7 +165,7 @@ def _not_utf8(path: Path, seen: str, encoding: str = "WINDOWS-1252") -> TextErro
 
 
 def _delimiter(text: str) -> str:
-    """What separates the fields of a header: a comma, or what spreadsheets write where that marks decimals."""
+    """What separates the fields of a header: a comma, or what spreadsheets write where it is the decimal mark."""
     header = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
     return next((mark for mark in ",;\t" if mark in header), ",")
 

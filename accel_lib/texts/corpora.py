@@ -1,4 +1,4 @@
-"""The corpora that ship with the package, and the documents of mixed length that are assembled from them.
+"""Corpora that ship with the package, and documents of mixed length assembled from them.
 
 Passages, queries and reviews in ``accel_lib/data`` were written for this project; they are MIT-licensed like the code.
 """
@@ -19,12 +19,11 @@ SHIPPED = ("mixed", "short", "passages", "sentiment-train", "sentiment-test")
 MIXED_COUNT = 512
 
 _DATA = importlib.resources.files("accel_lib") / "data"
-# Lengths in tokens: log-normal. These are of the estimate below, which leaves some room empty; counted by MiniLM's
-# WordPiece tokenizer, documents have 3 to 256 tokens and 40 on average.
+# Lengths in tokens, log-normal, as `_tokens` estimates them; MiniLM's tokenizer counts 3 to 256, 40 on average.
 _MEAN_TOKENS, _SIGMA = 42.0, 0.9
 _LIMITS = (3.0, 240.0)
 _SLACK = 0.1  # room that may stay empty, as a share of the target
-_MOST_MISSES = 1_000  # documents drawn in a row that are there already
+_MOST_MISSES = 1_000  # documents drawn in a row that were drawn before
 _WORD = re.compile(r"\w+|[^\w\s]")
 _TOKENS_PER_WORD, _SPECIAL_TOKENS = 1.05, 2
 _MARKS = ",;:."
@@ -35,7 +34,7 @@ def lines(corpus: str) -> list[str]:
     return (_DATA / f"{corpus}.txt").read_text(encoding="utf-8").splitlines()
 
 
-# Where a phrase ends in one of these words, it is cut in the wrong place.
+# A phrase must not end in one of these words.
 _DANGLING = frozenset(" ".join(lines("function-words")).split())
 
 
@@ -47,14 +46,9 @@ def sentiment(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def mixed(count: int, *, seed: int) -> list[str]:
-    """Documents of mixed length, each from the sentences of one subject, none twice.
+    """Different documents of mixed length, each from the sentences of one subject; `TextError` if there are too few.
 
     The first documents are the same whatever the count.
-
-    Raises
-    ------
-    TextError
-        The passages do not make so many different documents.
     """
     subjects = [block.split("\n") for block in "\n".join(lines("passages")).split("\n\n")]
     random = np.random.default_rng(seed)
@@ -71,7 +65,7 @@ def mixed(count: int, *, seed: int) -> list[str]:
     if len(found) == count:
         return list(found)
     raise TextError(
-        "The passages do not make so many different documents.",
+        "The passages do not make that many different documents.",
         seen=f"{len(found):,} of {count:,}",
         fix=f'load_texts("mixed", limit={len(found)})',
     )
@@ -97,7 +91,7 @@ def _document(sentences: list[str], tokens: float) -> str:
 
 
 def _phrase(words: list[str], tokens: float) -> str:
-    """As many of the words as fit, at least one, cut back to where a phrase may end."""
+    """The words that fit, at least one, cut back to where a phrase may end."""
     spent = np.cumsum([_tokens(word) for word in words])
     kept = words[: int(np.searchsorted(spent, tokens, side="right"))]
     while kept and kept[-1].strip(_MARKS).lower() in _DANGLING:
