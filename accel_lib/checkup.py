@@ -1,4 +1,4 @@
-"""The doctor: what this machine can do, what it cannot, and the command that mends it."""
+"""Checks what this machine can do, what it cannot, and which command fixes that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import html
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,8 +21,8 @@ State = Literal["ok", "warn", "fail"]
 
 MARKS: dict[State, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
 _GLIBC = (2, 35)
-_OLDEST_CAPABILITY = (7, 5)  # what the builds of PyTorch for CUDA 12.8 and newer, and TensorRT, still hold code for
-# Where a runtime gets its GPU, on the machines that are lent with and without one.
+_OLDEST_CAPABILITY = (7, 5)  # what the builds of PyTorch for CUDA 12.8 and newer, and TensorRT, still support
+# How to attach a GPU, on machines that come with and without one.
 _ATTACH = {
     "colab": "Runtime, Change runtime type, T4 GPU; then run the first cell again",
     "kaggle": "Settings, Accelerator, GPU T4 x2; then run the first cell again",
@@ -32,7 +32,7 @@ _ATTACH = {
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, what was seen, whether it will do, and the fix where it will not."""
+    """What was checked, what was seen, and a fix where that is not enough: ``"fail"``, or ``"warn"``."""
 
     what: str
     seen: str
@@ -58,21 +58,21 @@ class Checkup:
 
         return pd.DataFrame([dataclasses.asdict(finding) for finding in self.findings])
 
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Mark, what was checked, what was seen, and the fix, of each finding."""
+        return [(MARKS[finding.state], finding.what, finding.seen, finding.fix) for finding in self.findings]
+
     def __repr__(self) -> str:
         wide = max(len(finding.what) for finding in self.findings)
-        lines = (
-            f"{MARKS[f.state]} {f.what:<{wide}}  {f.seen}" + (f"  → {f.fix}" if f.fix else "") for f in self.findings
-        )
+        lines = [
+            f"{mark} {what:<{wide}}  {seen}" + (f"  → {fix}" if fix else "") for mark, what, seen, fix in self.rows
+        ]
         return "\n".join([str(self.machine), *lines])
 
     def _repr_html_(self) -> str:
-        cells = ((MARKS[f.state], f.what, f.seen, f.fix) for f in self.findings)
-        rows = "".join(
-            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in cells
-        )
-        head = "".join(f"<th style='text-align:left'>{title}</th>" for title in ("", "what", "seen", "what to do"))
-        return f"<p>{html.escape(str(self.machine))}</p><table><tr>{head}</tr>{rows}</table>"
+        table = [_html_row("th", ("", "what", "seen", "what to do")), *(_html_row("td", row) for row in self.rows)]
+        return f"<p>{html.escape(str(self.machine))}</p><table>{''.join(table)}</table>"
 
 
 def doctor(machine: Machine | None = None) -> Checkup:
@@ -89,107 +89,108 @@ def doctor(machine: Machine | None = None) -> Checkup:
     True
     """
     machine = machine or inspect_machine()
-    looks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt, _engines)
-    findings = [finding for look in looks for finding in look(machine)]
+    checks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt, _engines)
+    findings = [finding for check in checks for finding in check(machine)]
     return Checkup(machine, (*findings, _triton(), _ports()))
 
 
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _finding(what: str, seen: str, *, warn: str = "", fail: str = "") -> Finding:
+    """A finding with the fix of a warning or of a failure; without a fix all is well."""
+    return Finding(what, seen, "fail" if fail else "warn" if warn else "ok", fail or warn)
+
+
 def _python(machine: Machine) -> Iterator[Finding]:
-    if (3, 11) <= sys.version_info[:2] < (3, 14):
-        yield Finding("Python", machine.python)
-    else:
-        yield Finding("Python", machine.python, "fail", "use Python 3.11, 3.12 or 3.13: make setup PYTHON=python3.12")
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    fix = "use Python 3.11, 3.12 or 3.13: make setup PYTHON=python3.12"
+    yield _finding("Python", machine.python, fail="" if supported else fix)
 
 
 def _system(machine: Machine) -> Iterator[Finding]:
-    seen = f"{machine.system}, {machine.libc or 'no glibc'} ({machine.place})"
     name, _, version = machine.libc.partition(" ")
     enough = name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= _GLIBC
-    if machine.system == "Linux x86_64" and enough:
-        yield Finding("System", seen)
-    else:
-        fix = "serving needs Linux x86-64 with glibc 2.35 (Colab, Kaggle, Ubuntu 22.04, WSL2); converting works here"
-        yield Finding("System", seen, "warn", fix)
+    serves = machine.system == "Linux x86_64" and enough
+    fix = "serving needs Linux x86-64 with glibc 2.35 (Colab, Kaggle, Ubuntu 22.04, WSL2); converting works here"
+    seen = f"{machine.system}, {machine.libc or 'no glibc'} ({machine.place})"
+    yield _finding("System", seen, warn="" if serves else fix)
 
 
 def _libpython(machine: Machine) -> Iterator[Finding]:
     if sys.version_info >= (3, 13) or not machine.system.startswith("Linux"):
         return  # Triton's stub for Python 3.13 needs no shared library
     if libpython() in machine.libraries:
-        yield Finding("Python library", libpython())
+        yield _finding("Python library", libpython())
     else:
         fix = f"Triton's Python backend loads it: apt-get install libpython3.{sys.version_info.minor}"
-        yield Finding("Python library", f"no {libpython()}", "warn", fix)
+        yield _finding("Python library", f"no {libpython()}", warn=fix)
 
 
 def _processor(machine: Machine) -> Iterator[Finding]:
     seen = f"{machine.cores} cores of {machine.cpu}, {', '.join(machine.isa) or 'no fast instructions known'}"
     slow = machine.system == "Linux x86_64" and not machine.isa
-    fix = "everything runs, several times slower than with AVX2" if slow else ""
-    yield Finding("CPU", seen, "warn" if slow else "ok", fix)
+    yield _finding("CPU", seen, warn="everything runs, several times slower than with AVX2" if slow else "")
 
 
 def _memory(machine: Machine) -> Iterator[Finding]:
     gibibytes = machine.memory_bytes / 2**30
-    short = gibibytes < 4
-    fix = "close other programs: the course needs about 4 GiB" if short else ""
-    yield Finding("Memory", f"{gibibytes:.1f} GiB", "warn" if short else "ok", fix)
+    fix = "close other programs: the course needs about 4 GiB" if gibibytes < 4 else ""
+    yield _finding("Memory", f"{gibibytes:.1f} GiB", warn=fix)
     shared = Path("/dev/shm")  # noqa: S108 (shared memory, which Triton needs)
     if shared.is_dir():
         mebibytes = shutil.disk_usage(shared).total / 2**20
-        small = mebibytes < 256
-        fix = "Triton passes tensors through it: docker run --shm-size=1g" if small else ""
-        yield Finding("Shared memory", f"{mebibytes:,.0f} MiB in /dev/shm", "warn" if small else "ok", fix)
+        fix = "Triton passes tensors through it: docker run --shm-size=1g" if mebibytes < 256 else ""
+        yield _finding("Shared memory", f"{mebibytes:,.0f} MiB in /dev/shm", warn=fix)
 
 
 def _gpu(machine: Machine) -> Iterator[Finding]:
     if not machine.gpus and shutil.which("nvidia-smi") and machine.place not in ("colab", "kaggle"):
-        yield Finding("GPU", "nvidia-smi is here and shows no GPU", "warn", "run nvidia-smi and read what it says")
+        yield _finding("GPU", "nvidia-smi is here and shows no GPU", warn="run nvidia-smi and read what it says")
     elif not machine.gpus and machine.place in _ATTACH:
-        yield Finding("GPU", "none attached: CPU engines", "warn", _ATTACH[machine.place])
+        yield _finding("GPU", "none attached: CPU engines", warn=_ATTACH[machine.place])
     elif not machine.gpus:
-        yield Finding("GPU", "none: CPU engines")
+        yield _finding("GPU", "none: CPU engines")
     for gpu in machine.gpus:
         old = tuple(map(int, gpu.compute_capability.split("."))) < _OLDEST_CAPABILITY
-        fix = "PyTorch and TensorRT hold no code for it any more: choose a T4 or newer" if old else ""
-        yield Finding("GPU", str(gpu), "fail" if old else "ok", fix)
+        fix = "PyTorch and TensorRT no longer support it: choose a T4 or newer" if old else ""
+        yield _finding("GPU", str(gpu), fail=fix)
     if machine.gpus:
         driver = machine.gpus[0].driver
         cuda = next((cuda for cuda, oldest in DRIVERS.items() if machine.driver >= oldest), None)
-        if cuda:
-            yield Finding("Driver", f"{driver}: CUDA {cuda}")
-        else:
-            yield Finding("Driver", driver, "fail", f"install driver {DRIVERS['12']} or newer")
+        fix = "" if cuda else f"install driver {DRIVERS['12']} or newer"
+        yield _finding("Driver", f"{driver}: CUDA {cuda}" if cuda else driver, fail=fix)
 
 
 def _torch(machine: Machine) -> Iterator[Finding]:
     version = machine.versions.get("torch")
     if version is None:
-        yield Finding("torch", "not installed", "fail", "python -m pip install 'accel_lib[models]'")
+        yield _finding("torch", "not installed", fail="python -m pip install 'accel_lib[models]'")
     elif machine.gpus and version.endswith("+cpu"):
         fix = "python -m pip uninstall -y torch, then python -m pip install torch"
-        yield Finding("torch", f"{version}: it cannot see the GPU", "warn", fix)
+        yield _finding("torch", f"{version}: it cannot see the GPU", warn=fix)
     elif machine.gpus and machine.torch_cuda and machine.driver < DRIVERS[machine.torch_cuda]:
         seen = f"{version}: built for CUDA {machine.torch_cuda}, the driver is {machine.gpus[0].driver}"
         fix = f"install driver {DRIVERS[machine.torch_cuda]} or newer, or a torch built for CUDA 12"
-        yield Finding("torch", seen, "fail", fix)
+        yield _finding("torch", seen, fail=fix)
     else:
-        yield Finding("torch", version)
+        yield _finding("torch", version)
 
 
 def _packages(machine: Machine) -> Iterator[Finding]:
     versions = machine.versions
-    old = major(versions["numpy"]) < 2
-    yield Finding("numpy", versions["numpy"], *(("fail", "python -m pip install 'numpy>=2'") if old else ("ok", "")))
+    numpy = versions["numpy"]
+    yield _finding("numpy", numpy, fail="python -m pip install 'numpy>=2'" if major(numpy) < 2 else "")
     extras = {"transformers": "models", "sentence-transformers": "models", "onnx": "convert", "tritonclient": "triton"}
     for package, extra in extras.items():
-        missing = package not in versions
-        fix = f"python -m pip install 'accel_lib[{extra}]'" if missing else ""
-        yield Finding(package, versions.get(package, "not installed"), "fail" if missing else "ok", fix)
+        fix = "" if package in versions else f"python -m pip install 'accel_lib[{extra}]'"
+        yield _finding(package, versions.get(package, "not installed"), fail=fix)
     runtimes = [f"{name} {versions[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
-    fix = "python -m pip install 'accel_lib[convert]'" if not runtimes else ""
-    fix = "they overwrite each other: uninstall both, then install one" if len(runtimes) > 1 else fix
-    yield Finding("ONNX Runtime", " and ".join(runtimes) or "not installed", "fail" if fix else "ok", fix)
+    fix = "" if runtimes else "python -m pip install 'accel_lib[convert]'"
+    if len(runtimes) > 1:
+        fix = "they overwrite each other: uninstall both, then install one"
+    yield _finding("ONNX Runtime", " and ".join(runtimes) or "not installed", fail=fix)
 
 
 def _tensorrt(machine: Machine) -> Iterator[Finding]:
@@ -201,19 +202,19 @@ def _tensorrt(machine: Machine) -> Iterator[Finding]:
         yield Finding("TensorRT", "not installed: ONNX Runtime serves", fix="python -m pip install 'accel_lib[rtx]'")
     elif len(builds) > 1:
         fix = f"keep the build for CUDA {machine.cuda}: python -m pip uninstall the other one"
-        yield Finding("TensorRT", f"{seen}: builds for two CUDA releases", "fail", fix)
+        yield _finding("TensorRT", f"{seen}: builds for two CUDA releases", fail=fix)
     elif machine.gpus and builds and machine.driver < DRIVERS[min(builds)]:
         fix = f"it needs driver {DRIVERS[min(builds)]} or newer; or install the cu12 build"
-        yield Finding("TensorRT", f"{seen}: the driver is {machine.gpus[0].driver}", "fail", fix)
+        yield _finding("TensorRT", f"{seen}: the driver is {machine.gpus[0].driver}", fail=fix)
     elif machine.torch_cuda and builds and builds != {machine.torch_cuda}:
-        fix = f"python -m pip install the cu{machine.torch_cuda} build in its place"
-        yield Finding("TensorRT", f"{seen}: torch is built for CUDA {machine.torch_cuda}", "warn", fix)
+        fix = f"python -m pip install the cu{machine.torch_cuda} build instead"
+        yield _finding("TensorRT", f"{seen}: torch is built for CUDA {machine.torch_cuda}", warn=fix)
     elif full and "libnvinfer" not in machine.libraries:
         fix = f"python -m pip install --force-reinstall {full[0]}: its libraries come from NVIDIA's own index"
-        yield Finding("TensorRT", f"{seen}: libnvinfer is missing", "fail", fix)
+        yield _finding("TensorRT", f"{seen}: libnvinfer is missing", fail=fix)
     elif not full and any(gpu.compute_capability == "9.0" for gpu in machine.gpus):
         fix = "python -m pip install 'accel_lib[tensorrt]'"
-        yield Finding("TensorRT", f"{seen}: TensorRT-RTX does not run on Hopper", "warn", fix)
+        yield _finding("TensorRT", f"{seen}: TensorRT-RTX does not run on Hopper", warn=fix)
     elif not full and any(gpu.compute_capability == "7.5" for gpu in machine.gpus):
         fix = 'accel.to_onnx(model, precision="fp16")'
         yield Finding("TensorRT", f"{seen}: on Turing it runs FP16, and refuses FP32", "ok", fix)

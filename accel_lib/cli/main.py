@@ -61,24 +61,17 @@ def main(
 @app.command()
 def doctor() -> None:
     """Look at this machine and say what it can do, what it cannot, and the fix."""
-    from accel_lib.checkup import MARKS
-    from accel_lib.checkup import doctor as look
-
-    checkup = look()
-    rows = [(MARKS[f.state], f.what, f.seen, f.fix) for f in checkup.findings]
-    _table(str(checkup.machine), ("", "what", "seen", "what to do"), rows)
+    checkup = accel_lib.doctor()
+    _table(str(checkup.machine), ("", "what", "seen", "what to do"), checkup.rows)
     raise typer.Exit(0 if checkup.ok else 1)
 
 
 @app.command()
 def report() -> None:
     """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
-    from accel_lib.checkup import MARKS
-    from accel_lib.checkup import doctor as look
-
-    checkup = look()
+    checkup = accel_lib.doctor()
     lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
-    lines += [f"| {MARKS[f.state]} | {f.what} | {f.seen} |" for f in checkup.findings]
+    lines += [f"| {mark} | {what} | {seen} |" for mark, what, seen, _ in checkup.rows]
     lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
     print("\n".join(lines))
 
