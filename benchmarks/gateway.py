@@ -22,7 +22,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import run_batches
 from accel_lib.load.generator import Generator
 from accel_lib.models.tokenizer import Tokenizer
-from accel_lib.triton.wire import serialize
+from accel_lib.triton import serialize
 
 TURNS, SECONDS, WARMUP_S = 5, 4.0, 1.0
 ROWS, CLIENTS = 16, 4

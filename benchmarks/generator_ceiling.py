@@ -21,8 +21,8 @@ import tritonclient.grpc.aio as aio
 
 from accel_lib.load.generator import Generator
 from accel_lib.measurement import machine_line
+from accel_lib.triton import serialize
 from accel_lib.triton.server import serve
-from accel_lib.triton.wire import serialize
 
 ECHO = Path(__file__).parents[1] / "tests" / "integration" / "models" / "echo"
 CONCURRENCY, SECONDS, TURNS = 32, 2.0, 5

@@ -32,7 +32,7 @@ from accel_lib.load.generator import Generator
 from accel_lib.load.runner import load_test
 from accel_lib.machine import inspect_machine
 from accel_lib.models import Model
-from accel_lib.triton.wire import serialize
+from accel_lib.triton import serialize
 
 ECHO = Path(__file__).parents[1] / "tests" / "integration" / "models" / "echo"
 SHAPES = ((1, 16), (8, 128), (256, 128))

@@ -132,7 +132,7 @@ def install_project(project):
     importlib.invalidate_caches()
     from accel_lib.engines.trt import ensure_installed, requirement
     from accel_lib.machine import inspect_machine
-    from accel_lib.triton.install import ensure_tritonserver
+    from accel_lib.triton import ensure_tritonserver
 
     ensure_tritonserver()
     tensorrt = os.environ.get("ACCEL_TENSORRT", "rtx" if inspect_machine().gpus else "none")

@@ -1,4 +1,4 @@
-"""The ``accel`` command. Each subcommand imports what it needs, so that ``accel --help`` answers at once."""
+"""The ``accel`` command; each subcommand imports what it needs, so that ``accel --help`` is fast."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def models() -> None:
 @app.command()
 def load(
     model: Annotated[str, typer.Argument(help="A model of the repository.")] = "embedding",
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests a second. Default: a closed loop.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Closed loop: requests under way.")] = 8,
-    connections: Annotated[int | None, typer.Option(help="Open loop: most requests under way.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second. Default: a closed loop.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Closed loop: requests in flight.")] = 8,
+    connections: Annotated[int | None, typer.Option(help="Open loop: most requests in flight.")] = None,
     seconds: Annotated[float, typer.Option(help="How long to measure.")] = 5,
     rows: Annotated[int, typer.Option(help="Texts in a request.")] = 1,
     version: Annotated[str, typer.Option(help="Version of the model. Default: the newest.")] = "",
     texts: Annotated[str, typer.Option(help="mixed, short, or a file of texts.")] = "mixed",
     column: Annotated[str | None, typer.Option(help="Column of the texts in a file.")] = None,
     protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
-    target_ms: Annotated[float | None, typer.Option(help="Print the answers within so many milliseconds too.")] = None,
+    target_ms: Annotated[float | None, typer.Option(help="Print the goodput within this latency too.")] = None,
     save: Annotated[Path | None, typer.Option(help="Keep the run: a .json or .parquet file.")] = None,
     repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
 ) -> None:
@@ -202,7 +202,7 @@ def serve(
 def build(
     names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
     target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
-    wait: Annotated[int | None, typer.Option(help="Build nothing; wait so many seconds for another's build.")] = None,
+    wait: Annotated[int | None, typer.Option(help="Build nothing; wait this many seconds for another process.")] = None,
 ) -> None:
     """Build models into the model repository, validated, or wait until another process has."""
     from accel_lib import course_models

@@ -20,10 +20,7 @@ from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 import accel_lib as accel
 from accel_lib.load.generator import Generator
-from accel_lib.triton.client import ServedModel
-from accel_lib.triton.repository import default_config, write_model
-from accel_lib.triton.server import Server
-from accel_lib.triton.wire import serialize
+from accel_lib.triton import ServedModel, Server, default_config, serialize, write_model
 from accel_lib.tuning.cores import share_cores
 from accel_lib.tuning.findings_tune import setting
 from benchmarks.encoders.peers import JSON, Service, Way, peers, started

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import accel_lib
-from accel_lib.triton.repository import model_names, unbuilt
+from accel_lib.triton import model_names, unbuilt
 
 
 def main(repository: Path) -> str:

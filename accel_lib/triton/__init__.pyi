@@ -1,0 +1,10 @@
+from .client import ServedModel as ServedModel
+from .config import ModelConfig as ModelConfig
+from .install import ensure_tritonserver as ensure_tritonserver
+from .rate_limiter import RATE_LIMIT as RATE_LIMIT
+from .repository import default_config as default_config
+from .repository import model_names as model_names
+from .repository import unbuilt as unbuilt
+from .repository import write_model as write_model
+from .server import Server as Server
+from .wire import serialize as serialize
