@@ -1,7 +1,7 @@
-"""Files and folders that are written whole or not at all, and never over what this library did not write.
+"""Writes files and folders whole or not at all, and never over what this library did not write.
 
-Everything is written into a draft folder beside its target and moved there in one step. A process holds a lock on its
-draft, so that the next write can tell the draft of a process that was killed, and clean it up.
+Everything is written into a draft folder beside its target and moved there in one step. A process locks its draft, so
+that the next write recognizes the draft of a process that was killed, and removes it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,10 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
 
 
 def replaceable(folder: str | Path, foreign: Callable[[Path], Sequence[str]]) -> Path:
-    """The folder itself, links followed, if it may be written: absent, empty, or holding only what this library wrote.
+    """The folder itself, links followed, if it is absent, empty, or holds only what this library wrote.
 
-    Parameters
-    ----------
-    folder
-        Where something is to be written.
-    foreign
-        Names of what in the folder this library did not write.
-
-    Raises
-    ------
-    OutputError
-        It is a file, the working directory, or holds anything else.
+    `foreign` gives the names of what it did not write. A file, the working directory and a folder with anything else
+    are an `OutputError`.
     """
     found = Path(folder).resolve()
     if found == Path.cwd():
@@ -59,19 +50,11 @@ def replaceable(folder: str | Path, foreign: Callable[[Path], Sequence[str]]) ->
 
 @contextlib.contextmanager
 def writing(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | None = None) -> Iterator[Path]:
-    """Yield an empty draft folder that takes the place of `folder` on success and vanishes on error.
+    """Yield an empty draft folder that replaces `folder` on success and is removed on error.
 
-    Parameters
-    ----------
-    folder
-        At every moment, also if this process is killed, the old one is there or the new one.
-    foreign
-        As for `replaceable`, which is asked first; None for a folder of the library's own cache.
-
-    Raises
-    ------
-    OutputError
-        The folder may not be replaced, the disk is full, or it cannot be written.
+    At every moment, also if this process is killed, the old folder exists or the new one. `foreign` is as for
+    `replaceable`; None for a folder of the library's own cache. A folder that may not be replaced or cannot be written,
+    and a full disk, are an `OutputError`.
     """
     folder = replaceable(folder, foreign) if foreign else Path(folder).resolve()
     with draft_beside(folder) as draft:
@@ -84,19 +67,10 @@ def writing(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | No
 
 @contextlib.contextmanager
 def writing_file(path: str | Path, *, ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """Yield where to write a file that takes the place of `path` on success and vanishes on error.
+    """Yield where to write a file that replaces `path` on success and is removed on error.
 
-    Parameters
-    ----------
-    path
-        Its folder is made; a link is followed.
-    ours
-        Whether this library wrote the file that is there; None where the caller knows.
-
-    Raises
-    ------
-    OutputError
-        `ours` says no, the disk is full, or it cannot be written.
+    Its folder is made; a link is followed. `ours` says whether this library wrote the file that exists (None: it did).
+    If not, or if the disk is full or the file cannot be written, that is an `OutputError`.
     """
     path = check_ours(path, ours) if ours else Path(path).resolve()
     with draft_beside(path) as draft:
@@ -124,13 +98,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def draft_beside(target: Path) -> Iterator[Path]:
-    """A folder on the disk of `target` that is gone afterwards; so are, on error, the parents made for it.
+    """A folder on the disk of `target` that is removed afterwards, on error with the parents made for it.
 
-    Raises
-    ------
-    OutputError
-        In place of the `OSError` of a full disk, or of a file that cannot be written, whatever the library in between
-        made of it.
+    The `OSError` of a full disk, or of a file that cannot be written, becomes an `OutputError`.
     """
     made = [folder for folder in target.parents if not folder.exists()]
     try:
@@ -169,7 +139,7 @@ def put(new: Path, folder: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Clean up the drafts of killed processes; what one had moved away and not yet replaced comes back."""
+    """Remove the drafts of killed processes; what one had moved away and not yet replaced is restored."""
     for draft in target.parent.glob(f".{glob.escape(target.name)}{_DRAFT}*"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), contextlib.ExitStack() as stack:
             try:
@@ -192,14 +162,9 @@ def is_draft(name: str) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder for this process; a process that ends, however it ends, lets go of it.
+    """Lock a folder for this process, at most until it ends; `OSError` where the file system has no locks.
 
-    Raises
-    ------
-    BlockingIOError
-        Another process holds it, and `wait` is False.
-    OSError
-        The file system has no locks.
+    If another process holds it, wait, or raise `BlockingIOError`.
     """
     if sys.platform == "win32":
         raise OSError(errno.ENOTSUP, "no locks on folders")

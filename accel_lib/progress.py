@@ -1,4 +1,4 @@
-"""One line that says what is being waited for, and for how long."""
+"""A progress line that says what is being waited for, and for how long."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 
 
 def live_notebook() -> bool:
-    """Whether a reader sits before this kernel: not in a headless run, nor where ipykernel is only imported."""
+    """Whether this is a kernel with a reader: not a headless run, nor a process that only imported ipykernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return hasattr(shell, "kernel") and os.environ.get("ACCEL_HEADLESS") != "1"
 
 
 def watched() -> bool:
-    """Whether somebody sees a line that is rewritten in place: in a live notebook or at a terminal."""
+    """Whether a line that is rewritten in place can be seen: in a live notebook or a terminal."""
     return live_notebook() or sys.stdout.isatty()
 
 

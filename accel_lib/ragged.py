@@ -1,4 +1,4 @@
-"""Texts of any length as token ids behind each other: a batch is cut, padded or laid out by a few NumPy calls."""
+"""Rows of token ids of any length, concatenated without padding; cut into batches and padded by a few NumPy calls."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Ragged:
     Parameters
     ----------
     ids
-        int64 ``[tokens]``: the rows behind each other.
+        int64 ``[tokens]``: the rows, concatenated.
     lengths
         int64 ``[rows]``: tokens of each.
     segments
-        int64 ``[tokens]``: which text of a pair each token is of, beside `ids`; None where all are 0.
+        int64 ``[tokens]``: which text of a pair each token belongs to; None where all are 0.
     """
 
     ids: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""From a classifier's logits to its scores, as transformers and CrossEncoder do it; and how far logits are apart."""
+"""Scores from a classifier's logits, as transformers and CrossEncoder compute them, and errors between logits."""
 
 from __future__ import annotations
 

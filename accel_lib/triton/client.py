@@ -30,7 +30,7 @@ _MESSAGE_BYTES = 2**31 - 1
 _CHANNEL = (
     ("grpc.max_send_message_length", _MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MESSAGE_BYTES),
-    ("grpc.enable_http_proxy", 0),  # the server is on this machine, whatever proxy the environment names
+    ("grpc.enable_http_proxy", 0),  # the server is on this machine: the environment's proxy is not for it
 )
 _HTTP_TIMEOUT_S = 60.0
 _STABLE_S = 0.3  # counters that stay the same for this long are complete
@@ -38,7 +38,7 @@ _STABLE_TIMEOUT_S = 3.0  # a model that other clients use never becomes stable
 
 
 class Connection:
-    """The clients of one server: gRPC shared by all threads, HTTP one a thread (tritonclient's is not thread-safe)."""
+    """tritonclient's clients of one server: gRPC for all threads, HTTP one per thread, as it is not thread-safe."""
 
     def __init__(self, *, grpc: str, http: str) -> None:
         self._grpc_address = grpc
@@ -48,7 +48,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, as it is when the server is stopped."""
+        """Whether `close` was called, as when the server is stopped."""
         return self._closed
 
     @property
@@ -82,7 +82,7 @@ class Connection:
             return list(self.grpc.get_inference_statistics(name, version).model_stats)
 
     def answered(self, name: str) -> int:
-        """Requests a model has answered since it was loaded; 0 when it is not."""
+        """Requests a model has responded to since it was loaded; 0 when it is not."""
         with contextlib.suppress(RequestError):
             return sum(m.inference_stats.success.count for m in self.statistics(name))
         return 0
@@ -120,7 +120,7 @@ class ServedModel:
     def encode(
         self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
     ) -> NDArray[np.float32]:
-        """Tokenize texts here and have their vectors or logits computed there.
+        """Vectors or logits of texts: they are tokenized here and computed by Triton.
 
         Parameters
         ----------
@@ -150,15 +150,10 @@ class ServedModel:
         return np.concatenate([np.empty((0, self.config.outputs[0].dims[-1]), dtype=np.float32), *parts])
 
     def classify(self, texts: Sequence[str], seconds: Sequence[str] | None = None) -> list[dict[str, float]]:
-        """Scores of a classifier's labels, a dictionary for each text or pair, the highest score first.
+        """Scores of a classifier's labels, as a dictionary per text or pair with the highest score first.
 
-        They are those of transformers' pipeline and of ``CrossEncoder.predict``. Where labels share a name, one that
-        occurred before carries its index: ``"a", "a (1)"``.
-
-        Raises
-        ------
-        TextError, RequestError
-            As `encode`; or the model has no labels.
+        They are those of transformers' pipeline and of ``CrossEncoder.predict``. Labels of the same name carry their
+        index: ``"a", "a (1)"``. A model without labels is a `RequestError`.
         """
         logits, manifest = self.encode(texts, seconds), self._text_side[2]
         if not manifest.labels:
@@ -185,7 +180,7 @@ class ServedModel:
             int64 ``[rows, tokens]``; without a mask every id is a token. A model that tells the texts of a pair apart
             takes segment ids too; without them they are zeros, which is right for single texts.
         timeout_s
-            How long to wait for the answer; None waits as long as it takes.
+            How long to wait for the response; None has no limit.
         priority
             1 is served first where the model has priority levels; 0 is the model's default.
 
@@ -196,7 +191,7 @@ class ServedModel:
         Raises
         ------
         RequestError
-            The arrays are no rows of whole numbers, or Triton refused, lost or did not answer the request.
+            The arrays are not rows of whole numbers, or Triton refused, lost or did not respond to the request.
         """
         ids = _rows("input_ids", input_ids)
         mask = np.ones_like(ids) if attention_mask is None else _rows("attention_mask", attention_mask)
@@ -220,7 +215,7 @@ class ServedModel:
         return output
 
     def configure(self, **settings: Any) -> ModelConfig:
-        """Change settings of the running model: `ModelConfig` names them; files stay as they are.
+        """Change settings of the running model, as `ModelConfig` names them; files stay as they are.
 
         The model is loaded again beside the old one, which responds until then and stays if this fails. Statistics
         start from zero.
@@ -287,29 +282,22 @@ class ServedModel:
         )
 
     def export(self, path: str | Path, *measured: object) -> Path:
-        """Write this model as a zip to take along, whole or not at all.
+        """Write this model as a zip file, and return its path.
 
-        In it are a model repository with this version, its artifact and the configuration it runs with now, and a
-        README that says how to serve it, how to rebuild it, and what was measured.
+        It holds a model repository with this version, its artifact and its present configuration, and a README that
+        says how to serve it, how to rebuild it, and what was measured.
 
         Parameters
         ----------
         path
-            The file to write; an existing one is replaced.
+            The file to write; an earlier export is replaced.
         measured
             Results to put into the README as they print, such as a comparison and a load run.
 
-        Returns
-        -------
-        Path
-            `path`.
-
         Raises
         ------
-        ArtifactError
-            What it serves is no whole, validated artifact.
-        ServerError
-            `path` is a folder.
+        ArtifactError, ServerError
+            The artifact is damaged or not validated, or `path` is a folder.
 
         Examples
         --------
@@ -325,7 +313,7 @@ class ServedModel:
 
     @property
     def _artifact_folder(self) -> Path:
-        """Where the artifact of the version that answers is."""
+        """The folder of `artifact`."""
         model = self.server.repository / self.name
         return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
 

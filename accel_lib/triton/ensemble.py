@@ -1,4 +1,4 @@
-"""Parts of a model as Triton models of their own, and the ensemble that hands tensors from one to the next.
+"""Serves parts of a model as Triton models of their own, with an ensemble that passes tensors from one to the next.
 
 Each part has its own batcher and instance, so while the second works on one batch, the first works on the next.
 Source: https://github.com/triton-inference-server/server/blob/main/docs/user_guide/architecture.md#ensemble-models
@@ -21,16 +21,9 @@ _CODE = "from accel_lib.triton.parts import TritonPythonModel as TritonPythonMod
 
 
 def write_part(repository: Path, name: str, part: Artifact, *, instance_count: int = 1, threads: int = 1) -> Path:
-    """Put a part, or a whole ONNX artifact, into a repository as a model of its own, which runs on the CPU.
+    """Put a part of a model, or a whole ONNX artifact, into a repository as a model of its own, to run on the CPU.
 
-    Parameters
-    ----------
-    repository, name
-        Where it goes.
-    part
-        What `accel_lib.convert.halves.cut` made, or what it cuts.
-    instance_count, threads
-        Copies of it, and CPU threads of each.
+    It runs in `instance_count` copies with `threads` CPU threads each.
     """
     tokens = (-1,) if part.manifest.output_name == HIDDEN else ()
     output = TensorSpec(name=part.manifest.output_name, data_type="FP32", dims=(*tokens, part.manifest.dimension))
@@ -51,12 +44,12 @@ def write_part(repository: Path, name: str, part: Artifact, *, instance_count: i
 
 
 def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, threads: int = 1) -> list[str]:
-    """Put the parts of a model into a repository, and the ensemble that runs them one after the other.
+    """Put the parts of a model into a repository, and an ensemble `name` that runs them one after the other.
 
     Parameters
     ----------
     repository, name
-        Where they go; the parts are called ``name-1``, ``name-2``.
+        Where they go.
     parts
         The two that `accel_lib.convert.halves.cut` returns.
     threads
@@ -65,7 +58,7 @@ def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, th
     Returns
     -------
     list of str
-        Names of the parts' models. Loading the ensemble loads them too.
+        The parts' models, ``name-1`` and ``name-2``, which are loaded with the ensemble.
     """
     names = [f"{name}-{number}" for number in range(1, len(parts) + 1)]
     for part_name, part in zip(names, parts, strict=True):
@@ -91,7 +84,7 @@ def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, th
 
 
 def _inputs(part: Artifact) -> tuple[TensorSpec, ...]:
-    """What a part takes, of any length: token ids and mask, and the second half a vector a token."""
+    """Inputs of a part, of any length: token ids and mask, and for the second half a vector per token."""
     onnx = require("onnx", extra="convert")
     tensors = {t.name: t.type.tensor_type for t in onnx.load(part.path, load_external_data=False).graph.input}
     return tuple(

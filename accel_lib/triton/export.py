@@ -1,8 +1,7 @@
-"""One served model as one file to take along: its repository, how to serve it, how to rebuild it, what was measured."""
+"""Exports a served model as one zip file: its repository, and a README on serving, rebuilding and measurements."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 import zipfile
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 from accel_lib.artifact import MODEL_FILES, Artifact
 from accel_lib.atomic import writing_file
 from accel_lib.errors import ServerError
+from accel_lib.machine import repository_url
 from accel_lib.ragged import SEGMENTS
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.install import TRITON_VERSION
@@ -72,17 +72,7 @@ Built with {versions}.
 def write_export(
     path: str | Path, artifact: Artifact, config: ModelConfig, measured: Iterable[object] = (), *, version: int = 1
 ) -> Path:
-    """Write one version of a model as a zip, whole or not at all; `ServedModel.export` says what is in it.
-
-    Raises
-    ------
-    ArtifactError
-        The artifact was not validated, or is damaged.
-    ServerError
-        `path` is a folder.
-    OutputError
-        `path` is a file that is no export, or the disk is full.
-    """
+    """Write one version of a model as a zip, as `ServedModel.export` does; a file that is no export is not replaced."""
     path = Path(path)
     if path.is_dir():
         raise ServerError("An export is one file.", seen=f"{path.name} is a folder", fix='.export("export.zip")')
@@ -146,10 +136,8 @@ def _facts(artifact: Artifact) -> dict[str, str]:
 
 def _package(artifact: Artifact) -> str:
     """What pip installs on a machine that has nothing yet: the client, and the engine that runs this artifact."""
-    versions = artifact.manifest.versions
-    engine = "rtx" if "tensorrt_rtx" in versions else _ENGINES[artifact.manifest.format]
-    urls = dict(line.split(", ", 1) for line in importlib.metadata.metadata("accel_lib").get_all("Project-URL", []))
-    return f"accel_lib[{engine},triton] @ git+{urls['Repository']}"
+    engine = "rtx" if "tensorrt_rtx" in artifact.manifest.versions else _ENGINES[artifact.manifest.format]
+    return f"accel_lib[{engine},triton] @ git+{repository_url()}"
 
 
 def _rebuild(artifact: Artifact) -> str:
