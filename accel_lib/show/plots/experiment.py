@@ -23,7 +23,7 @@ from accel_lib.show.plots.base import (
     label,
     rows,
 )
-from accel_lib.triton.refusals import request_error
+from accel_lib.triton.error_messages import request_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
