@@ -95,14 +95,14 @@ def ensure(name: str = "embedding") -> Path:
     return repository
 
 
-def workbench(*names: str) -> Path:
+def scratch_repository(*names: str) -> Path:
     """A repository in the cache with the course's FP32 embedding model under these names, for experiments with it.
 
     The same names give the same folder.
     """
     recipes = _recipes()
     own = _build_missing("embedding", {1: recipes[1]})
-    repository = cache_dir("workbench", "-".join(names))
+    repository = cache_dir("scratch", "-".join(names))
     for name in names:
         write_model(repository, name, Artifact.load(own / "embedding" / "1" / ARTIFACT_FOLDER))
     print(f"{listed(list(names))}: {recipes[1].name}, validated")

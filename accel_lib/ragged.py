@@ -38,13 +38,13 @@ class Ragged:
         yield from np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self) else ()
 
     @classmethod
-    def of(cls, rows: Sequence[NDArray[np.int64]]) -> Ragged:
+    def from_rows(cls, rows: Sequence[NDArray[np.int64]]) -> Ragged:
         """Rows ``[tokens]`` each, copied."""
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
         return cls(np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int64), lengths)
 
     @classmethod
-    def masked(
+    def from_padded(
         cls,
         input_ids: NDArray[np.int64],
         attention_mask: NDArray[np.int64],
@@ -56,7 +56,7 @@ class Ragged:
         return cls(input_ids[used], np.count_nonzero(used, axis=1), segments)
 
     @classmethod
-    def together(cls, parts: Sequence[Ragged]) -> Ragged:
+    def concat(cls, parts: Sequence[Ragged]) -> Ragged:
         """The rows of several, in order."""
         if len(parts) == 1:
             return parts[0]

@@ -60,7 +60,7 @@ def segment_program(module: torch.nn.Module, model: Model) -> Any:
         {0: torch.export.Dim(name, min=least, max=most)}
         for name, least, most in (("tokens", 2, 2**20), ("ends", 3, _LARGEST_BATCH))
     )
-    rows = Ragged.of([np.ones(8, dtype=np.int64)] * 4)
+    rows = Ragged.from_rows([np.ones(8, dtype=np.int64)] * 4)
     example = tuple(map(torch.from_numpy, flatten(rows, segments=SEGMENTS in model.inputs)))
     shapes = (tokens, tokens, tokens, ends, tokens)[: len(example)]
     return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)

@@ -101,7 +101,7 @@ def calibration_rows(fp32: Artifact, texts: Sequence[str]) -> tuple[Ragged, int]
     if SEGMENTS not in inputs or len(texts) < 2:
         return singles, tokenizer.pad_id
     pairs = tokenizer.counted(texts[: len(texts) // 2], seconds=texts[-(len(texts) // 2) :])[0]
-    return Ragged.together([singles, pairs]), tokenizer.pad_id
+    return Ragged.concat([singles, pairs]), tokenizer.pad_id
 
 
 def _reach(

@@ -264,7 +264,7 @@ def _asked(reference: Model, texts: list[str]) -> tuple[Ragged, NDArray[np.float
         return rows, wanted
     firsts, seconds = texts[:_MOST_PAIRS], [*texts[1 : _MOST_PAIRS + 1], texts[0]][: len(texts[:_MOST_PAIRS])]
     of_pairs: Any = reference.reference
-    together = Ragged.together([rows, reference.tokenize(firsts, seconds)])
+    together = Ragged.concat([rows, reference.tokenize(firsts, seconds)])
     return together, np.concatenate([wanted, of_pairs(firsts, seconds=seconds)])
 
 

@@ -165,7 +165,7 @@ def run_batches(
     float32 array ``[n, dimension]``
         In the order of `rows`.
     """
-    held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
+    held = rows if isinstance(rows, Ragged) else Ragged.from_rows(rows)
     filler = getattr(engine, "pad_id", 0) if pad_id is None else pad_id
     packed = getattr(engine, "packed", False)
     budget = max_batch_tokens or batch_tokens(engine.device)

@@ -114,7 +114,7 @@ class TorchEngine:
         check_batch(input_ids, attention_mask, self.max_length, token_type_ids)
         batch = by_name(self._inputs, (input_ids, attention_mask, token_type_ids))
         if self.packed:
-            return self._run_packed(Ragged.masked(*batch.values()))
+            return self._run_packed(Ragged.from_padded(*batch.values()))
         with _refusals(), torch.inference_mode():
             result = self._forward(*map(torch.from_numpy, batch.values()))
             output: NDArray[np.float32] = result.float().cpu().numpy()

@@ -35,7 +35,7 @@ def write_layouts(model: Artifact, halves: Sequence[Artifact]) -> Path:
 
     The halves are what `accel_lib.convert.halves.cut` made of the whole model, an ONNX artifact.
     """
-    repository = cache_dir("workbench", "layouts")
+    repository = cache_dir("scratch", "layouts")
     cores = inspect_machine().cores
     write_part(repository, LAYOUTS[ONE], model, threads=cores)
     write_part(repository, LAYOUTS[INSTANCES], model, instance_count=2, threads=max(1, cores // 2))

@@ -132,7 +132,7 @@ def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
         made = _segmented(module, reads, longest).eval()
 
         def numbers(*inputs: Tensor, made: SegmentEncoder = made) -> Tensor:
-            rows = Ragged.masked(*(each.numpy() for each in inputs))
+            rows = Ragged.from_padded(*(each.numpy() for each in inputs))
             vectors: Tensor = made(*map(torch.from_numpy, flatten(rows, segments=len(inputs) > 2)))
             return vectors
 

@@ -89,7 +89,7 @@ class Tokenizer:
 
     def together(self, rows: Sequence[Row], *, pairs: bool) -> Ragged:
         """Rows of `rows`, with segment ids if the model takes them and they are not all 0."""
-        found = Ragged.of([row.ids for row in rows])
+        found = Ragged.from_rows([row.ids for row in rows])
         if not rows or not (self.segments and (pairs or self._encoder.single_segments)):
             return found
         return dataclasses.replace(found, segments=np.concatenate([row.segments for row in rows]))
@@ -210,7 +210,7 @@ def pad(rows: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[NDArray[np.int6
     input_ids, attention_mask
         int64 arrays of shape ``[batch, longest row]``; the mask is 1 on tokens and 0 on padding.
     """
-    input_ids, attention_mask = Ragged.of(rows).padded(pad_id)
+    input_ids, attention_mask = Ragged.from_rows(rows).padded(pad_id)
     return input_ids, attention_mask
 
 

@@ -70,7 +70,7 @@ class TritonPythonModel:
         self._pad_id = artifact.pad_id
         self._limits = _limits(artifact, config, parameters)
         self._engine = open_engine(artifact, device=_device(args, parameters), threads=thread_count(config, parameters))
-        self._vectors(Ragged.of([np.full(8, self._pad_id, dtype=np.int64)]))
+        self._vectors(Ragged.from_rows([np.full(8, self._pad_id, dtype=np.int64)]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Respond to every request of a batch; a bad one gets its own error."""
@@ -98,7 +98,7 @@ class TritonPythonModel:
                 seen=f"{_shapes(self._inputs, tensors)}, attention_mask up to {mask.max(initial=0)}",
                 fix="send each with shape [rows, tokens], or leave the mask to the client: .infer(input_ids)",
             )
-        rows = Ragged.masked(ids, mask, *segments)
+        rows = Ragged.from_padded(ids, mask, *segments)
         shortest, longest = rows.lengths.min(initial=self._max_length), rows.lengths.max(initial=0)
         least = rows.ids.min(initial=0)
         if rows.segments is not None:
@@ -116,7 +116,7 @@ class TritonPythonModel:
         if not rows:
             return {}
         try:
-            vectors = self._vectors(Ragged.together(list(rows.values())))
+            vectors = self._vectors(Ragged.concat(list(rows.values())))
         except AccelError as error:
             if len(rows) == 1:
                 return dict.fromkeys(rows, refusal(error))

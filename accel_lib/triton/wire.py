@@ -34,7 +34,7 @@ def serialize(
     queue_timeout_us: int = 0,
 ) -> Any:
     """One request with a row per text, for a model with these inputs, as the load generator sends it."""
-    held = rows if isinstance(rows, Ragged) else Ragged.of(rows)
+    held = rows if isinstance(rows, Ragged) else Ragged.from_rows(rows)
     tensors = by_name(inputs, held.padded(0))
     wishes = {name: value for name, value in (("priority", priority), ("timeout", queue_timeout_us)) if value}
     return (_message if protocol == "grpc" else _post)(served, tensors, wishes)

@@ -138,7 +138,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_was_seen(ids, mask):
 
 def test_rows_behind_each_other_give_the_numbers_of_rows_that_are_apart():
     rows = [RANDOM.integers(1, 1000, length) for length in LENGTHS[-2]]
-    apart, behind = (run_batches(SumEngine(), given, max_batch_tokens=256) for given in (rows, Ragged.of(rows)))
+    apart, behind = (run_batches(SumEngine(), given, max_batch_tokens=256) for given in (rows, Ragged.from_rows(rows)))
     assert apart.tolist() == behind.tolist()
 
 
@@ -155,18 +155,18 @@ def test_an_engine_that_takes_no_padding_is_given_none():
 
 
 def test_ragged_rows_are_taken_and_padded_as_rows_are():
-    rows = Ragged.of([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
+    rows = Ragged.from_rows([np.array([1, 2, 3]), np.array([4]), np.array([5, 6])])
     taken = rows.take(np.array([2, 0]))
     assert taken.ids.tolist() == [5, 6, 1, 2, 3]
     ids, mask = taken.padded(9)
     assert ids.tolist() == [[5, 6, 9], [1, 2, 3]]
     assert mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-    back = Ragged.together([Ragged.masked(ids, mask), Ragged.of([])])
+    back = Ragged.concat([Ragged.from_padded(ids, mask), Ragged.from_rows([])])
     assert (back.ids.tolist(), back.lengths.tolist()) == (taken.ids.tolist(), [2, 3])
 
 
 def test_padding_on_the_left_is_left_out_too():
-    rows = Ragged.masked(np.array([[0, 0, 7], [1, 2, 3]]), np.array([[0, 0, 1], [1, 1, 1]]))
+    rows = Ragged.from_padded(np.array([[0, 0, 7], [1, 2, 3]]), np.array([[0, 0, 1], [1, 1, 1]]))
     assert (rows.ids.tolist(), rows.lengths.tolist()) == ([7, 1, 2, 3], [1, 3])
 
 

@@ -192,7 +192,7 @@ def test_where_int8_holds_nothing_the_search_says_so(packed, texts, monkeypatch)
 def test_texts_behind_each_other_give_the_numbers_of_the_padded_network(lengths, pooling):
     module = encoder("roberta", pooling)
     ids, mask = ragged(lengths)
-    batch = map(torch.from_numpy, flatten(Ragged.masked(ids.numpy(), mask.numpy()), tokens=64, texts=8))
+    batch = map(torch.from_numpy, flatten(Ragged.from_padded(ids.numpy(), mask.numpy()), tokens=64, texts=8))
     with torch.inference_mode():
         answer = segment(module, longest=64)(*batch)[: len(lengths)]
         assert answer.numpy() == pytest.approx(module(ids, mask).numpy(), abs=1e-5)

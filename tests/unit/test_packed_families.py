@@ -66,7 +66,7 @@ def without_padding(form, module, longest=LONGEST):
         return made, windows
 
     def numbers(*inputs):
-        rows = Ragged.masked(*(each.numpy() for each in inputs))
+        rows = Ragged.from_padded(*(each.numpy() for each in inputs))
         return made(*map(torch.from_numpy, flatten(rows, segments=len(inputs) > 2)))
 
     return numbers, windows

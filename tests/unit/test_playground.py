@@ -30,7 +30,7 @@ class Served:
         self.config = ModelConfig(name="embedding")
 
     def tokenize(self, texts):
-        return Ragged.of([np.ones(len(text.split()), dtype=np.int64) for text in texts])
+        return Ragged.from_rows([np.ones(len(text.split()), dtype=np.int64) for text in texts])
 
 
 TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]

@@ -153,10 +153,10 @@ def test_what_is_cut_is_cut_from_ids_and_segments_alike(cross, side):
 
 def test_segments_stay_beside_their_ids_through_every_cut(cross):
     rows = cross.tokenize(TEXTS, SECONDS)
-    back = Ragged.together([rows.take(np.array([index])) for index in range(len(rows))])
+    back = Ragged.concat([rows.take(np.array([index])) for index in range(len(rows))])
     assert np.array_equal(back.segments, rows.segments)
-    assert np.array_equal(Ragged.masked(*rows.padded(7)).segments, rows.segments)
-    mixed = Ragged.together([cross.tokenize(TEXTS[:1]), rows])
+    assert np.array_equal(Ragged.from_padded(*rows.padded(7)).segments, rows.segments)
+    mixed = Ragged.concat([cross.tokenize(TEXTS[:1]), rows])
     assert mixed.segments.sum() == rows.segments.sum()
 
 
