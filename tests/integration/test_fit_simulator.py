@@ -11,11 +11,11 @@ from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.load.cpu_affinity import apart
 from accel_lib.show.simulator_ui import Knobs, Playground
-from accel_lib.simulation.calibrate import fit_simulator
 from accel_lib.simulation.curve import latency_curve
-from accel_lib.simulation.fidelity import Setting, check_fidelity, verdict_line
+from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.simulator import simulate
 from accel_lib.tuning import replica
+from benchmarks.simulator_check import Setting, check_fidelity, plot
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -37,7 +37,7 @@ def service(tiny):
 
 
 def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
-    assert service.lengths == tuple(len(ids) for ids in tiny._tokenize(TEXTS, None)[1])
+    assert service.lengths == tuple(len(ids) for ids in tiny.tokenize(TEXTS))
     assert (service.frame["ms"] > 0).all()
     assert service.costs[1].execution + service.costs[1].call > 0
     assert "An execution takes" in service.headline
@@ -81,10 +81,10 @@ def test_measured_points_stand_beside_the_curve(tiny, service):
 def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):
     cores = os.sched_getaffinity(0)
     with apart(tiny) as said:
-        mine, servers = os.sched_getaffinity(0), os.sched_getaffinity(tiny._server.pid)
+        mine, servers = os.sched_getaffinity(0), os.sched_getaffinity(tiny.server.pid)
         assert len(cores) < 2 or not mine & servers
         assert "core" in said
-    assert os.sched_getaffinity(0) == os.sched_getaffinity(tiny._server.pid) == cores
+    assert os.sched_getaffinity(0) == os.sched_getaffinity(tiny.server.pid) == cores
 
 
 def test_settings_are_compared_and_the_verdict_comes_last(tiny):
@@ -97,8 +97,9 @@ def test_settings_are_compared_and_the_verdict_comes_last(tiny):
     assert tiny.config == before
     assert result.frame["setting"].tolist() == ["few", "clients"]
     assert (result.frame["simulated_per_s"] > 0).all()
-    assert verdict_line(result).startswith("median error")
-    assert verdict_line(result).endswith("within the limits") == result.passed
+    assert result.verdict.startswith("median error")
+    assert result.verdict.endswith("within the limits") == result.passed
+    assert [label.get_text() for label in plot(result).get_yticklabels()] == ["tiny: few", "tiny: clients"]
 
 
 def test_the_measure_button_stops_when_the_interval_suffices_and_puts_the_configuration_back(tiny, service):

@@ -1,30 +1,40 @@
-"""Hold the simulator to a real Triton: settings that it was not calibrated on, beside the spread of the real thing."""
+"""Compare the simulator with a real Triton, in settings that it was not fitted to:
+
+python -m benchmarks.simulator_check [--figure errors.png] [--seconds 6] [--texts short mixed]
+
+It fails where the median errors are over 10% in throughput or 15% in p95.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_lib.errors import AccelError
+import accel_lib as accel
+from accel_lib.formatting import percent
 from accel_lib.load.arrivals import poisson
 from accel_lib.load.cpu_affinity import apart, neighbours
 from accel_lib.load.results import Run
-from accel_lib.load.runner import load_test
 from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
-from accel_lib.simulation import findings
-from accel_lib.simulation.calibrate import fit_simulator
+from accel_lib.show.plots.base import BLUE, GREY, LIGHT, VERMILLION, canvas, finish
 from accel_lib.simulation.curve import saturated
 from accel_lib.simulation.service_time import ServiceTime
-from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.client import ServedModel
 
-MOST_THROUGHPUT_ERROR, MOST_P95_ERROR = 0.10, 0.15
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_THROUGHPUT_ERROR = 0.10
+MOST_P95_ERROR = 0.15
 _SETTLE_S = 2.0  # of load after a reload: while the former copy ends and the new one grows, its first second is slower
+_DISTURBED = 0.05  # share of the cores taken by others, from which on it is said
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,28 +85,31 @@ class Fidelity(Result):
     pinned: str
 
     @property
-    def throughput_error(self) -> float:
-        """Median of the throughput's relative errors, without their signs."""
-        return float(self.frame["throughput_error"].abs().median())
-
-    @property
-    def p95_error(self) -> float:
-        """Median of the p95's relative errors, without their signs."""
-        return float(self.frame["p95_error"].abs().median())
+    def errors(self) -> tuple[float, float]:
+        """Medians of the relative errors, without their signs, in throughput and p95."""
+        return tuple(float(self.frame[name].abs().median()) for name in ("throughput_error", "p95_error"))
 
     @property
     def passed(self) -> bool:
-        """Whether both medians are within 10% and 15%."""
-        return self.throughput_error <= MOST_THROUGHPUT_ERROR and self.p95_error <= MOST_P95_ERROR
-
-    def table(self) -> str:
-        """The settings as plain text."""
-        return self._readable().to_string(index=False)
+        """Whether both medians are within their limits."""
+        return self.errors[0] <= MOST_THROUGHPUT_ERROR and self.errors[1] <= MOST_P95_ERROR
 
     @property
     def headline(self) -> str:
         """Both median errors, beside how far the real thing differs from itself."""
-        return findings.fidelity(self.frame, self.throughput_spread, self.p95_spread)
+        throughput, p95 = map(percent, self.errors)
+        said = f"The simulator is off by {throughput} in throughput and {p95} in p95, medians of {len(self.frame)}"
+        spreads = f"{percent(self.throughput_spread)} and {percent(self.p95_spread)}"
+        said = f"{said} settings; repeats of one real setting lie {spreads} apart"
+        others = float(self.frame["others"].median())
+        return f"{said}, and other processes took {percent(others)} of the cores" if others > _DISTURBED else said
+
+    @property
+    def verdict(self) -> str:
+        """Both median errors with their limits."""
+        throughput, p95 = self.errors
+        said = f"median error {throughput:.1%} in throughput (limit {MOST_THROUGHPUT_ERROR:.0%}), "
+        return f"{said}{p95:.1%} in p95 (limit {MOST_P95_ERROR:.0%}): {'within' if self.passed else 'over'} the limits"
 
 
 def check_fidelity(
@@ -107,10 +120,10 @@ def check_fidelity(
     seconds: float = 6,
     repeats: int = 5,
 ) -> Fidelity:
-    """Calibrate on each workload, then measure and simulate the same arrivals of the same texts in every setting.
+    """Fit the simulator to each workload, then measure and simulate the same arrivals of the same texts.
 
     Client and server are pinned to cores of their own, and a setting is measured once the reload that made it is over.
-    The model's configuration is put back at the end.
+    The model's configuration is restored at the end.
 
     Parameters
     ----------
@@ -119,20 +132,11 @@ def check_fidelity(
     workloads
         Texts by name.
     settings
-        What to compare; no point of the calibration is among the default ones.
+        What to compare; no point that the simulator is fitted to is among the default ones.
     seconds
         How long to measure a setting.
     repeats
         How often to measure the first setting of each workload, for the spread.
-
-    Returns
-    -------
-    Fidelity
-
-    Raises
-    ------
-    RequestError
-        A setting answered nothing.
     """
     own, rows, spreads = served.config, [], []
     counts = sorted({setting.changes.get("instance_count", own.instance_count) for setting in settings})
@@ -141,7 +145,7 @@ def check_fidelity(
         with apart(served) as pinned:
             for workload, texts in workloads.items():
                 _settle(served, texts, seconds)
-                service = fit_simulator(served, texts, instance_counts=counts)
+                service = accel.fit_simulator(served, texts, instance_counts=counts)
                 for index, setting in enumerate(settings):
                     progress.tick(f"{workload}, {setting.name}")
                     if setting.changes:
@@ -156,10 +160,10 @@ def check_fidelity(
                         spreads.append([(run.throughput, run.p95_ms) for run, _ in runs])
                     rows.append({"workload": workload, "setting": setting.name, "others": others[0]} | _row(*runs[0]))
                     if setting.changes:
-                        served._server.load(served.name, own)
+                        served.server.load(served.name, own)
     except BaseException:
-        with contextlib.suppress(AccelError):  # the first error is the one to see
-            served._server.load(served.name, own)
+        with contextlib.suppress(accel.AccelError):  # the first error is the one to see
+            served.server.load(served.name, own)
         raise
     progress.done(f"{len(rows)} settings")
     apart_by = [np.ptp(spread, axis=0) / np.median(spread, axis=0) for spread in spreads]
@@ -168,7 +172,7 @@ def check_fidelity(
 
 
 def _settle(served: ServedModel, texts: Sequence[str], seconds: float) -> None:
-    load_test(served, texts, concurrency=8, seconds=min(_SETTLE_S, seconds))
+    accel.load_test(served, texts, concurrency=8, seconds=min(_SETTLE_S, seconds))
 
 
 def _both(
@@ -178,9 +182,9 @@ def _both(
     config = served.config
     if setting.clients:
         asked: dict[str, Any] = {"concurrency": setting.clients}
-        return load_test(served, texts, seconds=seconds, **asked), simulate(service, config, **asked)
+        return accel.load_test(served, texts, seconds=seconds, **asked), accel.simulate(service, config, **asked)
     due = poisson(setting.share * saturated(service, config), seconds, seed=seed)
-    return load_test(served, texts, arrivals=due, warmup_s=0.5), simulate(service, config, arrivals=due)
+    return accel.load_test(served, texts, arrivals=due, warmup_s=0.5), accel.simulate(service, config, arrivals=due)
 
 
 def _row(measured: Run, simulated: Run) -> dict[str, Any]:
@@ -195,6 +199,38 @@ def _row(measured: Run, simulated: Run) -> dict[str, Any]:
     }
 
 
-def verdict_line(result: Fidelity) -> str:
-    """The last line of ``accel simulate --check``."""
-    return findings.verdict(result.throughput_error, result.p95_error, MOST_THROUGHPUT_ERROR, MOST_P95_ERROR)
+def plot(found: Fidelity) -> Axes:
+    """The errors by setting, beside the p95's limit."""
+    frame = found.frame
+    ax = canvas(found.headline, rows=max(len(frame) // 2, 5))
+    y = np.arange(len(frame))
+    limit = 100 * MOST_P95_ERROR
+    ax.axvspan(-limit, limit, color=LIGHT, alpha=0.45, linewidth=0)
+    ax.axvline(0, color=GREY, linewidth=1)
+    for column, color, marker, shift in (("throughput_error", BLUE, "o", -0.12), ("p95_error", VERMILLION, "D", 0.12)):
+        ax.scatter(frame[column] * 100, y + shift, color=color, marker=marker, s=42, zorder=3)
+    ax.set_yticks(y, [f"{row['workload']}: {row['setting']}" for _, row in frame.iterrows()])
+    ax.invert_yaxis()
+    reach = max(20.0, 115 * float(frame[["throughput_error", "p95_error"]].abs().max().max()))
+    ax.set_xlim(-reach, reach)
+    ax.set_xlabel("simulated over measured, % (dots: throughput, diamonds: p95)")
+    return finish(ax, frame)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", nargs="+", default=["short", "mixed"])
+    parser.add_argument("--seconds", type=float, default=6, help="how long to measure a setting")
+    parser.add_argument("--figure", help="PNG of the errors to write")
+    asked = parser.parse_args()
+    with accel.serve(accel.ensure("embedding"), models=["embedding"]) as server:
+        workloads = {name: accel.load_texts(name) for name in asked.texts}
+        found = check_fidelity(server.model("embedding", 1), workloads, seconds=asked.seconds)
+    if asked.figure:
+        plot(found).figure.savefig(asked.figure)
+    print(f"{found}\n({found.pinned})\n{found.verdict}")
+    return 0 if found.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
