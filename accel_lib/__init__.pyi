@@ -21,6 +21,6 @@ from .simulation.fit import fit_simulator as fit_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts
 from .triton.server import serve as serve
-from .tuning.tune import tune as tune
+from .tuning.grid import tune as tune
 
 __version__: str

@@ -176,16 +176,16 @@ class _Loop:
         self._scheduler.send(number, at_s + self._way_s, priority, timeout_us)
 
     def send_next(self, at_s: float) -> None:
-        for number, priority, timeout_us in self.following:
-            self.send(number, at_s, priority, timeout_us)
+        for index, priority, timeout_us in self.following:
+            self.send(index, at_s, priority, timeout_us)
             break
 
-    def _execute(self, numbers: Sequence[int], busy: int) -> float:
+    def _execute(self, indices: Sequence[int], busy: int) -> float:
         tokens, model = self._tokens, self._model
-        spent = self._seconds([tokens[number] for number in numbers], busy) * self._noise[self._executed]
+        spent = self._seconds([tokens[index] for index in indices], busy) * self._noise[self._executed]
         self._executed += 1
-        for number in numbers:
-            model[number] = spent
+        for index in indices:
+            model[index] = spent
         return float(spent)
 
     def _answer(self, number: int, at_s: float, refusal: str) -> None:

@@ -24,8 +24,8 @@ from accel_lib.triton.client import ServedModel
 from accel_lib.triton.repository import default_config, write_model
 from accel_lib.triton.server import Server
 from accel_lib.triton.wire import serialize
-from accel_lib.tuning.cores import share_cores
-from accel_lib.tuning.findings_tune import setting
+from accel_lib.tuning.grid import share_cores
+from accel_lib.tuning.results import described
 from benchmarks.encoders.peers import JSON, Service, Way, peers, started
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
     found = share_cores(served, texts, concurrency=TUNED_AT, seconds=seconds, repeats=3).frame
     fastest = found.loc[found["sentences_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
     served.configure(**fastest.to_dict())
-    return setting(fastest)
+    return described(fastest)
 
 
 def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> list[Service]:

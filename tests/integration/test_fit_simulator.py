@@ -14,7 +14,7 @@ from accel_lib.show.simulator_ui import Knobs, Playground
 from accel_lib.simulation.curve import latency_curve
 from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.simulator import simulate
-from accel_lib.tuning import replica
+from accel_lib.tuning.replica import simulate_replica
 from benchmarks.simulator_check import Setting, check_fidelity, plot
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
@@ -47,7 +47,7 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
 def test_a_calibration_knows_what_executions_and_requests_take_of_the_processor(service):
     assert service.costs[1].cores > 0
     assert service.costs[1].request_cpu > 0
-    measured = replica.curve(service).frame
+    measured = simulate_replica(service).frame
     assert (measured[["cpu", "gpu"]] > 0).all(axis=None)
 
 

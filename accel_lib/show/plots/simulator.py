@@ -27,7 +27,7 @@ _LETTERS = 92
 
 
 def curve(result: Curve, p95_ms: float | None = None) -> Axes:
-    """Latency over load: simulated lines, measured dots with their intervals, and the latency target if there is one."""
+    """Latency over load: simulated lines, measured dots with their intervals, and the latency target."""
     frame = result.frame
     ax = canvas(result.headline, rows=6)
     simulated, measured = (frame[frame["kind"] == kind] for kind in ("simulated", "measured"))
