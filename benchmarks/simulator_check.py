@@ -87,7 +87,8 @@ class Fidelity(Result):
     @property
     def errors(self) -> tuple[float, float]:
         """Medians of the relative errors, without their signs, in throughput and p95."""
-        return tuple(float(self.frame[name].abs().median()) for name in ("throughput_error", "p95_error"))
+        throughput, p95 = (float(self.frame[name].abs().median()) for name in ("throughput_error", "p95_error"))
+        return throughput, p95
 
     @property
     def passed(self) -> bool:

@@ -79,11 +79,11 @@ def fit_simulator(
     """
     own, progress = served.config, Progress("Fitting the simulator")
     lengths, packed, gpu = served.tokenize(texts).lengths, served.artifact.manifest.packed, _on_gpu(own)
-    engine = {"packed": packed, "padded_attention": packed and not gpu}
+    padded_attention = packed and not gpu
     budget = own.max_batch_tokens or batch_tokens("cuda" if gpu else "cpu")
 
     def work(tokens: Sequence[int]) -> list[float]:
-        cut = calls(tokens, budget, **engine)
+        cut = calls(tokens, budget, packed=packed, padded_attention=padded_attention)
         return [1.0, len(cut), *map(sum, zip(*cut, strict=True))]
 
     rows: list[dict[str, Any]] = []
@@ -123,7 +123,8 @@ def fit_simulator(
         client_ms=min(client),
         config=own,
         budget=budget,
-        **engine,
+        packed=packed,
+        padded_attention=padded_attention,
     )
 
 
