@@ -105,20 +105,9 @@ def latency_curve(
     measured: Mapping[float, Run] | None = None,
     requests: int = 20_000,
 ) -> Curve:
-    """Predict latency at shares of capacity, and put measured runs beside.
+    """Predict latency at shares of capacity, and put open-loop runs of `load_test`, `measured` at some, beside.
 
-    Parameters
-    ----------
-    service
-        What `fit_simulator` measured.
-    config
-        The configuration to predict; the fitted model's own if left out.
-    shares
-        Of capacity, in order.
-    measured
-        Open-loop runs of `load_test` by their share of capacity.
-    requests
-        Simulated a point.
+    Without a `config` it is that of the fitted model; `requests` are simulated for each point.
     """
     capacity, measured = saturated(service, config), measured or {}
     rows = [

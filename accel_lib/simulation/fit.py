@@ -57,21 +57,12 @@ def fit_simulator(
 
     Parameters
     ----------
-    served
-        A model of a running server.
     texts
         The workload: its lengths are what a simulation sends.
     instance_counts
         Numbers of instances to measure; if left out, the one it has.
     seconds
         Length of each of the three closed loops.
-
-    Raises
-    ------
-    RequestError
-        The model does not respond.
-    ServerError
-        Triton refused a number of instances.
 
     Examples
     --------

@@ -30,22 +30,12 @@ _FULL_QUEUE = ". With a full queue Triton 24.10 may do far worse: it was seen to
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class SimulatedRun(Run):
-    """What `simulate` predicts; `frame` has ``queue_ms`` and ``model_ms`` beside ``ms``.
-
-    Parameters
-    ----------
-    config
-        The configuration that was simulated.
-    batch_sizes
-        Executions by batch size.
-    busy, any_busy
-        Share of the time that an instance computes, their mean; and that at least one does.
-    """
+    """What `simulate` predicts; `frame` has ``queue_ms`` and ``model_ms`` beside ``ms``."""
 
     config: ModelConfig
-    batch_sizes: pd.Series[Any]
-    busy: float
-    any_busy: float
+    batch_sizes: pd.Series[Any]  # executions by batch size
+    busy: float  # share of the time that an instance computes, their mean
+    any_busy: float  # share of the time that at least one does
 
     @property
     def bottleneck(self) -> str:
@@ -103,8 +93,6 @@ def simulate(
 
     Parameters
     ----------
-    service
-        What `fit_simulator` measured.
     config
         Any configuration of that model; its own if left out. What counts is batching, queue, instances and
         `max_batch_tokens`.
@@ -118,13 +106,6 @@ def simulate(
         Tokens of the texts, sent in turn; those of the fitted workload if left out.
     priority, queue_timeout_us
         As in `load_test`: 1 is served first; each request's own timeout in the queue. A sequence is taken in turn.
-    seed
-        Of arrivals and service times.
-
-    Raises
-    ------
-    AccelError
-        A number of instances that was not measured, or a load of nothing.
 
     Examples
     --------

@@ -33,18 +33,9 @@ _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
 class Hpa:
     """A HorizontalPodAutoscaler; the defaults are the chart's.
 
-    Parameters
-    ----------
-    signal, target
-        ``"queue"`` with milliseconds a request waits, or ``"cpu"`` or ``"gpu"`` with a share: see `replica`.
-    min_replicas, max_replicas
-        Its bounds.
-    up_percent, up_pods, up_period_s
-        It adds at most the larger of both within a period.
-    down_window_s
-        It goes down to the most that it wanted within this time.
-    down_pods, down_period_s
-        It takes away at most that many within a period.
+    `target` is in milliseconds of the signal ``"queue"``, and a share of ``"cpu"`` or ``"gpu"``. It adds at most the
+    larger of `up_percent` and `up_pods` within `up_period_s`; it goes down to the most that it wanted within
+    `down_window_s`, by at most `down_pods` within `down_period_s`.
     """
 
     signal: Literal["queue", "cpu", "gpu"] = "queue"
@@ -70,19 +61,10 @@ class Hpa:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Replay(Result):
-    """A day under one policy; `frame` has one row a look.
+    """A day under one policy, with its latency target and a replica's price.
 
-    Parameters
-    ----------
-    frame
-        ``hour``, ``rate`` (requests/s), ``replicas`` (that answer), ``paid`` (with those that start), ``queue_ms``,
-        ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests rejected), ``needed`` (replicas that suffice).
-    name
-        Of the policy.
-    p95_ms
-        The latency target.
-    price_per_hour
-        Of one replica.
+    `frame` has one row a look: ``hour``, ``rate`` (requests/s), ``replicas`` (that answer), ``paid`` (with those that
+    start), ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests rejected), ``needed`` (replicas that suffice).
     """
 
     name: str
@@ -96,15 +78,10 @@ class Replay(Result):
         return float((requests[over].sum() + self.frame.loc[~over, "shed"].sum()) / requests.sum())
 
     @property
-    def replica_hours(self) -> float:
-        """What is paid for, replicas that start counted."""
-        return float(self.frame["paid"].sum() * SYNC_S / 3600)
-
-    @property
     def cost_per_million(self) -> float:
-        """Price per million answered requests, in the unit of `price_per_hour`."""
+        """Price per million answered requests, in the unit of `price_per_hour`; replicas that start are paid for."""
         answered = float((self.frame["rate"] * SYNC_S).sum() - self.frame["shed"].sum())
-        return self.replica_hours * self.price_per_hour / answered * 1e6
+        return float(self.frame["paid"].sum()) * SYNC_S / 3600 * self.price_per_hour / answered * 1e6
 
     def minutes_after(self, hour: float) -> float:
         """Minutes from an hour until the p95 is back within the target and stays there for five minutes."""
@@ -210,8 +187,6 @@ def replay(
 
     Parameters
     ----------
-    replica
-        What one replica does.
     rates
         Requests/s at every look.
     policy
@@ -222,13 +197,6 @@ def replay(
         From the decision to a replica that answers: node, image, engine and model.
     deadline_s
         The gateway rejects what would wait longer.
-    price_per_hour
-        Of one replica.
-
-    Raises
-    ------
-    AccelError
-        Bounds that cannot be, a target that is not above zero, or a signal that was not measured.
     """
     if isinstance(policy, Hpa):
         if not (policy.target > 0 and 1 <= policy.min_replicas <= policy.max_replicas):

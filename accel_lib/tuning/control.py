@@ -27,29 +27,18 @@ _ALIKE = 0.8  # share of the former load from which goodputs may be compared
 _DEAD = 0.2  # share by which the admission limit, or its timeout in terms of the target, must move to be set again
 _FORGET = 0.6  # what a window's counts weigh one window later
 _SIZES = (1, 4, 8, 16, 32, 64)
+_MOST_INSTANCES = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a controller sees of a stretch of time.
+    """What a controller sees of a stretch of time."""
 
-    Parameters
-    ----------
-    offered_per_s
-        Requests/s that came, whatever became of them.
-    within, shed
-        Shares of them: answered within the target, and not admitted.
-    p95_ms
-        Of those that were answered; NaN if none was.
-    counted
-        What Triton counted meanwhile; None if it could not be asked.
-    """
-
-    offered_per_s: float
-    within: float
-    shed: float
-    p95_ms: float
-    counted: Statistics | None = None
+    offered_per_s: float  # requests/s that came, whatever became of them
+    within: float  # share of them that was answered within the target
+    shed: float  # share of them that was not admitted
+    p95_ms: float  # of those that were answered; NaN if none was
+    counted: Statistics | None = None  # by Triton meanwhile; None if it could not be asked
 
     @property
     def goodput_per_s(self) -> float:
@@ -78,18 +67,10 @@ class _Trial:
 
 
 class Controller:
-    """Decides, window by window.
+    """Decides, window by window, what admission, instances and batching should be.
 
-    Parameters
-    ----------
-    admission, instances, batching
-        What it may change.
-    p95_ms
-        The target.
-    max_instances
-        Most instances to try.
-    instance_gain
-        What a further instance is expected to add, as a share of one that is undisturbed: they share cores, or a GPU.
+    `instance_gain` is what a further instance is expected to add, as a share of one that is undisturbed: they share
+    cores, or a GPU.
     """
 
     def __init__(
@@ -99,12 +80,11 @@ class Controller:
         instances: Actuator,
         batching: Actuator,
         p95_ms: float,
-        max_instances: int = 2,
         instance_gain: float = 0.3,
     ) -> None:
         self.p95_ms = p95_ms
         self._admission, self._instances, self._batching = admission, instances, batching
-        self._max_instances, self._gain = max_instances, instance_gain
+        self._gain = instance_gain
         self._sizes: dict[int, float] = {}
         self._spent_s: dict[int, float] = {}
         self._margin = 0.9  # of the target, for admitted requests
@@ -237,7 +217,7 @@ class Controller:
 
     def _more_instances(self, time: BatchTime, rate: float) -> Iterable[Prediction]:
         serving = self.serving
-        for count in range(serving.instance_count + 1, self._max_instances + 1):
+        for count in range(serving.instance_count + 1, _MOST_INSTANCES + 1):
             width = serving.instance_count + self._gain * (count - serving.instance_count)
             yield predict(time, dataclasses.replace(serving, instance_count=count), rate, parallel=width)
 

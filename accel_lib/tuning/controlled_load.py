@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,23 +27,14 @@ from accel_lib.tuning.grid import unloaded_latency_ms
 
 SETTLE = 3  # windows after a change of the load that a controller has for finding its setting
 
-OnWindow = Callable[[int, Sequence[Decision]], None]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ControlledRun(Result):
-    """What became of a changing load.
+    """What became of a changing load; `log` has the controller's decisions, as ``(window, decision)``.
 
-    Parameters
-    ----------
-    frame
-        One row a window: ``window``, ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and ``shed``
-        (shares of what was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a
-        change of the load), ``met`` (95% of what was offered was answered within the target), ``actions``.
-    p95_ms
-        The target.
-    log
-        The controller's decisions, as ``(window, decision)``.
+    `frame` has one row a window: ``window``, ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and
+    ``shed`` (shares of what was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a
+    change of the load), ``met`` (95% of what was offered was answered within the target), ``actions``.
     """
 
     p95_ms: float
@@ -94,14 +85,11 @@ def run_load(
     control: bool = True,
     changes_s: Sequence[float] = (),
     gate: Admission | None = None,
-    on_window: OnWindow | None = None,
 ) -> ControlledRun:
     """Send requests as they are due, and let a controller hold the target; its last setting stays.
 
     Parameters
     ----------
-    served
-        A model of a running server.
     texts
         Sent in turn, one a request.
     arrivals
@@ -116,13 +104,6 @@ def run_load(
         When the load changes, for the table alone; the controller is not told.
     gate
         Where requests are admitted; one of its own if left out.
-    on_window
-        Called after each window with its number and the decisions.
-
-    Returns
-    -------
-    ControlledRun
-        With what came back in time when the server died meanwhile: `stopped` says so.
 
     Raises
     ------
@@ -139,11 +120,10 @@ def run_load(
     controller = None
     if control:
         _check_target(served, texts, p95_ms)
-        controller = Controller(
-            admission=gate, instances=Instances(served), batching=Batching(served), p95_ms=p95_ms
-        )  # fmt: skip
+        actuators = {"admission": gate, "instances": Instances(served), "batching": Batching(served)}
+        controller = Controller(**actuators, p95_ms=p95_ms)
     with Generator(served.server.grpc_url, payloads, schedule_s=due.tolist(), gate=gate) as generator:
-        run = _Run(served, generator, due, p95_ms, window_s, controller, on_window)
+        run = _Run(served, generator, due, p95_ms, window_s, controller)
         run.watch()
         generator.finish()
     if not any(reply.answer is not None for reply in generator.replies):
@@ -162,7 +142,6 @@ class _Run:
     p95_ms: float
     window_s: float
     controller: Controller | None
-    on_window: OnWindow | None
     log: list[tuple[int, Decision]] = dataclasses.field(default_factory=list)
     failures: list[str] = dataclasses.field(default_factory=list)
     seen: int = 0  # replies of former windows
@@ -222,16 +201,13 @@ class _Run:
         self.seen += len(replies)
         before, self.counted = self.counted, statistics_now(self.served)
         window = self._outcome(index, replies, _between(before, self.counted))
-        decisions = controller.step(window)
-        for decision in decisions:
+        for decision in controller.step(window):
             self.log.append((index, decision))
             if decision.action == "admission" and decision.actuator:
                 decision.actuator.apply(**decision.settings)
             elif decision.actuator:
                 self.changing = threading.Thread(target=self._change, args=(decision,), daemon=True)
                 self.changing.start()
-        if self.on_window:
-            self.on_window(index, decisions)
 
     def _change(self, decision: Decision) -> None:
         if decision.actuator and (failure := apply(decision.actuator, decision.settings)):

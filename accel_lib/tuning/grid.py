@@ -46,7 +46,6 @@ def sweep(
     concurrency: int = 16,
     seconds: float = 2,
     repeats: int = 5,
-    tolerance: float = 0.05,
     file: str | Path | None = None,
 ) -> Sweep:
     """Measure every setting of a grid, and the best ones again until they are told apart.
@@ -55,12 +54,6 @@ def sweep(
 
     Parameters
     ----------
-    served
-        A model of a running server.
-    texts
-        What to send.
-    p95_ms
-        The latency target.
     grid
         Values to try, each at least one: ``version`` (of the model: its engine and precision), ``instance_count``,
         ``threads`` (of an instance, on a CPU), ``max_batch_size``, ``preferred_batch_size`` (0: none),
@@ -71,22 +64,15 @@ def sweep(
     seconds
         How long to measure a setting in one round.
     repeats
-        Rounds at most; no more are run once every rival of the best one is known to be slower, or known to be within
-        `tolerance` of it.
+        Rounds at most; no more are run once every rival of the best one is known to be slower, or to be alike.
     file
         Keeps each measurement as a line of JSON, at once: a sweep that was cut off goes on with what is there.
-
-    Returns
-    -------
-    Sweep
-        With what was measured when the server died or the model was unloaded: `stopped` says so.
 
     Raises
     ------
     AccelError
-        A target that is not above zero, a grid that names something else, or a file of another sweep.
-    ServerError, RequestError
-        No setting could be measured: with the cause of the first one.
+        A target that is not above zero, a grid that names something else, a file of another sweep, or the cause why the
+        first setting could not be measured, if none could. What a dying server leaves is returned: `stopped` says so.
 
     Examples
     --------
@@ -95,7 +81,7 @@ def sweep(
     settings = _settings(served, grid, p95_ms)
     key = {"model": served.name, "concurrency": concurrency, "seconds": seconds, "texts": [len(texts), *texts[:2]]}
     journal = Journal(file, key)
-    return _Sweeping(served, texts, settings, journal, p95_ms, concurrency, seconds).run(repeats, tolerance)
+    return _Sweeping(served, texts, settings, journal, p95_ms, concurrency, seconds).run(repeats)
 
 
 def tune(
@@ -156,14 +142,14 @@ class _Sweeping:
         self.base = self.served.config
         self.progress = Progress("Sweep")
 
-    def run(self, repeats: int, tolerance: float) -> Sweep:
+    def run(self, repeats: int) -> Sweep:
         try:
             if not self.journal.unloaded_latency_ms:
                 alone = unloaded_latency_ms(self.served, self.texts, seconds=min(1.0, self.seconds))
                 self.journal.add_unloaded(alone)
             self._round(range(len(self.settings)), 1, f"of {len(self.settings)}")
             if self.journal.unloaded_latency_ms <= self.p95_ms:
-                self._repeat(repeats, tolerance)
+                self._repeat(repeats)
         finally:
             with contextlib.suppress(AccelError):  # the first error is the one to see
                 if self.served.config != self.base:
@@ -183,10 +169,10 @@ class _Sweeping:
             stopped=self.stopped,
         )
 
-    def _repeat(self, repeats: int, tolerance: float) -> None:
+    def _repeat(self, repeats: int) -> None:
         while not self.stopped:
             rounds = self._rounds()
-            rivals = next_round(rounds, self.p95_ms, repeats=repeats, tolerance=tolerance)
+            rivals = next_round(rounds, self.p95_ms, repeats=repeats)
             if not rivals:
                 return
             self._round(rivals, max(len(rounds[index]) for index in rivals) + 1, "of the best ones")

@@ -18,6 +18,7 @@ from accel_lib.stats import mean_interval
 
 _FIELD = 4  # settings of one round at most: the leader and the fastest of those that may beat it
 _ENOUGH = 3  # rounds from which their spread decides, and not a run's own interval
+_ALIKE = 0.05  # share of the leader's throughput within which a rival is as good
 _LOST = 2  # rounds where nothing meets the target
 
 Rounds = Sequence[Mapping[str, Any]]
@@ -93,19 +94,10 @@ def pooled(rounds: Rounds) -> dict[str, Any]:
     return row
 
 
-def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int, tolerance: float) -> list[int]:
+def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int) -> list[int]:
     """Settings to measure once more; none when the leader is known to be the fastest, or cannot be within `repeats`.
 
-    Parameters
-    ----------
-    rounds
-        Of each setting: ``round``, ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``.
-    p95_ms
-        The latency target.
-    repeats
-        Rounds of one setting at most.
-    tolerance
-        Share of the leader's throughput within which a rival is as good.
+    A round has its number (``round``), ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``.
     """
     if not rounds:
         return []
@@ -116,7 +108,7 @@ def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int, tol
     if len(rounds[first]) >= repeats:
         return []
     others = sorted((i for i in rounds if i != first), key=lambda index: -_mean(rounds[index], "sentences_per_s"))
-    rivals = [i for i in others if len(rounds[i]) < repeats and _open(rounds[first], rounds[i], p95_ms, tolerance)]
+    rivals = [i for i in others if len(rounds[i]) < repeats and _open(rounds[first], rounds[i], p95_ms)]
     if not rivals and len(rounds[first]) == 1:  # the winner of one round is a little lucky: once more
         return [first, *others[:1]]
     return [first, *rivals[: _FIELD - 1]] if rivals else []
@@ -145,12 +137,12 @@ def over(rounds: Rounds, best: Rounds) -> tuple[float, float, float]:
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
 
-def _open(best: Rounds, rival: Rounds, p95_ms: float, tolerance: float) -> bool:
+def _open(best: Rounds, rival: Rounds, p95_ms: float) -> bool:
     """Whether a rival may still be faster than the leader, and is not known to be just as fast."""
     if min(run["p95_ms_low"] for run in rival) > p95_ms:
         return False
     _, low, high = over(rival, best)
-    as_good = len(_logs(rival, best)) >= _ENOUGH and 1 - tolerance <= low <= high <= 1 + tolerance
+    as_good = len(_logs(rival, best)) >= _ENOUGH and 1 - _ALIKE <= low <= high <= 1 + _ALIKE
     return high >= 1 and not as_good
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accel_lib.errors import AccelError, RequestError
@@ -15,7 +15,7 @@ from accel_lib.load.runner import load_test
 from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 from accel_lib.tuning.controlled_load import ControlledRun, run_load
-from accel_lib.tuning.grid import Grid, sweep
+from accel_lib.tuning.grid import sweep
 from accel_lib.tuning.results import Sweep, described
 
 _LOW, _HIGH = 0.2, 0.8
@@ -25,22 +25,19 @@ _TRIES = 4  # rates that are offered for it: the interval is halved each time
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class StepTest(Result):
-    """What `step_test` measured; `frame` has one row a seed.
+    """What `step_test` measured.
 
     Parameters
     ----------
     frame
-        ``seed``, ``windows`` and ``met`` of the controller's settled windows, ``lost``, goodputs in requests/s
-        (``control_per_s``, ``best_per_s``, ``worst_per_s``), ``over_best``, ``over_worst``.
-    capacity_per_s
-        Most requests/s that the best static setting holds at the target.
+        One row a seed: ``seed``, ``windows`` and ``met`` of the controller's settled windows, ``lost``, goodputs in
+        requests/s (``control_per_s``, ``best_per_s``, ``worst_per_s``), ``over_best``, ``over_worst``.
     runs
         The runs of the first seed: ``"best static"``, ``"worst static"``, ``"controller"``.
     settings
         The static settings in words, by the same names.
     """
 
-    capacity_per_s: float
     runs: dict[str, ControlledRun]
     settings: dict[str, str]
 
@@ -84,44 +81,29 @@ def step_test(
     windows: Sequence[int] = (4, 8, 5),
     window_s: float = 8,
     seeds: Sequence[int] = (0,),
-    grid: Grid | None = None,
-    concurrency: int = 16,
     statics: Sweep | None = None,
     probe_s: float = 4,
-    on_run: Callable[[str], None] = print,
 ) -> StepTest:
     """Step the load from 20% of the capacity to 80% and back: with static settings, then with a controller.
 
-    The controller starts from the worst static setting and is told neither the load nor any measurement.
+    The controller starts from the worst static setting and is told neither the load nor any measurement. The model's
+    own setting is restored at the end.
 
     Parameters
     ----------
-    served
-        A model of a running server; its own setting is restored.
-    texts
-        Sent in turn.
-    p95_ms
-        The latency target.
     windows, window_s
         Windows before, during and after the step, and the length of one: twice a reload, and 5 s at least.
     seeds
         Of the arrivals: one comparison each.
-    grid, concurrency
-        The static settings, and how they are swept for the best and the worst; left out: one or two instances, no
-        batches or large ones, no queue delay or one as long as the target.
     statics
-        A sweep that was made already, with the same target.
+        A sweep with the same target, for the best and the worst static setting; if left out, of one or two instances,
+        no batches or large ones, no queue delay or one as long as the target.
     probe_s
         How long to offer each of the four rates that the capacity is sought with.
-    on_run
-        Told each run's name and finding.
     """
     base = served.config
-    delays = (0, round(p95_ms * 1e3))
-    grid = grid or {"instance_count": (1, 2), "max_batch_size": (1, 64), "max_queue_delay_us": delays}
-    found = statics or sweep(
-        served, texts, p95_ms=p95_ms, grid=grid, concurrency=concurrency, seconds=2, repeats=2
-    )  # fmt: skip
+    grid = {"instance_count": (1, 2), "max_batch_size": (1, 64), "max_queue_delay_us": (0, round(p95_ms * 1e3))}
+    found = statics or sweep(served, texts, p95_ms=p95_ms, grid=grid, repeats=2)
     fields = {"best static": found.best, "worst static": found.slowest, "controller": found.slowest}
     said = {name: described(fields[name]) for name in ("best static", "worst static")}
     lengths = [count * window_s for count in windows]
@@ -131,7 +113,7 @@ def step_test(
     try:
         served.configure(**fields["best static"])
         limit = capacity(served, texts, p95_ms=p95_ms, about_per_s=found.throughput, seconds=probe_s)
-        on_run(f"capacity at {p95_ms:g} ms: {limit:.0f} requests/s with {said['best static']}")
+        print(f"capacity at {p95_ms:g} ms: {limit:.0f} requests/s with {said['best static']}")
         for seed in seeds:
             rates = (_LOW * limit, _HIGH * limit, _LOW * limit)
             arrivals = steps(list(zip(rates, lengths, strict=True)), seed=seed)
@@ -140,14 +122,14 @@ def step_test(
                 served.configure(**setting)
                 load_test(served, texts, concurrency=2, seconds=0.5, warmup_s=0)  # a new process is slow at first
                 runs[name] = run_load(served, texts, arrivals=arrivals, control=name == "controller", **common)
-                on_run(f"{name}, seed {seed}: {runs[name].headline}")
+                print(f"{name}, seed {seed}: {runs[name].headline}")
             table.append({"seed": seed} | _row(runs))
             first = first or runs
     finally:
         with contextlib.suppress(AccelError):
             if served.config != base:
                 served.server.load(served.name, base)
-    return StepTest(frame=to_frame(table), capacity_per_s=limit, runs=first, settings=said)
+    return StepTest(frame=to_frame(table), runs=first, settings=said)
 
 
 def _row(runs: Mapping[str, ControlledRun]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -36,12 +37,8 @@ def tiny(tmp_path_factory, artifact):
 def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_lost(tiny):
     before = tiny.config
     tiny.configure(max_queue_delay_us=400_000)
-    told = []
     try:
-        run = run_load(
-            tiny, TEXTS, arrivals=constant(40, 7.5), p95_ms=300, window_s=1.5,
-            on_window=lambda number, decisions: told.append((number, len(decisions))),
-        )  # fmt: skip
+        run = run_load(tiny, TEXTS, arrivals=constant(40, 7.5), p95_ms=300, window_s=1.5)
         found = tiny.config
         # The reload may have ended with the last window, on a busy machine: what it changed shows afterwards for sure.
         after = run_load(tiny, TEXTS, arrivals=constant(40, 1.5), p95_ms=300, window_s=1.5, control=False)
@@ -53,7 +50,6 @@ def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_
     assert "400 ms of delay" in run.decisions
     assert not run.frame["met"].iloc[0]
     assert after.frame["met"].all()
-    assert [number for number, _ in told] == list(range(5))
     assert run.headline in run._repr_html_()
 
 
@@ -110,14 +106,10 @@ def test_a_server_that_dies_leaves_the_windows_so_far(artifact, tmp_path):
     (tmp_path / "model_repository").mkdir()
     with accel_lib.serve(tmp_path / "model_repository") as server:
         doomed = server.add("doomed", artifact)
-
-        def kill_after_two(number, _):
-            if number == 1:
-                os.kill(server.pid, signal.SIGKILL)
-
-        run = run_load(
-            doomed, TEXTS, arrivals=constant(40, 30), p95_ms=1_000, window_s=1, on_window=kill_after_two
-        )  # fmt: skip
+        killer = threading.Timer(4, os.kill, (server.pid, signal.SIGKILL))
+        killer.start()
+        run = run_load(doomed, TEXTS, arrivals=constant(40, 30), p95_ms=1_000, window_s=1)
+        killer.join()
     assert run.frame["met"].iloc[0]
     assert run.stopped == "Triton cannot be reached."
     assert "It ended early" in run.headline

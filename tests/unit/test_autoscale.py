@@ -113,7 +113,8 @@ def test_no_request_is_lost_or_made(replica):
 
 def test_pods_that_start_are_paid_for(replica):
     slow = run(replica, [500.0] * looks(20), Hpa(max_replicas=6), start_s=600)
-    assert slow.replica_hours == pytest.approx(slow.frame["paid"].sum() * SYNC_S / 3600)
+    answered = (slow.frame["rate"] * SYNC_S).sum() - slow.frame["shed"].sum()
+    assert slow.cost_per_million == pytest.approx(1e6 * slow.frame["paid"].sum() * SYNC_S / 3600 / answered)
     assert slow.frame["paid"].sum() > slow.frame["replicas"].sum()
 
 

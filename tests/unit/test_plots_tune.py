@@ -50,7 +50,7 @@ def step_test(over_best, over_worst):
     )
     runs = {"controller": run(1.0, log=log), "best static": run(1.0), "worst static": run(0.5)}
     said = {"best static": "batches of up to 64", "worst static": "no batches"}
-    return StepTest(frame=frame, capacity_per_s=100, runs=runs, settings=said)
+    return StepTest(frame=frame, runs=runs, settings=said)
 
 
 def test_a_step_test_shows_the_controller_beside_the_static_settings():

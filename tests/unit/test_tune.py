@@ -28,8 +28,8 @@ def rounds(*rates, p95_ms=40.0, spread=0.1, first=1):
     ]  # fmt: skip
 
 
-def again(runs, p95_ms=50, repeats=5, tolerance=0.05):
-    return next_round(runs, p95_ms, repeats=repeats, tolerance=tolerance)
+def again(runs, p95_ms=50, repeats=5):
+    return next_round(runs, p95_ms, repeats=repeats)
 
 
 def test_the_winner_of_one_round_and_its_runner_up_are_measured_again():
