@@ -8,7 +8,6 @@ It fails where the median errors are over 10% in throughput or 15% in p95.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -139,33 +138,28 @@ def check_fidelity(
     repeats
         How often to measure the first setting of each workload, for the spread.
     """
-    own, rows, spreads = served.config, [], []
-    counts = sorted({setting.changes.get("instance_count", own.instance_count) for setting in settings})
+    rows, spreads = [], []
     progress = Progress("Comparing")
-    try:
-        with apart(served) as pinned:
-            for workload, texts in workloads.items():
-                _settle(served, texts, seconds)
-                service = accel.fit_simulator(served, texts, instance_counts=counts)
-                for index, setting in enumerate(settings):
-                    progress.tick(f"{workload}, {setting.name}")
-                    if setting.changes:
-                        served.configure(**setting.changes)
-                        _settle(served, texts, seconds)
-                    with neighbours(served) as others:
-                        runs = [
-                            _both(served, texts, service, setting, seconds, seed=index)
-                            for _ in range(1 if index else repeats)
-                        ]
-                    if not index:
-                        spreads.append([(run.throughput, run.p95_ms) for run, _ in runs])
-                    rows.append({"workload": workload, "setting": setting.name, "others": others[0]} | _row(*runs[0]))
-                    if setting.changes:
-                        served.server.load(served.name, own)
-    except BaseException:
-        with contextlib.suppress(accel.AccelError):  # the first error is the one to see
-            served.server.load(served.name, own)
-        raise
+    with apart(served) as pinned, served.own_config() as own:
+        counts = sorted({setting.changes.get("instance_count", own.instance_count) for setting in settings})
+        for workload, texts in workloads.items():
+            _settle(served, texts, seconds)
+            service = accel.fit_simulator(served, texts, instance_counts=counts)
+            for index, setting in enumerate(settings):
+                progress.tick(f"{workload}, {setting.name}")
+                if setting.changes:
+                    served.configure(**setting.changes)
+                    _settle(served, texts, seconds)
+                with neighbours(served) as others:
+                    runs = [
+                        _both(served, texts, service, setting, seconds, seed=index)
+                        for _ in range(1 if index else repeats)
+                    ]
+                if not index:
+                    spreads.append([(run.throughput, run.p95_ms) for run, _ in runs])
+                rows.append({"workload": workload, "setting": setting.name, "others": others[0]} | _row(*runs[0]))
+                if setting.changes:
+                    served.server.load(served.name, own)
     progress.done(f"{len(rows)} settings")
     apart_by = [np.ptp(spread, axis=0) / np.median(spread, axis=0) for spread in spreads]
     throughput_spread, p95_spread = np.max(apart_by, axis=0).tolist()

@@ -26,16 +26,11 @@ _ALIKE = 1.15  # times as much: still about the same
 class Curve(Result):
     """What `latency_curve` made.
 
-    Parameters
-    ----------
-    frame
-        One row a load: ``kind`` (``"simulated"`` or ``"measured"``), ``share`` of capacity, ``offered_per_s``,
-        ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
-    capacity
-        Sentences/s of a model that always has enough waiting.
+    `frame` has one row a load: ``kind`` (``"simulated"`` or ``"measured"``), ``share`` of capacity, ``offered_per_s``,
+    ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
     """
 
-    capacity: float
+    capacity: float  # sentences/s of a model that always has enough waiting
 
     @property
     def headline(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.engines.batching import batch_tokens
-from accel_lib.errors import AccelError
 from accel_lib.load.cpu_time import processor_time
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.machine import inspect_machine
@@ -82,7 +80,7 @@ def fit_simulator(
     noise: list[float] = []
     transport: list[float] = []
     client: list[float] = []
-    try:
+    with served.own_config():
         for count in instance_counts or (own.instance_count,):
             progress.tick(f"{counted(count, 'instance')}, single requests")
             served.configure(instance_count=count)
@@ -98,12 +96,8 @@ def fit_simulator(
             rows += [{"instance_count": count} | row for row in found]
             noise += samples
             transport.append(float(runs[0].summary.get("client_ms", [0.0])[0]))
-            client.append(min(_client_ms(runs[-1]), transport[-1]))
-    except BaseException:
-        with contextlib.suppress(AccelError):  # the first error is the one to see
-            served.configure(instance_count=own.instance_count)
-        raise
-    served.configure(instance_count=own.instance_count)
+            loop_ms = 1e3 * runs[-1].generator_busy * runs[-1].seconds / max(len(runs[-1].frame), 1)
+            client.append(min(loop_ms, transport[-1]))
     progress.done(f"{len(rows)} points")
     return ServiceTime(
         frame=to_frame(rows),
@@ -216,8 +210,3 @@ def _gap_ms(run: LoadRun, instance_count: int) -> float:
         return 0.0
     idle_s = run.seconds * instance_count - run.statistics.busy_s
     return max(idle_s / run.statistics.executions * 1e3, 0.0)
-
-
-def _client_ms(run: LoadRun) -> float:
-    """CPU time of the client's loop per request."""
-    return run.generator_busy * run.seconds / max(len(run.frame), 1) * 1e3

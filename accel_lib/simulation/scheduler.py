@@ -41,16 +41,9 @@ class _Payload:
 class Scheduler:
     """One model's batcher and instances.
 
-    Parameters
-    ----------
-    config
-        Batching, queue and instances of the model.
-    service_s
-        Seconds of an execution, from the numbers of its requests and how many instances compute, its own included.
-    answer
-        Called with a request's number, the time in seconds, and why it was refused (empty when it was answered).
-    gap_s
-        How long an instance takes from answering to its next execution.
+    `service_s` gives the seconds of an execution, from the numbers of its requests and how many instances compute, its
+    own included. `answer` is called with a request's number, the time in seconds, and why it was refused (empty if it
+    was not). `gap_s` passes from a response to the instance's next execution.
     """
 
     def __init__(

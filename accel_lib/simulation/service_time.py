@@ -18,68 +18,36 @@ from accel_lib.triton.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What executions cost with a number of instances, milliseconds.
+    """What executions cost with a number of instances, milliseconds; padding counts where the engine computes it."""
 
-    Parameters
-    ----------
-    execution, call, row, token, square
-        An execution by itself, each engine call in it, each row, each token, and each token times its row's width
-        (attention); padding counts where the engine computes it.
-    crowding
-        How many times as long an execution takes while every instance computes.
-    gap
-        From a response to the same instance's next execution.
-    cores
-        CPU cores that an execution keeps busy; NaN if not measured.
-    request_cpu
-        CPU time of a request outside of executions; NaN if not measured.
-    """
-
-    execution: float
-    call: float
+    execution: float  # an execution by itself
+    call: float  # each engine call in it
     row: float
     token: float
-    square: float
-    crowding: float = 1.0
-    gap: float = 0.0
-    cores: float = math.nan
-    request_cpu: float = math.nan
+    square: float  # each token times its row's width: attention
+    crowding: float = 1.0  # times as long an execution takes while every instance computes
+    gap: float = 0.0  # from a response to the same instance's next execution
+    cores: float = math.nan  # CPU cores that an execution keeps busy; NaN if not measured
+    request_cpu: float = math.nan  # CPU time of a request outside of executions; NaN if not measured
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ServiceTime(Result):
     """What `fit_simulator` found: how long executions take, and what a client adds.
 
-    Parameters
-    ----------
-    frame
-        One row a point: ``instance_count``, ``rows``, ``tokens`` (of each row; NaN under load, where texts are mixed),
-        ``ms``, ``predicted_ms``, ``executions`` measured.
-    costs
-        By instance count.
-    noise
-        Measured over mean time of single executions, from which a simulation draws.
-    lengths
-        Tokens of the workload's texts, in their order.
-    transport_ms, client_ms
-        Time of a request outside of the server, and the part of it that requests take one after the other.
-    config
-        The configuration it was measured with.
-    budget
-        Tokens of an engine call where the configuration names none.
-    packed, padded_attention
-        Whether the engine computes no padding, or none but in attention.
+    `frame` has one row a point: ``instance_count``, ``rows``, ``tokens`` (of each row; NaN under load, where texts are
+    mixed), ``ms``, ``predicted_ms``, ``executions`` measured.
     """
 
-    costs: Mapping[int, Cost]
-    noise: tuple[float, ...]
-    lengths: tuple[int, ...]
-    transport_ms: float
-    client_ms: float
-    config: ModelConfig
-    budget: int
-    packed: bool = False
-    padded_attention: bool = False
+    costs: Mapping[int, Cost]  # by instance count
+    noise: tuple[float, ...]  # measured over mean time of single executions, from which a simulation draws
+    lengths: tuple[int, ...]  # tokens of the workload's texts, in their order
+    transport_ms: float  # of a request outside of the server
+    client_ms: float  # the part of it that requests take one after the other
+    config: ModelConfig  # it was measured with
+    budget: int  # tokens of an engine call where the configuration names none
+    packed: bool = False  # the engine computes no padding
+    padded_attention: bool = False  # but in attention
 
     @property
     def headline(self) -> str:

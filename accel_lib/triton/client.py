@@ -270,6 +270,17 @@ class ServedModel:
             self._server.load(self.name, config)
         return config
 
+    @contextlib.contextmanager
+    def own_config(self) -> Iterator[ModelConfig]:
+        """Restore the present configuration at the end of the context, also after an error."""
+        own = self.config
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(AccelError):  # the first error is the one to see
+                if self.config != own:
+                    self._server.load(self.name, own)
+
     @property
     def config(self) -> ModelConfig:
         """The configuration the model was last loaded with."""

@@ -64,7 +64,7 @@ class Replay(Result):
     """A day under one policy, with its latency target and a replica's price.
 
     `frame` has one row a look: ``hour``, ``rate`` (requests/s), ``replicas`` (that answer), ``paid`` (with those that
-    start), ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests rejected), ``needed`` (replicas that suffice).
+    start), ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests rejected), ``needed`` (replicas).
     """
 
     name: str
@@ -141,17 +141,14 @@ class Policies(Result):
     @property
     def burst(self) -> str:
         """What `burst_minutes` says."""
-        parts = [
-            f"{name} in {number(value)} min" if value == value else f"{name} never"
-            for name, value in self.burst_minutes.items()
-        ]
-        return f"Back within the target after the burst began: {'; '.join(parts)}"
+        minutes = self.burst_minutes
+        said = [f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}" for name in minutes]
+        return f"Back within the target after the burst began: {'; '.join(said)}"
 
     def fastest(self, *names: str) -> str:
         """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
-        minutes = {name: self.burst_minutes[name] for name in names}
-        minutes = {name: value if value == value else 1e9 for name, value in minutes.items()}
-        first = [name for name in names if minutes[name] - min(minutes.values()) <= SYNC_S / 60]
+        minutes = pd.Series(self.burst_minutes)[list(names)].fillna(math.inf)
+        first = minutes.index[minutes <= minutes.min() + SYNC_S / 60].tolist()
         return listed(first) if len(first) < len(names) else "no difference"
 
     def __getitem__(self, name: str) -> Replay:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,9 +32,9 @@ SETTLE = 3  # windows after a change of the load that a controller has for findi
 class ControlledRun(Result):
     """What became of a changing load; `log` has the controller's decisions, as ``(window, decision)``.
 
-    `frame` has one row a window: ``window``, ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and
-    ``shed`` (shares of what was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a
-    change of the load), ``met`` (95% of what was offered was answered within the target), ``actions``.
+    `frame` has one row a window: ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and ``shed``
+    (shares of what was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a change
+    of the load), ``met`` (95% of what was offered was answered within the target).
     """
 
     p95_ms: float
@@ -90,16 +90,12 @@ def run_load(
 
     Parameters
     ----------
-    texts
-        Sent in turn, one a request.
     arrivals
         Seconds from the start at which requests are due: `accel_lib.load.steps` makes them.
     p95_ms
         The latency target.
     window_s
         How often the controller decides; at least twice as long as a reload takes, to be judged fairly.
-    control
-        Whether there is a controller.
     changes_s
         When the load changes, for the table alone; the controller is not told.
     gate
@@ -143,11 +139,11 @@ class _Run:
     window_s: float
     controller: Controller | None
     log: list[tuple[int, Decision]] = dataclasses.field(default_factory=list)
-    failures: list[str] = dataclasses.field(default_factory=list)
     seen: int = 0  # replies of former windows
-    changing: threading.Thread | None = None
+    changing: Future[str] | None = None  # a change that is in progress
 
     def __post_init__(self) -> None:
+        self.background = ThreadPoolExecutor(1)
         self.offered = np.bincount(self._window_of(self.due))
         self.counted = statistics_now(self.served)
 
@@ -162,8 +158,7 @@ class _Run:
                     break
             if self.controller and not self.generator.stopped:
                 self._decide(index, self.controller)
-        if self.changing:
-            self.changing.join()
+        self.background.shutdown()
         progress.clear()
 
     def rows(self, changes_s: Sequence[float]) -> list[dict[str, object]]:
@@ -178,7 +173,6 @@ class _Run:
             since_s = start_s - max(change for change in (0.0, *changes_s) if change <= start_s + 1e-9)
             rows.append(
                 {
-                    "window": index,
                     "start_s": start_s,
                     "offered_per_s": window.offered_per_s,
                     "p95_ms": window.p95_ms,
@@ -188,15 +182,14 @@ class _Run:
                     "lost": sum(reply.answer is None and reply.refusal != SHED for reply in part),
                     "settled": since_s >= (SETTLE - 0.5) * self.window_s,
                     "met": window.within >= MET,
-                    "actions": ", ".join(d.action for n, d in self.log if n == index and d.actuator),
                 }
             )
         return rows
 
     def _decide(self, index: int, controller: Controller) -> None:
-        if self.changing and not self.changing.is_alive():
+        if self.changing and self.changing.done():
+            controller.changed(self.changing.result())
             self.changing = None
-            controller.changed(self.failures.pop() if self.failures else "")
         replies = self.generator.replies[self.seen :]
         self.seen += len(replies)
         before, self.counted = self.counted, statistics_now(self.served)
@@ -206,12 +199,7 @@ class _Run:
             if decision.action == "admission" and decision.actuator:
                 decision.actuator.apply(**decision.settings)
             elif decision.actuator:
-                self.changing = threading.Thread(target=self._change, args=(decision,), daemon=True)
-                self.changing.start()
-
-    def _change(self, decision: Decision) -> None:
-        if decision.actuator and (failure := apply(decision.actuator, decision.settings)):
-            self.failures.append(failure)
+                self.changing = self.background.submit(apply, decision.actuator, decision.settings)
 
     def _outcome(self, index: int, replies: Sequence[Reply], counted: Statistics | None = None) -> Window:
         """What became of a window's requests, from these replies."""

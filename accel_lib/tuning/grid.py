@@ -6,7 +6,6 @@ hold only the settings that may still be the best, so that they are compared und
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -143,18 +142,12 @@ class _Sweeping:
         self.progress = Progress("Sweep")
 
     def run(self, repeats: int) -> Sweep:
-        try:
-            if not self.journal.unloaded_latency_ms:
-                alone = unloaded_latency_ms(self.served, self.texts, seconds=min(1.0, self.seconds))
-                self.journal.add_unloaded(alone)
+        with self.served.own_config():
+            alone_ms = unloaded_latency_ms(self.served, self.texts, seconds=min(1.0, self.seconds))
             self._round(range(len(self.settings)), 1, f"of {len(self.settings)}")
-            if self.journal.unloaded_latency_ms <= self.p95_ms:
+            if alone_ms <= self.p95_ms:
                 self._repeat(repeats)
-        finally:
-            with contextlib.suppress(AccelError):  # the first error is the one to see
-                if self.served.config != self.base:
-                    self.served.server.load(self.served.name, self.base)
-            self.progress.clear()
+        self.progress.clear()
         table = self._table()
         if table.empty:
             raise next(iter(self.refused.values()), ServerError(self.stopped, fix="server.log says why"))
@@ -164,7 +157,7 @@ class _Sweeping:
             served=self.served,
             base=self.base,
             p95_ms=self.p95_ms,
-            unloaded_latency_ms=self.journal.unloaded_latency_ms,
+            unloaded_latency_ms=alone_ms,
             refused=tuple(f"{described(self.settings[i])}: {e.seen or e.cause}" for i, e in self.refused.items()),
             stopped=self.stopped,
         )

@@ -29,16 +29,11 @@ _REQUESTS = 3_000
 class Replica(Result):
     """One replica at every load.
 
-    Parameters
-    ----------
-    frame
-        ``share`` (of capacity), ``rate`` (requests/s), ``queue_ms``, ``p95_ms``, and the utilisations as shares:
-        ``cpu`` (of the requested cores; NaN if it could not be measured) and ``gpu``.
-    capacity
-        Requests/s that a replica answers at most.
+    `frame` has ``share`` (of capacity), ``rate`` (requests/s), ``queue_ms``, ``p95_ms``, and utilisations as shares:
+    ``cpu`` (of the requested cores; NaN if it could not be measured) and ``gpu``.
     """
 
-    capacity: float
+    capacity: float  # requests/s that a replica answers at most
 
     @property
     def headline(self) -> str:

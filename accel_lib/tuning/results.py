@@ -46,26 +46,15 @@ def config_fields(setting: Mapping[str, int]) -> dict[str, Any]:
 class Sweep(Result):
     """What `sweep` measured.
 
-    Parameters
-    ----------
-    frame
-        One row a setting: its values, ``sentences_per_s``, ``p50_ms`` and ``p95_ms`` with ``_low`` and ``_high``,
-        ``runs``, and ``over_best`` with ``_low`` and ``_high``, its throughput over the fastest within the target.
-    served, base
-        The model, and the configuration it had, which it has again.
-    p95_ms
-        The latency target.
-    unloaded_latency_ms
-        Median latency of one request at a time: no setting of this model is faster.
-    refused
-        Settings that were not measured, each with the reason.
+    `frame` has one row a setting: its values, ``sentences_per_s``, ``p50_ms``, ``p95_ms``, and its throughput over the
+    fastest within the target, ``over_best``, each with ``_low`` and ``_high``; ``runs``.
     """
 
     served: ServedModel
-    base: ModelConfig
-    p95_ms: float
-    unloaded_latency_ms: float
-    refused: tuple[str, ...] = ()
+    base: ModelConfig  # that it had before, and has again
+    p95_ms: float  # the latency target
+    unloaded_latency_ms: float  # median of one request at a time: no setting of this model is faster
+    refused: tuple[str, ...] = ()  # settings that were not measured, each with the reason
 
     @property
     def best(self) -> dict[str, int]:

@@ -33,7 +33,6 @@ class Journal:
     def __init__(self, file: str | Path | None, measured: Mapping[str, Any]) -> None:
         self._path = Path(file) if file else None
         self._rounds: dict[tuple[tuple[str, int], ...], list[dict[str, Any]]] = {}
-        self.unloaded_latency_ms = 0.0  # before it was measured
         head = {"measured": dict(measured), "machine": machine_line()}
         if self._path and self._path.exists():
             self._read(self._path, head)
@@ -50,11 +49,6 @@ class Journal:
         plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         self._rounds.setdefault(tuple(sorted(setting.items())), []).append(plain)
         self._write({"setting": dict(setting), "run": plain})
-
-    def add_unloaded(self, latency_ms: float) -> None:
-        """Keep the latency of one request at a time."""
-        self.unloaded_latency_ms = latency_ms
-        self._write({"unloaded_latency_ms": latency_ms})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._path is not None:
@@ -76,8 +70,6 @@ class Journal:
         for line in lines:
             if "setting" in line:
                 self._rounds.setdefault(tuple(sorted(line["setting"].items())), []).append(line["run"])
-            else:
-                self.unloaded_latency_ms = line["unloaded_latency_ms"]
 
 
 def pooled(rounds: Rounds) -> dict[str, Any]:

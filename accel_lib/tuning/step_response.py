@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accel_lib.errors import AccelError, RequestError
+from accel_lib.errors import RequestError
 from accel_lib.formatting import percent, times
 from accel_lib.load.arrivals import steps
 from accel_lib.load.runner import load_test
@@ -27,19 +27,12 @@ _TRIES = 4  # rates that are offered for it: the interval is halved each time
 class StepTest(Result):
     """What `step_test` measured.
 
-    Parameters
-    ----------
-    frame
-        One row a seed: ``seed``, ``windows`` and ``met`` of the controller's settled windows, ``lost``, goodputs in
-        requests/s (``control_per_s``, ``best_per_s``, ``worst_per_s``), ``over_best``, ``over_worst``.
-    runs
-        The runs of the first seed: ``"best static"``, ``"worst static"``, ``"controller"``.
-    settings
-        The static settings in words, by the same names.
+    `frame` has one row a seed: ``seed``, the controller's settled ``windows``, those ``met``, ``lost``, goodputs in
+    requests/s (``control_per_s``, ``best_per_s``, ``worst_per_s``), ``over_best``, ``over_worst``.
     """
 
-    runs: dict[str, ControlledRun]
-    settings: dict[str, str]
+    runs: dict[str, ControlledRun]  # of the first seed: "best static", "worst static", "controller"
+    settings: dict[str, str]  # the static ones in words, by the same names
 
     @property
     def passed(self) -> bool:
@@ -101,7 +94,6 @@ def step_test(
     probe_s
         How long to offer each of the four rates that the capacity is sought with.
     """
-    base = served.config
     grid = {"instance_count": (1, 2), "max_batch_size": (1, 64), "max_queue_delay_us": (0, round(p95_ms * 1e3))}
     found = statics or sweep(served, texts, p95_ms=p95_ms, grid=grid, repeats=2)
     fields = {"best static": found.best, "worst static": found.slowest, "controller": found.slowest}
@@ -110,7 +102,7 @@ def step_test(
     common: dict[str, Any] = {"p95_ms": p95_ms, "window_s": window_s, "changes_s": [*itertools.accumulate(lengths)][:2]}
     first: dict[str, ControlledRun] = {}
     table: list[dict[str, Any]] = []
-    try:
+    with served.own_config():
         served.configure(**fields["best static"])
         limit = capacity(served, texts, p95_ms=p95_ms, about_per_s=found.throughput, seconds=probe_s)
         print(f"capacity at {p95_ms:g} ms: {limit:.0f} requests/s with {said['best static']}")
@@ -125,10 +117,6 @@ def step_test(
                 print(f"{name}, seed {seed}: {runs[name].headline}")
             table.append({"seed": seed} | _row(runs))
             first = first or runs
-    finally:
-        with contextlib.suppress(AccelError):
-            if served.config != base:
-                served.server.load(served.name, base)
     return StepTest(frame=to_frame(table), runs=first, settings=said)
 
 

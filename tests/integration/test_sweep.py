@@ -80,7 +80,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
         sweep(tiny, TEXTS, grid=sizes, repeats=1, file=file, **QUICK)
     assert tiny.config == before
     found = sweep(tiny, TEXTS, grid=sizes, repeats=1, file=file, **QUICK)
-    assert seen == [1, 4, 4, 4]
+    assert seen == [1, 4, 4, 1, 4]
     assert found.frame["max_batch_size"].tolist() == [1, 16]
 
 
@@ -105,7 +105,7 @@ def test_a_server_that_dies_during_a_sweep_leaves_what_was_measured(artifact, tm
     journal = tmp_path / "sweep.jsonl"
 
     def kill_once_something_was_measured(pid):
-        while not journal.is_file() or len(journal.read_text().splitlines()) < 4:
+        while not journal.is_file() or len(journal.read_text().splitlines()) < 3:
             time.sleep(0.05)
         os.kill(pid, signal.SIGKILL)
 

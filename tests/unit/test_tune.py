@@ -89,11 +89,9 @@ def test_the_interval_of_three_rounds_is_that_of_their_mean():
 def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_path):
     file = tmp_path / "sweep.jsonl"
     journal = Journal(file, MEASURED)
-    journal.add_unloaded(3.0)
     journal.add({"max_batch_size": 8}, rounds(100)[0] | {"p99": np.float64(3.0)})
     file.write_text(file.read_text() + '{"setting": {"max_batch')
     again = Journal(file, MEASURED)
-    assert again.unloaded_latency_ms == 3.0
     assert [run["sentences_per_s"] for run in again.rounds({"max_batch_size": 8})] == [100]
     again.add({"max_batch_size": 8}, rounds(101)[0])
     assert len(Journal(file, MEASURED).rounds({"max_batch_size": 8})) == 2
