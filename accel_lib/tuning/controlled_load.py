@@ -116,8 +116,8 @@ def run_load(
     controller = None
     if control:
         _check_target(served, texts, p95_ms)
-        actuators = {"admission": gate, "instances": Instances(served), "batching": Batching(served)}
-        controller = Controller(**actuators, p95_ms=p95_ms)
+        instances, batching = Instances(served), Batching(served)
+        controller = Controller(admission=gate, instances=instances, batching=batching, p95_ms=p95_ms)
     with Generator(served.server.grpc_url, payloads, schedule_s=due.tolist(), gate=gate) as generator:
         run = _Run(served, generator, due, p95_ms, window_s, controller)
         run.watch()
