@@ -17,10 +17,10 @@ from .show.quiz import check as check
 from .show.quiz import guess as guess
 from .show.quiz import reveal as reveal
 from .show.widgets import sliders as sliders
-from .simulation.calibrate import fit_simulator as fit_simulator
+from .simulation.fit import fit_simulator as fit_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts
 from .triton.server import serve as serve
-from .tuning.tune import tune as tune
+from .tuning.grid import tune as tune
 
 __version__: str

@@ -31,7 +31,7 @@ def sweep(
     setting: Annotated[
         list[str] | None, typer.Option("--setting", "-s", help="NAME=VALUE,VALUE,… to try; as often as needed.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests under way at any time.")] = 16,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight at any time.")] = 16,
     seconds: Annotated[float, typer.Option(help="How long to measure a setting in one round.")] = 2,
     repeats: Annotated[int, typer.Option(help="Rounds at most, for those that may be the best.")] = 5,
     file: Annotated[Path | None, typer.Option(help="Journal to keep, and to go on from.")] = None,
@@ -40,8 +40,8 @@ def sweep(
 ) -> None:
     """Measure settings of the course's model on a real Triton, and say which one to take and why."""
     from accel_lib.texts import load_texts
-    from accel_lib.tuning.sweep import GRID
-    from accel_lib.tuning.sweep import sweep as run
+    from accel_lib.tuning.grid import GRID
+    from accel_lib.tuning.grid import sweep as run
 
     grid = dict(map(_values, setting)) if setting else GRID
     with _served(*grid.get("version", (model_version,))) as served:
@@ -51,7 +51,7 @@ def sweep(
         )  # fmt: skip
         print(found)
         print(f"\nNo setting beats these in both p95 and throughput:\n{found.front_table()}")
-        print(f"\nWhy:\n{found.why or 'there was nothing to compare with'}\n")
+        print(f"\nWhy:\n{found.explanation or 'there was nothing to compare with'}\n")
         print(found.config)
         if output:
             found.write(output)
@@ -70,7 +70,6 @@ def control(
     """Step the load from 20% to 80% of the capacity and back, with a controller and with static settings."""
     from accel_lib.load.runner import load_test
     from accel_lib.texts import load_texts
-    from accel_lib.tuning import findings_control
     from accel_lib.tuning.step_response import step_test
 
     counts = _whole(windows)
@@ -85,16 +84,16 @@ def control(
             test = step_test(served, sent, p95_ms=target, windows=counts, window_s=length_s, seeds=range(seeds))
             print(f"\n{test}\n\n{test.runs['controller'].decisions}")
             tests.append(test)
-    met, total, lost = (sum(part) for part in zip(*(test.windows for test in tests), strict=True))
+    met, total, lost = (sum(int(test.frame[name].sum()) for test in tests) for name in ("met", "windows", "lost"))
     passed = all(test.passed for test in tests)
     print(f"\n{'passed' if passed else 'not passed'}: {'; '.join(test.headline for test in tests)}")
-    print(findings_control.verdict(met, total, lost))
+    print(f"windows under the target: {met} of {total}; accepted requests lost: {lost}")
     raise typer.Exit(0 if passed or not check else 1)
 
 
 def cores(
     texts: Annotated[str, _TEXTS] = "mixed",
-    concurrency: Annotated[int, typer.Option(help="Requests under way at any time.")] = 16,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight at any time.")] = 16,
     seconds: Annotated[float, typer.Option(help="How long to measure a setting in one round.")] = 2,
     repeats: Annotated[int, typer.Option(help="Rounds at most, for those that may be the best.")] = 5,
     output: Annotated[Path | None, typer.Option(help="Folder to write config.pbtxt to: model_repository/mine.")] = None,
@@ -102,12 +101,12 @@ def cores(
 ) -> None:
     """Measure how many instances of the course's model, and threads each, answer most on this machine's CPU."""
     from accel_lib.texts import load_texts
-    from accel_lib.tuning.cores import share_cores
+    from accel_lib.tuning.grid import share_cores
 
     with _served(model_version) as served:
         given = load_texts(texts, limit=256)
         found = share_cores(served, given, concurrency=concurrency, seconds=seconds, repeats=repeats)
-        print(f"{found}\n\n{found.why}")
+        print(f"{found}\n\n{found.explanation}")
         if output:
             found.write(output)
 

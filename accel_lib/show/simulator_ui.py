@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from accel_lib.errors import AccelError
 from accel_lib.formatting import number
 from accel_lib.load.runner import load_test
-from accel_lib.simulation.calibrate import fit_simulator
+from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.simulation.simulator import SimulatedRun, simulate
 from accel_lib.stats import percentile_interval

@@ -1,4 +1,4 @@
-"""Latency over load, predicted; with what was measured beside it."""
+"""Predict latency over load and for several settings, with what was measured beside it."""
 
 from __future__ import annotations
 
@@ -6,62 +6,75 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from accel_lib.formatting import number, percent, times
 from accel_lib.load.results import Run
-from accel_lib.measurement import Result
-from accel_lib.simulation import findings
+from accel_lib.measurement import Result, highest, lowest
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.simulation.simulator import simulate
 from accel_lib.stats import percentile_interval
 from accel_lib.triton.config import ModelConfig
 
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
-_CROWD = 4  # full batches that the clients of a saturated model have under way
+_CLIENTS = 4  # full batches that the clients of a saturated model have in flight
+_ALIKE = 1.15  # times as much: still about the same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Curve(Result):
     """What `latency_curve` made.
 
-    Parameters
-    ----------
-    frame
-        One row a load: ``kind`` (``"simulated"`` or ``"measured"``), ``share`` of capacity, ``offered_per_s``,
-        ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
-    capacity
-        Sentences a second of a model that always has enough waiting.
+    `frame` has one row a load: ``kind`` (``"simulated"`` or ``"measured"``), ``share`` of capacity, ``offered_per_s``,
+    ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
     """
 
-    capacity: float
+    capacity: float  # sentences/s of a model that always has enough waiting
 
     @property
     def headline(self) -> str:
         """How much the p95 grows towards capacity, and how far the measured points are from the curve."""
-        return findings.curve(self.frame)
-
-    def table(self) -> str:
-        """The loads as plain text."""
-        return self._readable().to_string(index=False)
+        simulated = self._simulated
+        shares = simulated.index.to_numpy(dtype=float)
+        low, high = (float(shares[np.abs(shares - at).argmin()]) for at in (0.8, 0.95))
+        ends = f"{number(simulated[high])} ms against {number(simulated[low])} ms"
+        said = f"At {percent(high)} of capacity p95 is {times(simulated[high] / simulated[low])} that at {percent(low)}"
+        measured = self.frame[self.frame["kind"] == "measured"]
+        if measured.empty:
+            return f"{said}: {ends}"
+        off = (simulated[measured["share"]].to_numpy() / measured["p95_ms"].to_numpy()) - 1
+        error = percent(float(np.median(np.abs(off))))
+        return f"{said}: {ends}. Measured, the prediction is off by {error} in the median"
 
     def at(self, share: float) -> float:
         """The simulated p95 at a share of capacity, ms."""
-        simulated = self.frame[self.frame["kind"] == "simulated"]
-        return float(simulated.loc[simulated["share"] == share, "p95_ms"].iloc[0])
+        return float(self._simulated[share])
+
+    @property
+    def _simulated(self) -> pd.Series[Any]:
+        p95: pd.Series[Any] = self.frame[self.frame["kind"] == "simulated"].set_index("share")["p95_ms"]
+        return p95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class SettingsTable(Result):
-    """What `predict_settings` made: one row a setting, with latencies, mean batch, busy share and what the limit is."""
+    """What `predict_settings` made: one row a setting, with latencies, mean batch, busy share and bottleneck."""
 
     @property
     def headline(self) -> str:
-        """Which setting answers soonest, and what the slowest costs."""
-        return findings.settings(self.frame)
+        """Which setting has the lowest p95, and which the highest."""
+        best, worst = lowest(self.frame, "p95_ms"), highest(self.frame, "p95_ms")
+        if worst["p95_ms"] <= _ALIKE * best["p95_ms"]:
+            return f"At this load the {len(self.frame)} settings are alike: p95 about {number(best['p95_ms'])} ms"
+        ends = f"{number(worst['p95_ms'])} ms against {number(best['p95_ms'])} ms"
+        batches = f"batches of {number(worst['mean_batch_size'])} against {number(best['mean_batch_size'])}"
+        ratio = times(worst["p95_ms"] / best["p95_ms"])
+        return f"{worst['setting']}: p95 is {ratio} that of {best['setting']}, {ends}, with {batches}"
 
 
 def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], *, rate: float) -> SettingsTable:
-    """Predict one load, `rate` requests a second, under several configurations, by name."""
+    """Predict one load, `rate` requests/s, under several configurations, by name."""
     rows = []
     for name, config in settings.items():
         run = simulate(service, config, rate=rate)
@@ -73,9 +86,9 @@ def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], 
 
 
 def saturated(service: ServiceTime, config: ModelConfig | None = None, *, requests: int = 2_000) -> float:
-    """Sentences a second with so many clients that full batches always wait, simulated."""
+    """Sentences/s with so many clients that full batches always wait, simulated."""
     config = (config or service.config).replace(max_queue_size=0, queue_timeout_us=0)
-    clients = _CROWD * max(1, config.max_batch_size) * config.instance_count
+    clients = _CLIENTS * max(1, config.max_batch_size) * config.instance_count
     return simulate(service, config, concurrency=clients, requests=max(requests, 4 * clients)).throughput
 
 
@@ -87,31 +100,16 @@ def latency_curve(
     measured: Mapping[float, Run] | None = None,
     requests: int = 20_000,
 ) -> Curve:
-    """Predict latency at shares of capacity, and put measured runs beside.
+    """Predict latency at shares of capacity, and put open-loop runs of `load_test`, `measured` at some, beside.
 
-    Parameters
-    ----------
-    service
-        What `fit_simulator` measured.
-    config
-        The configuration to predict; the calibration's own if left out.
-    shares
-        Of capacity, in order.
-    measured
-        Open-loop runs of `load` by their share of capacity.
-    requests
-        Simulated a point.
-
-    Returns
-    -------
-    Curve
+    Without a `config` it is that of the fitted model; `requests` are simulated for each point.
     """
-    capacity = saturated(service, config)
+    capacity, measured = saturated(service, config), measured or {}
     rows = [
         _row("simulated", share, simulate(service, config, rate=share * capacity, requests=requests))
-        for share in sorted({*shares, *(measured or {})})
+        for share in sorted({*shares, *measured})
     ]
-    rows += [_row("measured", share, run) for share, run in (measured or {}).items()]
+    rows += [_row("measured", share, run) for share, run in measured.items()]
     frame = pd.DataFrame(rows)
     frame.attrs["machine"] = service.machine
     return Curve(frame=frame, capacity=capacity)

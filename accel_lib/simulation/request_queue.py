@@ -1,7 +1,7 @@
-"""Triton's queue of one model: levels of priority, the room of each, timeouts, and what becomes of the late.
+"""Triton's queue of one model: priority levels, queue size, timeouts, and what becomes of late requests.
 
 A request's own timeout counts only where the configuration allows it, and only as far as it shortens the default. A
-late request is noticed when the batcher looks at its place in the queue, and not before; it is refused, or delayed:
+late request is noticed when the batcher looks at its place in the queue, and not before; it is rejected, or delayed:
 served once nothing in time is left of its level.
 
 Source: scheduler_utils.cc of triton-inference-server/core, release 24.10.
@@ -33,16 +33,8 @@ class _Level:
         return len(self.waiting) + len(self.delayed)
 
 
-class Waiting:
-    """The queue of one model.
-
-    Parameters
-    ----------
-    config
-        Priorities, room and timeouts.
-    refuse
-        Called with a request's number, the time in seconds, and why it was refused.
-    """
+class RequestQueue:
+    """The queue of one model; `refuse` is called with a request's number, the time in seconds, and the reason."""
 
     def __init__(self, config: ModelConfig, refuse: Callable[[int, float, str], None]) -> None:
         self.size = 0
@@ -57,7 +49,7 @@ class Waiting:
         self._until: dict[int, float] = {}
 
     def add(self, request: int, now: float, priority: int, timeout_us: int) -> None:
-        """Let a request in, or refuse it for want of room."""
+        """Queue a request, or refuse it where the queue is full."""
         level = self._levels[min(priority or self._default, len(self._levels)) - 1]
         if len(level.waiting) + len(level.delayed) >= self._room:
             self._refuse(request, now, QUEUE_FULL)
@@ -91,7 +83,7 @@ class Waiting:
             count -= len(level)
         return min(found)
 
-    def police(self, now: float, room: int) -> None:
+    def expire(self, now: float, room: int) -> None:
         """Refuse or delay what is late, as far as the batcher looks: not behind what fills a batch."""
         if not self._timeout_us:
             return
@@ -113,7 +105,7 @@ class Waiting:
                 return
 
     def take(self, count: int) -> list[int]:
-        """The first `count` requests, which wait no longer."""
+        """Remove the first `count` requests and return them."""
         taken: list[int] = []
         for level in self._levels:
             for requests in (level.waiting, level.delayed):

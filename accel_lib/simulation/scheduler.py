@@ -1,11 +1,11 @@
-"""Triton's dynamic batcher as a discrete-event model: the same decisions, on a clock that costs nothing.
+"""Triton's dynamic batcher as a discrete-event simulation: the same decisions, on a simulated clock.
 
 Requests of one row each wait in a queue, by priority. The batcher moves them into a payload; a payload that waits for
-an instance keeps growing until an instance takes it, and two payloads an instance may wait. With priorities, a timeout
-or a queue limit none waits: Triton then makes a payload only once an instance is idle.
+an instance grows until an instance takes it, and two payloads per instance may wait. With priorities, a timeout or a
+queue size none waits: Triton then makes a payload only once an instance is idle.
 
-Not in it: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a request is
-let in, or half a second later; so with a full queue, which lets none in, instances were seen idle for that long.
+Not simulated: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a
+request is queued, or half a second later; so with a full queue, instances were seen idle for that long.
 
 Source: dynamic_batch_scheduler.cc, scheduler_utils.cc, rate_limiter.cc and instance_queue.cc of
 triton-inference-server/core, release 24.10; an integration test holds it to a real Triton whose model sleeps.
@@ -17,18 +17,18 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from accel_lib.simulation.request_queue import Waiting
+from accel_lib.simulation.request_queue import RequestQueue
 from accel_lib.triton.config import ModelConfig
 
 _ARRIVAL, _DONE, _FREE, _LOOK = range(4)
-_WAITING = 2  # payloads an instance may have waiting for it
+_WAITING = 2  # payloads that may wait for each instance
 _NAP_S = 0.5  # after which the batcher looks even if nothing wakes it
 _TICK_S = 1e-9
-_PAST_S = 1e-6  # a look at a timeout comes so much after it
+_PAST_S = 1e-6  # a timeout is looked at that much after it
 
 
 class _Payload:
-    """Requests that will run together."""
+    """Requests of one execution."""
 
     __slots__ = ("closed", "oldest_s", "requests", "scheduled")
 
@@ -41,16 +41,9 @@ class _Payload:
 class Scheduler:
     """One model's batcher and instances.
 
-    Parameters
-    ----------
-    config
-        Batching, queue and instances of the model.
-    service_s
-        Seconds of an execution, from the numbers of its requests and how many executions are under way, it included.
-    answer
-        Called with a request's number, the time in seconds, and why it was refused (empty when it was answered).
-    gap_s
-        How long an instance takes from answering to its next execution.
+    `service_s` gives the seconds of an execution, from the numbers of its requests and how many instances compute, its
+    own included. `answer` is called with a request's number, the time in seconds, and why it was refused (empty if it
+    was not). `gap_s` passes from a response to the instance's next execution.
     """
 
     def __init__(
@@ -67,7 +60,7 @@ class Scheduler:
         self._largest = max(self._preferred)
         self._delay_s = config.max_queue_delay_us / 1e6 if batching else 0.0
         self._ahead = not (config.priority_levels or config.queue_timeout_us or config.max_queue_size)
-        self._queue = Waiting(config, answer)
+        self._queue = RequestQueue(config, answer)
         self._service_s, self._answer, self._gap_s = service_s, answer, gap_s
         self._instances = self._idle = config.instance_count
         self._waiting: deque[_Payload] = deque()
@@ -85,11 +78,11 @@ class Scheduler:
         self.ended_s = 0.0
 
     def send(self, request: int, at_s: float, priority: int = 0, timeout_us: int = 0) -> None:
-        """Let a request arrive; `priority` 0 is the model's default level, `timeout_us` 0 its default timeout."""
+        """Schedule an arrival; `priority` 0 is the model's default level, `timeout_us` 0 its default timeout."""
         self._push(at_s, _ARRIVAL, (request, priority, timeout_us))
 
     def run(self) -> None:
-        """Go from event to event until nothing is left to happen."""
+        """Process events in their order until none is left."""
         events, waiting, queue = self._events, self._waiting, self._queue
         while events:
             now, _, kind, what = heapq.heappop(events)
@@ -121,12 +114,12 @@ class Scheduler:
         heapq.heappush(self._events, (at_s, self._order, kind, what))
 
     def _batch(self, now: float) -> None:
-        """Move waiting requests into payloads, as long as the batcher would not rather wait."""
-        self._look_at, self._awake_s = float("inf"), now  # it waits anew
+        """Move waiting requests into payloads until the batcher waits for more."""
+        self._look_at, self._awake_s = float("inf"), now
         while self._queue.size and len(self._waiting) < (self._instances * _WAITING if self._ahead else self._idle):
             if self._full or self._payload.closed:
                 self._payload, self._full, self._awaited = _Payload(), False, 0
-            self._queue.police(now, self._most - len(self._payload.requests))
+            self._queue.expire(now, self._most - len(self._payload.requests))
             moved = self._decide(now)
             if moved:
                 self._move(moved)
@@ -163,7 +156,7 @@ class Scheduler:
         return 0
 
     def _move(self, count: int) -> None:
-        """Take `count` waiting requests over into the payload, which from the first on waits for an instance."""
+        """Move `count` waiting requests into the payload, which from the first on waits for an instance."""
         payload = self._payload
         payload.oldest_s = min(payload.oldest_s, self._queue.oldest(count))
         payload.requests += self._queue.take(count)

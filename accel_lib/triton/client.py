@@ -245,6 +245,17 @@ class ServedModel:
         """The artifact of the version that responds; raises `ArtifactError` if the repository has no whole one."""
         return Artifact.load(self._artifact_folder)
 
+    @contextlib.contextmanager
+    def own_config(self) -> Iterator[ModelConfig]:
+        """Restore the present configuration at the end of the context, also after an error."""
+        own = self.config
+        try:
+            yield own
+        finally:
+            with contextlib.suppress(AccelError):  # the first error is the one to see
+                if self.config != own:
+                    self.server.load(self.name, own)
+
     @property
     def config(self) -> ModelConfig:
         """The configuration the model was last loaded with."""

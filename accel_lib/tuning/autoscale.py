@@ -1,8 +1,8 @@
-"""Kubernetes' autoscaler, replayed over a day: its formula and its delays, on replicas that a calibration describes.
+"""Kubernetes' autoscaler, replayed over a day: its formula and its delays, on replicas that the simulator describes.
 
-A replica is what `replica.curve` says of it: how long requests queue at each rate, and how busy it is. Between the
-autoscaler's looks, every 15 s, the load is spread evenly, and what replicas cannot answer waits. The rules are those of
-kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale and of the behavior fields of autoscaling/v2.
+Between the autoscaler's looks, every 15 s, the load is spread evenly, and what replicas cannot answer waits. The rules
+are those of kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale and of the behavior fields of
+autoscaling/v2.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
-from accel_lib.formatting import listed, number
-from accel_lib.measurement import Result
-from accel_lib.tuning import findings_autoscale as findings
-from accel_lib.tuning.replica import Curve
+from accel_lib.formatting import capital, listed, number, percent
+from accel_lib.measurement import Result, highest, lowest
+from accel_lib.tuning.replica import SIGNALS, Replica
 
 SYNC_S = 15  # between two looks of the autoscaler, its default
 BURST_HOUR = 15.0
+MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
 _TOLERANCE = 0.1  # within which it leaves things alone, its default
 _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
 
@@ -33,18 +33,9 @@ _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
 class Hpa:
     """A HorizontalPodAutoscaler; the defaults are the chart's.
 
-    Parameters
-    ----------
-    signal, target
-        ``"queue"`` with milliseconds a request waits, or ``"cpu"`` or ``"gpu"`` with a share: see `replica`.
-    min_replicas, max_replicas
-        Its bounds.
-    up_percent, up_pods, up_period_s
-        It adds at most the larger of both within a period.
-    down_window_s
-        It goes down to the most that it wanted within this time.
-    down_pods, down_period_s
-        It takes away at most so many within a period.
+    `target` is in milliseconds of the signal ``"queue"``, and a share of ``"cpu"`` or ``"gpu"``. It adds at most the
+    larger of `up_percent` and `up_pods` within `up_period_s`; it goes down to the most that it wanted within
+    `down_window_s`, by at most `down_pods` within `down_period_s`.
     """
 
     signal: Literal["queue", "cpu", "gpu"] = "queue"
@@ -60,30 +51,20 @@ class Hpa:
 
     @property
     def column(self) -> str:
-        """Of a curve: where its signal is."""
+        """Where its signal is in a replica's table."""
         return "queue_ms" if self.signal == "queue" else self.signal
 
-    @property
-    def what(self) -> str:
-        """Its signal in words."""
-        return findings.SIGNALS[self.column]
+    def __str__(self) -> str:
+        target = f"{number(self.target)} ms" if self.signal == "queue" else f"{self.target:.0%}"
+        return f"{SIGNALS[self.column]} {target}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Replay(Result):
-    """A day under one policy; `frame` has one row a look.
+    """A day under one policy, with its latency target and a replica's price.
 
-    Parameters
-    ----------
-    frame
-        ``hour``, ``rate`` (requests a second), ``replicas`` (that answer), ``paid`` (with those that start),
-        ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests turned away), ``needed`` (replicas that suffice).
-    name
-        Of the policy.
-    p95_ms
-        The latency target.
-    price_per_hour
-        Of one replica.
+    `frame` has one row a look: ``hour``, ``rate`` (requests/s), ``replicas`` (that answer), ``paid`` (with those that
+    start), ``queue_ms``, ``p95_ms``, ``cpu``, ``gpu``, ``shed`` (requests rejected), ``needed`` (replicas).
     """
 
     name: str
@@ -92,31 +73,22 @@ class Replay(Result):
 
     @property
     def late(self) -> float:
-        """Share of the requests that came while the p95 was over the target, or were turned away."""
-        requests = self.frame["rate"] * SYNC_S
-        over = requests[self.frame["p95_ms"] > self.p95_ms].sum()
-        turned_away = self.frame.loc[self.frame["p95_ms"] <= self.p95_ms, "shed"].sum()
-        return float((over + turned_away) / requests.sum())
-
-    @property
-    def replica_hours(self) -> float:
-        """What is paid for, replicas that start counted."""
-        return float(self.frame["paid"].sum() * SYNC_S / 3600)
+        """Share of the requests that came while the p95 was over the target, or were rejected."""
+        requests, over = self.frame["rate"] * SYNC_S, self.frame["p95_ms"] > self.p95_ms
+        return float((requests[over].sum() + self.frame.loc[~over, "shed"].sum()) / requests.sum())
 
     @property
     def cost_per_million(self) -> float:
-        """Price of a million answered requests, in the unit of `price_per_hour`."""
+        """Price per million answered requests, in the unit of `price_per_hour`; replicas that start are paid for."""
         answered = float((self.frame["rate"] * SYNC_S).sum() - self.frame["shed"].sum())
-        return self.replica_hours * self.price_per_hour / answered * 1e6
+        return float(self.frame["paid"].sum()) * SYNC_S / 3600 * self.price_per_hour / answered * 1e6
 
     def minutes_after(self, hour: float) -> float:
         """Minutes from an hour until the p95 is back within the target and stays there for five minutes."""
         after = self.frame[self.frame["hour"] >= hour]
         good = (after["p95_ms"] <= self.p95_ms).to_numpy()
-        for step in range(len(good)):
-            if good[step : step + 300 // SYNC_S].all():
-                return step * SYNC_S / 60
-        return float("nan")
+        back = (step for step in range(len(good)) if good[step : step + 300 // SYNC_S].all())
+        return next(back, float("nan")) * SYNC_S / 60
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -133,7 +105,9 @@ class Replay(Result):
     @property
     def headline(self) -> str:
         """What the day cost, and how many requests came late."""
-        return findings.replay(self.summary, self.p95_ms)
+        price, fleet = number(self.cost_per_million), number(float(self.frame["replicas"].mean()))
+        late = f"{percent(self.late)} while the p95 was over {number(self.p95_ms)} ms"
+        return f"{self.name}: {price} per million requests, {late}, with {fleet} replicas on average"
 
     @property
     def _table(self) -> pd.DataFrame:
@@ -149,23 +123,32 @@ class Policies(Result):
     @property
     def headline(self) -> str:
         """Which policy meets the target for the least."""
-        return findings.policies(self.frame)
+        kept = self.frame[self.frame["late"] <= MOST_LATE]
+        if kept.empty:
+            best = lowest(self.frame, "late")
+            return f"No policy keeps the target: {best['name']} comes closest, with {percent(best['late'])} late"
+        best, dearest = lowest(kept, "cost_per_million"), highest(self.frame, "cost_per_million")
+        price = number(best["cost_per_million"])
+        less = percent(1 - best["cost_per_million"] / dearest["cost_per_million"])
+        said = f"{best['name']} keeps the target for the least: {price} per million requests"
+        return capital(f"{said}, {less} less than {dearest['name']}" if best["name"] != dearest["name"] else said)
 
     @property
     def burst_minutes(self) -> dict[str, float]:
-        """Minutes from the burst of `day` until the p95 was back within the target for good; NaN if it never was."""
+        """Minutes from the burst of `daily_load` until the p95 was back within the target for good; NaN if never."""
         return {each.name: each.minutes_after(BURST_HOUR) for each in self.replays}
 
     @property
     def burst(self) -> str:
         """What `burst_minutes` says."""
-        return findings.burst(self.burst_minutes)
+        minutes = self.burst_minutes
+        said = [f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}" for name in minutes]
+        return f"Back within the target after the burst began: {'; '.join(said)}"
 
     def fastest(self, *names: str) -> str:
         """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
-        minutes = {name: self.burst_minutes[name] for name in names}
-        minutes = {name: value if value == value else 1e9 for name, value in minutes.items()}
-        first = [name for name in names if minutes[name] - min(minutes.values()) <= SYNC_S / 60]
+        minutes = pd.Series(self.burst_minutes)[list(names)].fillna(math.inf)
+        first = minutes.index[minutes <= minutes.min() + SYNC_S / 60].tolist()
         return listed(first) if len(first) < len(names) else "no difference"
 
     def __getitem__(self, name: str) -> Replay:
@@ -173,15 +156,10 @@ class Policies(Result):
         return next(replay for replay in self.replays if replay.name == name)
 
 
-def day(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64]:
-    """Requests a second at every look of a day: a quiet night, two humps, noise, and a burst at three o'clock.
+def daily_load(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64]:
+    """Requests/s at every look of a day: an idle night, two humps, noise, and a burst at three o'clock.
 
-    Parameters
-    ----------
-    peak
-        Of the evening, requests a second.
-    burst
-        By how much the load is multiplied for twenty minutes, from one look to the next.
+    `peak` is that of the evening; `burst` multiplies the load for twenty minutes, from one look to the next.
     """
     hours = np.arange(0, 24, SYNC_S / 3600)
     shape = 0.12 + 0.6 * np.exp(-(((hours - 11) / 2.6) ** 2)) + 0.88 * np.exp(-(((hours - 19.5) / 2.4) ** 2))
@@ -192,7 +170,7 @@ def day(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64
 
 
 def replay(
-    replica: Curve,
+    replica: Replica,
     rates: Sequence[float] | NDArray[np.float64],
     policy: Hpa | int,
     *,
@@ -206,10 +184,8 @@ def replay(
 
     Parameters
     ----------
-    replica
-        What one replica does.
     rates
-        Requests a second at every look.
+        Requests/s at every look.
     policy
         The autoscaler, or a number of replicas.
     p95_ms
@@ -217,37 +193,31 @@ def replay(
     start_s
         From the decision to a replica that answers: node, image, engine and model.
     deadline_s
-        The gateway turns away what would wait longer.
-    price_per_hour
-        Of one replica.
-
-    Raises
-    ------
-    AccelError
-        Bounds that cannot be, a target that is not above zero, or a signal that was not measured.
+        The gateway rejects what would wait longer.
     """
-    if isinstance(policy, Hpa) and not (policy.target > 0 and 1 <= policy.min_replicas <= policy.max_replicas):
-        raise AccelError(
-            "That autoscaler cannot be.", seen=policy, fix="Hpa(target=20, min_replicas=1, max_replicas=4)"
-        )
-    if isinstance(policy, Hpa) and replica.frame[policy.column].isna().any():
-        raise AccelError(
-            "The autoscaler has no such signal.",
-            seen=f"{policy.what} was not measured",
-            fix="calibrate a server that this machine runs: accel_lib.serve()",
-        )
+    if isinstance(policy, Hpa):
+        if not (policy.target > 0 and 1 <= policy.min_replicas <= policy.max_replicas):
+            fix = "Hpa(target=20, min_replicas=1, max_replicas=4)"
+            raise AccelError("An autoscaler needs a target above zero and 1 ≤ min ≤ max.", seen=repr(policy), fix=fix)
+        if replica.frame[policy.column].isna().any():
+            raise AccelError(
+                "The autoscaler has no such signal.",
+                seen=f"{SIGNALS[policy.column]} was not measured",
+                fix="fit the simulator to a server that this machine runs: accel_lib.serve()",
+            )
     fleet = _Fleet(replica, policy, start_s=start_s, deadline_s=deadline_s)
     frame = pd.DataFrame([fleet.look(step, float(rate)) for step, rate in enumerate(rates)])
     frame["needed"] = replica.needed(frame["rate"], p95_ms)
     frame.attrs["machine"] = replica.machine
-    return Replay(frame=frame, name=name or _name(policy), p95_ms=p95_ms, price_per_hour=price_per_hour)
+    name = name or (str(policy) if isinstance(policy, Hpa) else f"{policy} replicas, fixed")
+    return Replay(frame=frame, name=name, p95_ms=p95_ms, price_per_hour=price_per_hour)
 
 
-def policies(
-    replica: Curve, rates: Sequence[float] | NDArray[np.float64], chosen: Mapping[str, Hpa | int], **settings: Any
+def compare_policies(
+    replica: Replica, rates: Sequence[float] | NDArray[np.float64], policies: Mapping[str, Hpa | int], **settings: Any
 ) -> Policies:
     """The same day under some policies; `settings` as of `replay`."""
-    replays = tuple(replay(replica, rates, policy, name=name, **settings) for name, policy in chosen.items())
+    replays = tuple(replay(replica, rates, policy, name=name, **settings) for name, policy in policies.items())
     frame = pd.DataFrame([each.summary for each in replays])
     frame.attrs["machine"] = replica.machine
     return Policies(frame=frame, replays=replays)
@@ -256,11 +226,11 @@ def policies(
 class _Fleet:
     """Replicas, those that start, and the requests that wait; and the autoscaler that looks at them."""
 
-    def __init__(self, replica: Curve, policy: Hpa | int, *, start_s: float, deadline_s: float) -> None:
+    def __init__(self, replica: Replica, policy: Hpa | int, *, start_s: float, deadline_s: float) -> None:
         self._replica, self._hpa = replica, policy if isinstance(policy, Hpa) else None
         self._ready = policy if isinstance(policy, int) else policy.min_replicas
         self._loads = replica.frame["share"].to_numpy()
-        self._curves = {column: replica.frame[column].to_numpy() for column in (*findings.SIGNALS, "p95_ms")}
+        self._curves = {column: replica.frame[column].to_numpy() for column in (*SIGNALS, "p95_ms")}
         self._start, self._deadline_s = max(1, round(start_s / SYNC_S)), deadline_s
         self._starting: list[int] = []
         self._waiting = 0.0
@@ -280,19 +250,13 @@ class _Fleet:
         row = {column: float(np.interp(load, self._loads, values)) for column, values in self._curves.items()}
         row["queue_ms"] += wait_ms
         row["p95_ms"] += wait_ms
-        answering, paid = self._ready, self._ready + len(self._starting)
-        self._paid.append(paid)
+        row |= {"hour": step * SYNC_S / 3600, "rate": rate, "shed": waiting - self._waiting}
+        row |= {"replicas": self._ready, "paid": self._ready + len(self._starting)}
+        self._paid.append(int(row["paid"]))
         if self._hpa:
             self._seen.append(row[self._hpa.column])
             self._scale(step, self._hpa)
-        return {
-            "hour": step * SYNC_S / 3600,
-            "rate": rate,
-            "replicas": answering,
-            "paid": paid,
-            **row,
-            "shed": waiting - self._waiting,
-        }
+        return row
 
     def _scale(self, step: int, hpa: Hpa) -> None:
         total = self._ready + len(self._starting)
@@ -305,11 +269,10 @@ class _Fleet:
         elif wanted < total:
             window = max(1, hpa.down_window_s // SYNC_S)
             before = self._paid[max(0, step - hpa.down_period_s // SYNC_S)]
-            left = max(max(self._wanted[-window:]), before - hpa.down_pods)
-            if left < total:
-                gone = total - left
-                self._starting, still = self._starting[: max(0, len(self._starting) - gone)], len(self._starting)
-                self._ready -= max(0, gone - still)
+            gone = total - max(max(self._wanted[-window:]), before - hpa.down_pods)
+            if gone > 0:
+                self._ready -= max(0, gone - len(self._starting))
+                self._starting = self._starting[: max(0, len(self._starting) - gone)]
 
     def _desired(self, hpa: Hpa, total: int) -> int:
         """The formula: replicas times metric over target. Pods that start count as idle when it goes up."""
@@ -321,10 +284,3 @@ class _Fleet:
         if abs(ratio - 1) <= _TOLERANCE:
             return total
         return math.ceil(total * ratio)
-
-
-def _name(policy: Hpa | int) -> str:
-    if isinstance(policy, int):
-        return f"{policy} replicas, fixed"
-    target = f"{number(policy.target)} ms" if policy.signal == "queue" else f"{policy.target:.0%}"
-    return f"{policy.what} {target}"

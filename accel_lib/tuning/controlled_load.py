@@ -1,17 +1,17 @@
-"""A changing load on a served model, window by window, with a controller that acts meanwhile or with none."""
+"""Run a changing load on a served model, window by window, with or without a controller that acts meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from accel_lib.errors import AccelError, ServerError
+from accel_lib.formatting import number, percent
 from accel_lib.load.generator import SHED, Generator, Reply
 from accel_lib.load.runner import statistics_now
 from accel_lib.measurement import Result, to_frame
@@ -21,70 +21,61 @@ from accel_lib.triton.client import ServedModel
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.statistics import Statistics
 from accel_lib.triton.wire import serialize
-from accel_lib.tuning import findings_control
 from accel_lib.tuning.actuators import Admission, Batching, Instances, apply
-from accel_lib.tuning.control import Controller, Decision, Window
-from accel_lib.tuning.sweep import alone_ms
+from accel_lib.tuning.control import MET, Controller, Decision, Window
+from accel_lib.tuning.grid import unloaded_latency_ms
 
 SETTLE = 3  # windows after a change of the load that a controller has for finding its setting
-_MET = 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class LiveRun(Result):
-    """What became of a changing load; `frame` has one row a window.
+class ControlledRun(Result):
+    """What became of a changing load; `log` has the controller's decisions, as ``(window, decision)``.
 
-    Parameters
-    ----------
-    frame
-        ``window``, ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and ``shed`` (shares of what
-        was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a change of the load),
-        ``met`` (95% of what was offered was answered within the target), ``actions``.
-    p95_ms
-        The target.
-    log
-        The controller's decisions, as ``(window, decision)``.
-    stopped
-        Why the run ended early; empty if it did not.
+    `frame` has one row a window: ``start_s``, ``offered_per_s``, ``p95_ms`` of the answers, ``within`` and ``shed``
+    (shares of what was offered), ``goodput_per_s``, ``lost``, ``settled`` (not among the three windows after a change
+    of the load), ``met`` (95% of what was offered was answered within the target).
     """
 
     p95_ms: float
     log: tuple[tuple[int, Decision], ...] = ()
-    stopped: str = ""
 
     @property
-    def share_met(self) -> float:
-        """Share of the settled windows in which the target was met; NaN if there are none."""
+    def settled(self) -> tuple[int, int]:
+        """Settled windows in which the target was met, and all of them; of any windows where none is settled."""
         settled = self.frame[self.frame["settled"]]
-        return float(settled["met"].mean())
+        windows = settled if len(settled) else self.frame
+        return int(windows["met"].sum()), len(windows)
 
     @property
     def goodput_per_s(self) -> float:
-        """Requests a second answered within the target, over the whole run: shed ones count as misses."""
+        """Requests/s answered within the target, over the whole run: shed ones count as misses."""
         return float(self.frame["goodput_per_s"].mean())
 
     @property
     def lost(self) -> int:
-        """Requests that were let in and not answered."""
+        """Requests that were admitted and not answered."""
         return int(self.frame["lost"].sum())
 
     @property
     def decisions(self) -> str:
-        """The log in words, a line a decision; what only holds is left out."""
-        return "\n".join(
-            f"window {window + 1}, {decision.action}: {decision.words}"
-            for window, decision in self.log
-            if decision.action not in ("hold", "wait")
-        )
+        """What the controller changed and why, a line a decision."""
+        acted = [(window, decision) for window, decision in self.log if decision.actuator]
+        return "\n".join(f"window {window + 1}, {decision.action}: {decision.words}" for window, decision in acted)
 
     @property
     def headline(self) -> str:
         """In how many windows the target was met, and what was shed or lost."""
-        said = findings_control.live(self.frame, self.p95_ms)
-        return f"{said}. It ended early: {self.stopped}" if self.stopped else said
+        met, windows = self.settled
+        said = f"{met} of {windows} windows met a p95 of {self.p95_ms:g} ms"
+        said += f", with {number(self.goodput_per_s)} requests/s in time over the whole run"
+        offered = self.frame["offered_per_s"]
+        shed = float((self.frame["shed"] * offered).sum() / offered.sum())
+        said += f"; {percent(shed)} were not admitted" if shed else ""
+        return self._and_stopped(f"{said}; {self.lost:,} lost" if self.lost else said)
 
 
-def live(
+def run_load(
     served: ServedModel,
     texts: Sequence[str],
     *,
@@ -93,41 +84,22 @@ def live(
     window_s: float = 8,
     control: bool = True,
     changes_s: Sequence[float] = (),
-    max_instances: int = 2,
     gate: Admission | None = None,
-    on_window: Callable[[int, Sequence[Decision]], None] | None = None,
-) -> LiveRun:
-    """Send requests as they are due, and let a controller hold the target, or nobody.
-
-    The model keeps the setting that the controller left it with.
+) -> ControlledRun:
+    """Send requests as they are due, and let a controller hold the target; its last setting stays.
 
     Parameters
     ----------
-    served
-        A model of a running server.
-    texts
-        Sent in turn, one a request.
     arrivals
-        Seconds from the start at which requests are due: `accel_lib.load.arrivals` makes them.
+        Seconds from the start at which requests are due: `accel_lib.load.steps` makes them.
     p95_ms
         The latency target.
     window_s
         How often the controller decides; at least twice as long as a reload takes, to be judged fairly.
-    control
-        Whether there is a controller.
     changes_s
-        When the load changes, for the verdict alone; the controller is not told.
-    max_instances
-        Most instances that the controller may try.
+        When the load changes, for the table alone; the controller is not told.
     gate
-        Where requests are let in; one of its own if left out.
-    on_window
-        Called after each window with its number and the decisions.
-
-    Returns
-    -------
-    LiveRun
-        With what came back in time when the server died meanwhile: `stopped` says so.
+        Where requests are admitted; one of its own if left out.
 
     Raises
     ------
@@ -135,109 +107,118 @@ def live(
         A target that one request alone takes longer than.
     RequestError
         Not one request was answered.
-
-    Examples
-    --------
-    >>> arrivals = steps([(50, 24), (200, 40), (50, 24)])  # doctest: +SKIP
-    >>> print(live(mine, texts, arrivals=arrivals, p95_ms=50).decisions)  # doctest: +SKIP
     """
     due = np.asarray(arrivals, dtype=float)
-    rows = served._tokenize(texts, None)[1]
+    rows = served.tokenize(texts)
     inputs = [spec.name for spec in served.config.inputs]
     payloads = [serialize(served, rows.take(np.array([index])), inputs=inputs) for index in range(len(rows))]
-    if control:
-        _within_reach(served, texts, p95_ms)
     gate = gate or Admission()
-    controller = Controller(
-        admission=gate,
-        instances=Instances(served),
-        batching=Batching(served),
-        p95_ms=p95_ms,
-        max_instances=max_instances,
-    )
-    with Generator(served._server.grpc_url, payloads, schedule_s=due.tolist(), gate=gate) as generator:
-        run = _Live(served, generator, due, p95_ms, window_s, controller if control else None, on_window)
+    controller = None
+    if control:
+        _check_target(served, texts, p95_ms)
+        instances, batching = Instances(served), Batching(served)
+        controller = Controller(admission=gate, instances=instances, batching=batching, p95_ms=p95_ms)
+    with Generator(served.server.grpc_url, payloads, schedule_s=due.tolist(), gate=gate) as generator:
+        run = _Run(served, generator, due, p95_ms, window_s, controller)
         run.watch()
         generator.finish()
     if not any(reply.answer is not None for reply in generator.replies):
         raise request_error(served.name, next((r.refusal for r in generator.replies if r.refusal), "no reply"))
-    frame = to_frame(_rows(generator.replies, generator.began_s, due, p95_ms, window_s, changes_s, run.log))
     stopped = request_error(served.name, generator.stopped).cause if generator.stopped else ""
-    return LiveRun(frame=frame, p95_ms=p95_ms, log=tuple(run.log), stopped=stopped)
+    return ControlledRun(frame=to_frame(run.rows(changes_s)), p95_ms=p95_ms, log=tuple(run.log), stopped=stopped)
 
 
-class _Live:
+@dataclasses.dataclass
+class _Run:
     """The windows of a run, as they pass."""
 
-    def __init__(
-        self,
-        served: ServedModel,
-        generator: Generator,
-        due: NDArray[np.float64],
-        p95_ms: float,
-        window_s: float,
-        controller: Controller | None,
-        on_window: Callable[[int, Sequence[Decision]], None] | None,
-    ) -> None:
-        self.served, self.generator, self.due = served, generator, due
-        self.p95_ms, self.window_s, self.controller, self.on_window = p95_ms, window_s, controller, on_window
-        self.log: list[tuple[int, Decision]] = []
-        self.seen = 0
-        self.counted: Statistics | None = None
-        self.changing: threading.Thread | None = None
-        self.failures: list[str] = []
+    served: ServedModel
+    generator: Generator
+    due: NDArray[np.float64]
+    p95_ms: float
+    window_s: float
+    controller: Controller | None
+    log: list[tuple[int, Decision]] = dataclasses.field(default_factory=list)
+    seen: int = 0  # replies of former windows
+    changing: Future[str] | None = None  # a change that is in progress
+
+    def __post_init__(self) -> None:
+        self.background = ThreadPoolExecutor(1)
+        self.offered = np.bincount(self._window_of(self.due))
+        self.counted = statistics_now(self.served)
 
     def watch(self) -> None:
-        """Until the last window is over or nothing can be answered any more."""
-        progress, self.counted = Progress("Load"), statistics_now(self.served)
-        for number in range(_windows(self.due, self.window_s)):
-            progress.tick(f"window {number + 1}")
-            until = (self.generator.began_s or time.perf_counter()) + (number + 1) * self.window_s
+        """Until the last window is over or the server responds no more."""
+        progress = Progress("Load")
+        for index in range(len(self.offered)):
+            progress.tick(f"window {index + 1}")
+            until = (self.generator.began_s or time.perf_counter()) + (index + 1) * self.window_s
             while (left := until - time.perf_counter()) > 0:
                 if self.generator.wait(min(left, 0.5)):
                     break
             if self.controller and not self.generator.stopped:
-                self._decide(number, self.controller)
-        if self.changing:
-            self.changing.join()
+                self._decide(index, self.controller)
+        self.background.shutdown()
         progress.clear()
 
-    def _decide(self, number: int, controller: Controller) -> None:
-        if self.changing and not self.changing.is_alive():
+    def rows(self, changes_s: Sequence[float]) -> list[dict[str, object]]:
+        """A row a window, of the requests that were due in it."""
+        replies: list[list[Reply]] = [[] for _ in self.offered]
+        at = np.array([reply.due_s for reply in self.generator.replies]) - self.generator.began_s
+        for reply, index in zip(self.generator.replies, self._window_of(at), strict=True):
+            replies[min(index, len(replies) - 1)].append(reply)
+        rows: list[dict[str, object]] = []
+        for index, part in enumerate(replies):
+            window, start_s = self._outcome(index, part), index * self.window_s
+            since_s = start_s - max(change for change in (0.0, *changes_s) if change <= start_s + 1e-9)
+            rows.append(
+                {
+                    "start_s": start_s,
+                    "offered_per_s": window.offered_per_s,
+                    "p95_ms": window.p95_ms,
+                    "within": window.within,
+                    "shed": window.shed,
+                    "goodput_per_s": window.goodput_per_s,
+                    "lost": sum(reply.answer is None and reply.refusal != SHED for reply in part),
+                    "settled": since_s >= (SETTLE - 0.5) * self.window_s,
+                    "met": window.within >= MET,
+                }
+            )
+        return rows
+
+    def _decide(self, index: int, controller: Controller) -> None:
+        if self.changing and self.changing.done():
+            controller.changed(self.changing.result())
             self.changing = None
-            controller.changed(self.failures.pop() if self.failures else "")
-        decisions = controller.step(self._window(number))
-        for decision in decisions:
-            self.log.append((number, decision))
+        replies = self.generator.replies[self.seen :]
+        self.seen += len(replies)
+        before, self.counted = self.counted, statistics_now(self.served)
+        window = self._outcome(index, replies, _between(before, self.counted))
+        for decision in controller.step(window):
+            self.log.append((index, decision))
             if decision.action == "admission" and decision.actuator:
                 decision.actuator.apply(**decision.settings)
             elif decision.actuator:
-                self.changing = threading.Thread(target=self._change, args=(decision,), daemon=True)
-                self.changing.start()
-        if self.on_window:
-            self.on_window(number, decisions)
+                self.changing = self.background.submit(apply, decision.actuator, decision.settings)
 
-    def _change(self, decision: Decision) -> None:
-        if decision.actuator and (failure := apply(decision.actuator, decision.settings)):
-            self.failures.append(failure)
-
-    def _window(self, number: int) -> Window:
-        replies, self.seen = self.generator.replies[self.seen :], len(self.generator.replies)
-        start = number * self.window_s
-        offered = int(((self.due >= start) & (self.due < start + self.window_s)).sum())
-        ms = np.array([(r.ended_s - r.due_s) * 1e3 for r in replies if r.answer is not None])
-        before, self.counted = self.counted, statistics_now(self.served)
+    def _outcome(self, index: int, replies: Sequence[Reply], counted: Statistics | None = None) -> Window:
+        """What became of a window's requests, from these replies."""
+        offered = max(int(self.offered[index]), 1)
+        ms = np.array([(reply.ended_s - reply.due_s) * 1e3 for reply in replies if reply.answer is not None])
         return Window(
             offered_per_s=offered / self.window_s,
-            within=min(1.0, float((ms <= self.p95_ms).sum()) / max(offered, 1)),
-            shed=sum(r.refusal == SHED for r in replies) / max(offered, 1),
+            within=min(1.0, float((ms <= self.p95_ms).sum()) / offered),
+            shed=sum(reply.refusal == SHED for reply in replies) / offered,
             p95_ms=percentile(ms, 95) if len(ms) else float("nan"),
-            counted=_since(before, self.counted),
+            counted=counted,
         )
 
+    def _window_of(self, at_s: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.maximum(at_s / self.window_s, 0).astype(np.int64)
 
-def _within_reach(served: ServedModel, texts: Sequence[str], p95_ms: float) -> None:
-    alone = alone_ms(served, texts)
+
+def _check_target(served: ServedModel, texts: Sequence[str], p95_ms: float) -> None:
+    alone = unloaded_latency_ms(served, texts)
     if alone > p95_ms:
         raise AccelError(
             "No control can meet that target: a request that is alone takes longer.",
@@ -246,50 +227,7 @@ def _within_reach(served: ServedModel, texts: Sequence[str], p95_ms: float) -> N
         )
 
 
-def _rows(
-    replies: Sequence[Reply],
-    began_s: float,
-    due: NDArray[np.float64],
-    p95_ms: float,
-    window_s: float,
-    changes_s: Sequence[float],
-    log: Sequence[tuple[int, Decision]],
-) -> list[dict[str, Any]]:
-    """A row a window, by when requests were due."""
-    at = np.array([reply.due_s - began_s for reply in replies])
-    ms = np.array([(reply.ended_s - reply.due_s) * 1e3 for reply in replies])
-    answered = np.array([reply.answer is not None for reply in replies])
-    shed = np.array([reply.refusal == SHED for reply in replies])
-    rows = []
-    for number in range(_windows(due, window_s)):
-        start = number * window_s
-        here = (at >= start) & (at < start + window_s)
-        offered = max(int(((due >= start) & (due < start + window_s)).sum()), 1)
-        good, done = int((here & answered & (ms <= p95_ms)).sum()), here & answered
-        since = start - max([change for change in (0.0, *changes_s) if change <= start + 1e-9])
-        rows.append(
-            {
-                "window": number,
-                "start_s": start,
-                "offered_per_s": offered / window_s,
-                "p95_ms": percentile(ms[done], 95) if done.any() else float("nan"),
-                "within": good / offered,
-                "shed": int((here & shed).sum()) / offered,
-                "goodput_per_s": good / window_s,
-                "lost": int((here & ~answered & ~shed).sum()),
-                "settled": since >= (SETTLE - 0.5) * window_s,
-                "met": good / offered >= _MET,
-                "actions": ", ".join(d.action for n, d in log if n == number and d.actuator),
-            }
-        )
-    return rows
-
-
-def _windows(due: NDArray[np.float64], window_s: float) -> int:
-    return int(due[-1] / window_s) + 1
-
-
-def _since(before: Statistics | None, after: Statistics | None) -> Statistics | None:
+def _between(before: Statistics | None, after: Statistics | None) -> Statistics | None:
     """What was counted in between; since a reload, where one set the numbers back."""
     if before is None or after is None:
         return after

@@ -1,4 +1,4 @@
-"""What a batcher can do, from how long its batches take: t(n) = a + b·n, capacity, latency, and how many to let in.
+"""What a batcher can do, from how long its batches take, t(n) = a + b·n: capacity, latency, and how many to admit.
 
 A batch costs `a` whatever is in it (reading the weights, the calls) and `b` for each request in it. Both come from
 Triton's own statistics, which tell by batch size how long executions kept an instance.
@@ -14,8 +14,8 @@ import numpy as np
 
 GUESS = 0.5  # share of a lone request's time taken for `a`, until a batch was seen
 _FULL = 0.95  # share of the capacity from which a queue has no end
-_MOST = 4_096  # requests let in, at most
-_INSIDE = (0.5, 0.75)  # of the target, spent behind the gate, if batches are
+_MOST = 4_096  # requests admitted, at most
+_INSIDE = (0.5, 0.75)  # of the target, spent after admission, if batches are
 _EFFICIENT = 0.95  # times as fast as with all the target
 
 
@@ -37,19 +37,25 @@ class BatchTime:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serving:
-    """How a model is served, as far as this plan goes."""
+class ServingConfig:
+    """How a model is served, as far as a controller changes it."""
 
     instance_count: int
     max_batch_size: int
     max_queue_delay_us: int
 
+    def __str__(self) -> str:
+        instances = f"{self.instance_count} instance{'s' if self.instance_count > 1 else ''}"
+        batches = f"batches of up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
+        delay = f" and {self.max_queue_delay_us / 1e3:g} ms of delay" if self.max_queue_delay_us else ""
+        return f"{instances} with {batches}{delay}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prospect:
-    """What a way of serving should do at some load: most requests a second, and p95 in ms (infinite if too many)."""
+class Prediction:
+    """What a configuration should do at some load: most requests/s, and p95 in ms (infinite if that is too many)."""
 
-    serving: Serving
+    serving: ServingConfig
     capacity_per_s: float
     p95_ms: float
 
@@ -61,8 +67,6 @@ def fit_batch_time(
 
     Where batches of one size alone were seen, `share` of a lone request's time is taken for what a batch costs once.
 
-    Examples
-    --------
     >>> fit_batch_time({1: 10, 4: 5}, {1: 0.03, 4: 0.03})
     BatchTime(fixed_s=0.002, each_s=0.001, guessed=False)
     """
@@ -74,7 +78,7 @@ def fit_batch_time(
     each = np.array([spent_s[size] for size in seen]) / count
     mean_n, mean_s = (float((values * count).sum() / count.sum()) for values in (n, each))
     slope, start = np.polyfit(n, each, 1, w=np.sqrt(count)) if len(seen) > 1 else (0.0, 0.0)
-    if slope <= 0:  # one size alone, or noise: batches that cost nothing each would let everybody in
+    if slope <= 0:  # one size alone, or noise: with batches that cost nothing each, every request would be admitted
         lone = mean_s / (share + (1 - share) * mean_n)
         return BatchTime(fixed_s=share * lone, each_s=(1 - share) * lone, guessed=True)
     if start < 0:  # no batch pays: the nearest line that may be
@@ -82,53 +86,41 @@ def fit_batch_time(
     return BatchTime(fixed_s=round(float(start), 9), each_s=round(float(slope), 9))
 
 
-def prospect(time: BatchTime, serving: Serving, rate_per_s: float, *, parallel: float | None = None) -> Prospect:
-    """What a way of serving should do.
+def predict(time: BatchTime, serving: ServingConfig, rate: float, *, parallel: float | None = None) -> Prediction:
+    """What a configuration should do at `rate` requests/s.
 
     The batch settles where as many requests arrive as are served while one runs: ``n = rate × t(n) / instances``. A
-    request waits for the batch that runs, then for its own: twice t(n), with n two standard deviations up.
-
-    Parameters
-    ----------
-    time
-        How long a batch takes.
-    serving
-        How the model is served.
-    rate_per_s
-        Requests a second.
-    parallel
-        As how many undisturbed instances they work together; None takes all of them.
+    request waits for the batch that runs, then for its own: twice t(n), with n two standard deviations up. `parallel`
+    is as how many undisturbed instances they work together; None takes all of them.
     """
     width = parallel or serving.instance_count
     capacity = width * serving.max_batch_size / time.seconds(serving.max_batch_size)
-    if rate_per_s >= _FULL * capacity:
-        return Prospect(serving=serving, capacity_per_s=capacity, p95_ms=math.inf)
-    settled = rate_per_s * time.fixed_s / max(width - rate_per_s * time.each_s, 1e-9)
+    if rate >= _FULL * capacity:
+        return Prediction(serving=serving, capacity_per_s=capacity, p95_ms=math.inf)
+    settled = rate * time.fixed_s / max(width - rate * time.each_s, 1e-9)
     usual = min(max(settled, 1.0), float(serving.max_batch_size))
     crowded = min(usual + 2 * math.sqrt(usual), float(serving.max_batch_size))
-    rounds = 2.0 if crowded < serving.max_batch_size else 2.0 / (1 - rate_per_s / capacity)
-    p95_s = serving.max_queue_delay_us / 1e6 + rounds * time.seconds(crowded)
-    return Prospect(serving=serving, capacity_per_s=capacity, p95_ms=p95_s * 1e3)
+    batches = 2.0 if crowded < serving.max_batch_size else 2.0 / (1 - rate / capacity)
+    p95_s = serving.max_queue_delay_us / 1e6 + batches * time.seconds(crowded)
+    return Prediction(serving=serving, capacity_per_s=capacity, p95_ms=p95_s * 1e3)
 
 
-def admissible(time: BatchTime, serving: Serving, target_ms: float) -> int:
-    """How many requests may be under way so that the last one is answered within a time; at least one an instance."""
-    room_s = target_ms / 1e3
+def admissible(time: BatchTime, serving: ServingConfig, target_ms: float) -> int:
+    """How many requests may be in flight so that the last one is answered within a time; at least one an instance."""
     low, high = serving.instance_count, _MOST
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _last_s(time, serving, middle) <= room_s else (low, middle - 1)
+        in_time = _last_s(time, serving, middle) <= target_ms / 1e3
+        low, high = (middle, high) if in_time else (low, middle - 1)
     return low
 
 
-def admission(time: BatchTime, serving: Serving, target_ms: float) -> tuple[int, int]:
-    """How many requests may be under way, and how many ms others may wait for a place and still be in time.
+def admission(time: BatchTime, serving: ServingConfig, target_ms: float) -> tuple[int, int]:
+    """How many requests may be in flight, and how many ms others may wait for admission and still be in time.
 
-    As few are let in as keep batches efficient: who waits outside is turned away by the clock, not by a forecast.
+    As few are admitted as keep batches efficient: the others are rejected by the clock, not by a forecast.
 
-    Examples
-    --------
-    >>> batched = Serving(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
+    >>> batched = ServingConfig(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
     >>> admission(BatchTime(fixed_s=0.001, each_s=0.001), batched, 60)
     (28, 30)
     """
@@ -141,8 +133,8 @@ def admission(time: BatchTime, serving: Serving, target_ms: float) -> tuple[int,
     return limit, max(0, round(target_ms - last_s * 1e3))
 
 
-def _last_s(time: BatchTime, serving: Serving, count: int) -> float:
-    """How long the last of so many takes: the rest of a running batch, then ``ceil(count / (instances × batch))``."""
+def _last_s(time: BatchTime, serving: ServingConfig, count: int) -> float:
+    """When the last of `count` is done: the rest of a running batch, then ``ceil(count / (instances × batch))``."""
     together = serving.instance_count * serving.max_batch_size
     computed_s = time.fixed_s * (math.ceil(count / together) + 1) + time.each_s * count / serving.instance_count
     return serving.max_queue_delay_us / 1e6 + computed_s

@@ -21,8 +21,8 @@ from tritonclient.grpc.service_pb2 import ModelInferResponse
 import accel_lib as accel
 from accel_lib.load.generator import Generator
 from accel_lib.triton import ServedModel, Server, default_config, serialize, write_model
-from accel_lib.tuning.cores import share_cores
-from accel_lib.tuning.findings_tune import setting
+from accel_lib.tuning.grid import share_cores
+from accel_lib.tuning.results import described
 from benchmarks.encoders.peers import JSON, Service, Way, peers, started
 
 HERE = Path(__file__).parent
@@ -140,7 +140,7 @@ def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
     found = share_cores(served, texts, concurrency=TUNED_AT, seconds=seconds, repeats=3).frame
     fastest = found.loc[found["sentences_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
     served.configure(**fastest.to_dict())
-    return setting(fastest)
+    return described(fastest)
 
 
 def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> list[Service]:

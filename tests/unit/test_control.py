@@ -15,7 +15,7 @@ from accel_lib.load.arrivals import steps
 from accel_lib.triton.statistics import Statistics
 from accel_lib.tuning.actuators import Admission, apply
 from accel_lib.tuning.control import Controller, Window
-from accel_lib.tuning.queueing import BatchTime, Serving, admissible, admission, fit_batch_time, prospect
+from accel_lib.tuning.queueing import BatchTime, ServingConfig, admissible, admission, fit_batch_time, predict
 
 WINDOW_S, TARGET_MS = 5.0, 50.0
 NOTHING = dict.fromkeys(
@@ -235,24 +235,24 @@ def test_the_time_of_a_batch_is_fitted_from_what_triton_counts():
 def test_a_plan_knows_when_a_queue_has_no_end():
     time, serving = (
         BatchTime(fixed_s=0.004, each_s=0.001),
-        Serving(instance_count=1, max_batch_size=1, max_queue_delay_us=0),
+        ServingConfig(instance_count=1, max_batch_size=1, max_queue_delay_us=0),
     )
-    assert prospect(time, serving, 100).capacity_per_s == pytest.approx(200)
-    assert prospect(time, serving, 100).p95_ms < 50
-    assert prospect(time, serving, 250).p95_ms == math.inf
+    assert predict(time, serving, 100).capacity_per_s == pytest.approx(200)
+    assert predict(time, serving, 100).p95_ms < 50
+    assert predict(time, serving, 250).p95_ms == math.inf
 
 
 def test_as_many_are_let_in_as_are_answered_in_time():
     time = BatchTime(fixed_s=0.01, each_s=0.001)
-    batched = Serving(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
+    batched = ServingConfig(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
     assert admissible(time, batched, 50) == 30  # 10 ms for what runs, 10 ms and a millisecond each for the rest
-    alone = Serving(instance_count=1, max_batch_size=1, max_queue_delay_us=0)
+    alone = ServingConfig(instance_count=1, max_batch_size=1, max_queue_delay_us=0)
     assert admissible(time, alone, 50) == 3
     assert admissible(time, alone, 1) == 1
 
 
 def test_as_many_wait_outside_as_keep_batches_efficient_and_as_long_as_they_may():
-    short = Serving(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
+    short = ServingConfig(instance_count=1, max_batch_size=64, max_queue_delay_us=0)
     limit, timeout_ms = admission(BatchTime(fixed_s=0.001, each_s=0.001), short, 60)
     assert limit < admissible(BatchTime(fixed_s=0.001, each_s=0.001), short, 60)
     assert limit + 2 + timeout_ms == 60
@@ -288,7 +288,7 @@ def test_who_finds_no_place_waits_for_one_in_turn_until_the_timeout():
         second.cancel()
         await asyncio.wait([second])
         gate.release()
-        assert gate.under_way == 0
+        assert gate.in_flight == 0
         assert await gate.acquire()
 
     asyncio.run(story())

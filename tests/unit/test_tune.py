@@ -10,11 +10,9 @@ import pytest
 
 from accel_lib.errors import AccelError
 from accel_lib.stats import mean_interval
-from accel_lib.tuning import findings_tune
-from accel_lib.tuning.cores import core_settings
-from accel_lib.tuning.journal import Journal
-from accel_lib.tuning.racing import leader, over, settle
-from accel_lib.tuning.sweep import pooled
+from accel_lib.tuning.grid import core_settings
+from accel_lib.tuning.results import Sweep
+from accel_lib.tuning.rounds import Journal, leader, next_round, over, pooled
 
 MEASURED = {"model": "tiny", "seconds": 1}
 
@@ -30,8 +28,8 @@ def rounds(*rates, p95_ms=40.0, spread=0.1, first=1):
     ]  # fmt: skip
 
 
-def again(runs, p95_ms=50, repeats=5, tolerance=0.05):
-    return settle(runs, p95_ms, repeats=repeats, tolerance=tolerance)
+def again(runs, p95_ms=50, repeats=5):
+    return next_round(runs, p95_ms, repeats=repeats)
 
 
 def test_the_winner_of_one_round_and_its_runner_up_are_measured_again():
@@ -91,14 +89,12 @@ def test_the_interval_of_three_rounds_is_that_of_their_mean():
 def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_path):
     file = tmp_path / "sweep.jsonl"
     journal = Journal(file, MEASURED)
-    journal.alone_ms = 3.0
     journal.add({"max_batch_size": 8}, rounds(100)[0] | {"p99": np.float64(3.0)})
     file.write_text(file.read_text() + '{"setting": {"max_batch')
     again = Journal(file, MEASURED)
-    assert again.alone_ms == 3.0
-    assert [run["sentences_per_s"] for run in again.runs({"max_batch_size": 8})] == [100]
+    assert [run["sentences_per_s"] for run in again.rounds({"max_batch_size": 8})] == [100]
     again.add({"max_batch_size": 8}, rounds(101)[0])
-    assert len(Journal(file, MEASURED).runs({"max_batch_size": 8})) == 2
+    assert len(Journal(file, MEASURED).rounds({"max_batch_size": 8})) == 2
     assert [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -116,38 +112,31 @@ def test_a_journal_of_another_sweep_is_refused_and_says_what_differs(tmp_path):
         Journal(tmp_path / "notes.txt", MEASURED)
 
 
-def table(rates, p95, batches, **settings):
+def sweep(rates, p95, batches, *, p95_ms=50, unloaded_latency_ms=8.0, **settings):
+    """A sweep whose intervals are 5% to either side."""
     frame = pd.DataFrame(settings | {"sentences_per_s": rates, "p95_ms": p95, "mean_batch_size": batches})
+    frame.attrs["machine"] = "2 cores"
     for name in ("sentences_per_s", "p95_ms"):
         frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] * 0.95, frame[name] * 1.05
-    return findings_tune.with_front(frame)
+    best = frame.loc[frame["p95_ms"] <= p95_ms, "sentences_per_s"].max()
+    frame["over_best_high"] = frame["sentences_per_s_high"] / (0.95 * best)
+    return Sweep(frame=frame, served=None, base=None, p95_ms=p95_ms, unloaded_latency_ms=unloaded_latency_ms)
 
 
 def test_the_front_holds_what_nothing_beats_in_both():
-    frame = table([100, 200, 150, 90], [10, 20, 30, 5], [1, 1, 1, 1], max_batch_size=[1, 2, 4, 8])
-    assert frame["on_front"].tolist() == [True, True, False, True]
+    found = sweep([100, 200, 150, 90], [10, 20, 30, 5], [1, 1, 1, 1], max_batch_size=[1, 2, 4, 8])
+    assert found.front["max_batch_size"].tolist() == [8, 1, 2]
 
 
-def test_the_reason_for_a_batch_size_is_the_batches_it_makes():
-    frame = table([100, 200], [40, 20], [1, 6], max_batch_size=[1, 8])
-    (reason,) = findings_tune.reasons(frame, 50)
-    assert reason == (
-        "no batches instead of batches of up to 8: 0.50× throughput, 2.0× p95, "
-        "with batches of 1.0 on average instead of 6.0"
+def test_the_explanation_says_what_each_setting_alone_changes():
+    found = sweep([100, 200], [40, 20], [1, 6], max_batch_size=[1, 8])
+    assert found.explanation == (
+        "no batches instead of batches of up to 8: 0.50× the throughput and 2.0× the p95, batches of 1.0 against 6.0"
     )
-
-
-def test_a_delay_that_gathers_nobody_is_said_to_only_add_latency():
-    frame = table([100, 100], [20, 24], [1.1, 1.1], max_queue_delay_us=[0, 4_000])
-    (reason,) = findings_tune.reasons(frame, 50)
-    assert reason.startswith("4 ms queue delay instead of no queue delay only adds latency, 1.2× the p95")
-    assert reason.endswith("batches of 1.1 on average either way")
-
-
-def test_a_setting_that_changes_nothing_is_said_to():
-    frame = table([100, 101], [20, 20], [2, 2], instance_count=[1, 2])
-    (reason,) = findings_tune.reasons(frame, 50)
-    assert "no significant difference" in reason
+    delay = sweep([100, 100], [20, 24], [1.1, 1.1], max_queue_delay_us=[0, 4_000])
+    assert "4 ms queue delay instead of no queue delay: 1.2× the p95" in delay.explanation
+    alike = sweep([100, 101], [20, 20], [2, 2], instance_count=[1, 2])
+    assert "no significant difference" in alike.explanation
 
 
 def test_a_leader_whose_run_was_too_short_for_an_interval_leaves_the_ratio_open():
@@ -156,22 +145,30 @@ def test_a_leader_whose_run_was_too_short_for_an_interval_leaves_the_ratio_open(
     assert 0 < low < ratio
 
 
-def test_a_ratio_from_common_rounds_decides_where_intervals_overlap():
-    frame = table([100, 97], [20, 20], [2, 2], instance_count=[2, 1])
-    assert findings_tune.best_setting(frame, 50)["instance_count"] == 1
-    frame["over_best_high"] = [1.0, 0.99]
-    assert findings_tune.best_setting(frame, 50)["instance_count"] == 2
+def test_of_settings_that_are_not_told_apart_the_simplest_is_taken():
+    found = sweep([100, 97], [20, 20], [2, 2], instance_count=[2, 1])
+    assert found.best == {"instance_count": 1}
+    found.frame["over_best_high"] = [1.0, 0.99]
+    assert found.best == {"instance_count": 2}
 
 
 def test_a_target_below_what_one_request_takes_is_named_as_out_of_reach():
-    said = findings_tune.tuning(table([100], [20], [2], instance_count=[1]), 5, alone_ms=8.0)
-    assert said.endswith("none can, as a request that is alone takes 8.0 ms already")
+    said = sweep([100], [20], [2], instance_count=[1], p95_ms=5).headline
+    assert said.endswith("none can, as one request alone takes 8.0 ms")
 
 
 def test_another_version_is_called_by_its_engine():
-    frame = table([100, 200], [20, 20], [2, 2], version=[1, 2], engine=["onnx fp32", "onnx int8"])
-    assert findings_tune.tuning(frame, 50).startswith("onnx int8, version 2: 200 sentences/s")
-    assert "(onnx fp32 instead of onnx int8)" in findings_tune.reasons(frame, 50)[0]
+    found = sweep([100, 200], [20, 20], [2, 2], version=[1, 2], engine=["onnx fp32", "onnx int8"])
+    assert found.headline.startswith("onnx int8, version 2: 200 sentences/s")
+    assert "(onnx fp32 instead of onnx int8)" in found.explanation
+
+
+def test_ways_to_share_cores_are_told_apart_in_the_table_of_a_sweep():
+    settings = {"instance_count": [2, 1, 1], "threads": [1, 2, 1]}
+    shown = str(sweep([328, 212, 179], [146, 125, 161], [2, 2, 2], p95_ms=np.inf, **settings)).splitlines()
+    assert "instances threads" in shown[0]
+    assert len({tuple(line.split()[:2]) for line in shown[1:4]}) == 3
+    assert shown[4].startswith("2 instances, 1 thread each: 328 sentences/s")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 96])

@@ -26,7 +26,6 @@ from .more import sharing as sharing
 from .service import latency_breakdown as latency_breakdown
 from .service import payload as payload
 from .simulator import curve as curve
-from .simulator import fidelity as fidelity
 from .step_response import control as control
 from .tune import memory as memory
 from .tune import tuning as tuning

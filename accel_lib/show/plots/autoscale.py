@@ -8,35 +8,41 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.formatting import number, percent
+from accel_lib.formatting import listed, number, percent
 from accel_lib.show.plots.base import BLUE, GREY, LIGHT, ORANGE, VERMILLION, canvas, finish, label
-from accel_lib.tuning import findings_autoscale as findings
+from accel_lib.tuning.autoscale import MOST_LATE
+from accel_lib.tuning.replica import SIGNALS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from accel_lib.tuning.autoscale import Policies
-    from accel_lib.tuning.replica import Curve
+    from accel_lib.tuning.replica import Replica
 
 
 _LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
 _LETTER = 0.0105  # width of a label's letter, of the axes'
 
 
-def signals(replica: Curve) -> Axes:
+def signals(replica: Replica) -> Axes:
     """Queue time and both utilisations of one replica, each relative to its value at half load, by load."""
-    frame = replica.frame
+    frame, growths = replica.frame, replica.growths
     ax = canvas(replica.headline, rows=6)
-    measured = [signal for signal in findings.SIGNALS if not frame[signal].isna().any()]
     ax.set_yscale("log")
-    for signal, (colour, width) in zip(measured, _LINES, strict=False):
-        relative = frame[signal] / findings.half(frame, signal)
-        ax.plot(100 * frame["share"], relative, color=colour, linewidth=width, marker="o", markersize=2 + width)
-    grown = np.array([findings.growth(frame, signal) for signal in measured])
+    for signal, (colour, width) in zip(growths, _LINES, strict=False):
+        ax.plot(
+            100 * frame["share"],
+            replica.relative(signal),
+            color=colour,
+            linewidth=width,
+            marker="o",
+            markersize=2 + width,
+        )
+    grown = np.array(list(growths.values()))
     low, high = np.log(ax.get_ylim())
-    for line, signal, height in zip(ax.lines, measured, _apart((np.log(grown) - low) / (high - low)), strict=True):
+    for line, signal, height in zip(ax.lines, growths, _apart((np.log(grown) - low) / (high - low)), strict=True):
         place = (100 * float(frame["share"].iloc[-1]), float(np.exp(low + height * (high - low))))
-        label(ax, *place, findings.SIGNALS[signal])
+        label(ax, *place, SIGNALS[signal])
         ax.texts[-1].set_color(line.get_color())
     ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
     ax.yaxis.set_major_formatter("{x:g}×")
@@ -50,7 +56,9 @@ def signals(replica: Curve) -> Axes:
 
 def day(chosen: Policies, *names: str) -> Axes:
     """The replicas that policies keep through the day, over those that the load needs."""
-    ax = canvas(findings.day(chosen.frame, names), rows=6)
+    changes = chosen.frame.set_index("name")["changes"]
+    title = f"Replicas change through the day: {listed([f'{name} {changes[name]:,} times' for name in names])}"
+    ax = canvas(title, rows=6)
     first = chosen.replays[0].frame
     ax.fill_between(first["hour"], first["needed"], step="post", color=LIGHT, zorder=0)
     ax.annotate("needed for the load", (2.2, 0.15), color=GREY, fontsize=10)
@@ -71,7 +79,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     frame = chosen.frame
     ax = canvas(chosen.headline, rows=6)
     late = 100 * frame["late"]
-    ax.axvspan(-100, 100 * findings.MOST_LATE, color="#EAF5F0", zorder=0)
+    ax.axvspan(-100, 100 * MOST_LATE, color="#EAF5F0", zorder=0)
     top = 1.18 * float(frame["cost_per_million"].max())
     width = 1.12 * max(late.max(), 1)
     said = [
@@ -86,7 +94,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
         frame["cost_per_million"].to_numpy() / top, [sorted(span) for span in zip(late, ends, strict=True)]
     )
     for (_, row), x, end, words, height in zip(frame.iterrows(), late, ends, said, heights, strict=True):
-        kept = row["late"] <= findings.MOST_LATE
+        kept = row["late"] <= MOST_LATE
         ax.scatter(x, row["cost_per_million"], s=75, color=BLUE if kept else GREY, zorder=2)
         near = (x + (0.018 if end > x else -0.018) * width, height * top)
         ax.annotate(words, near, ha="left" if end > x else "right", va="center", fontsize=10)

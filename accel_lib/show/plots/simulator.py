@@ -1,4 +1,4 @@
-"""Figures of the simulator: the curve with measured dots, its errors, and the answer that sliders redraw."""
+"""Figures of the simulator: the latency curve with measured dots, and the prediction that sliders redraw."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from accel_lib.errors import require
 from accel_lib.formatting import number
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, VERMILLION, canvas, ends, finish
-from accel_lib.simulation import findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from accel_lib.simulation.curve import Curve
 
 _INKS = {"now": BLUE, "A": ORANGE, "B": PURPLE, "measured": VERMILLION}
 _BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -25,17 +26,10 @@ _DPI = 80
 _LETTERS = 92
 
 
-def curve(frame: pd.DataFrame, p95_ms: float | None = None) -> Axes:
-    """Latency over load: simulated lines, measured dots with their intervals.
-
-    Parameters
-    ----------
-    frame
-        As `latency_curve` makes it: ``kind``, ``share``, ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
-    p95_ms
-        The latency target, if there is one.
-    """
-    ax = canvas(findings.curve(frame), rows=6)
+def curve(result: Curve, p95_ms: float | None = None) -> Axes:
+    """Latency over load: simulated lines, measured dots with their intervals, and the latency target."""
+    frame = result.frame
+    ax = canvas(result.headline, rows=6)
     simulated, measured = (frame[frame["kind"] == kind] for kind in ("simulated", "measured"))
     for column, color in (("p95_ms", BLUE), ("p50_ms", GREY)):
         ax.plot(simulated["share"] * 100, simulated[column], color=color, linewidth=2)
@@ -59,30 +53,6 @@ def curve(frame: pd.DataFrame, p95_ms: float | None = None) -> Axes:
     ax.set_xticks(np.arange(0, simulated["share"].max() * 100 + 1, 20))
     ax.set_xlabel("load, % of capacity")
     ax.set_ylabel("latency, ms")
-    return finish(ax, frame)
-
-
-def fidelity(frame: pd.DataFrame, throughput_spread: float, p95_spread: float) -> Axes:
-    """The simulator's errors by setting, beside the limits.
-
-    Parameters
-    ----------
-    frame
-        One row a setting: ``workload``, ``setting``, ``throughput_error``, ``p95_error``.
-    throughput_spread, p95_spread
-        How far repeats of one real setting lie apart.
-    """
-    ax = canvas(findings.fidelity(frame, throughput_spread, p95_spread), rows=max(len(frame) // 2, 5))
-    y = np.arange(len(frame))
-    ax.axvspan(-15, 15, color=LIGHT, alpha=0.45, linewidth=0)
-    ax.axvline(0, color=GREY, linewidth=1)
-    for column, color, marker, shift in (("throughput_error", BLUE, "o", -0.12), ("p95_error", VERMILLION, "D", 0.12)):
-        ax.scatter(frame[column] * 100, y + shift, color=color, marker=marker, s=42, zorder=3)
-    ax.set_yticks(y, [f"{row['workload']}: {row['setting']}" for _, row in frame.iterrows()])
-    ax.invert_yaxis()
-    reach = max(20.0, 115 * float(frame[["throughput_error", "p95_error"]].abs().max().max()))
-    ax.set_xlim(-reach, reach)
-    ax.set_xlabel("simulated over measured, % (dots: throughput, diamonds: p95)")
     return finish(ax, frame)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from accel_lib.formatting import listed, number
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, VERMILLION, canvas, finish
-from accel_lib.tuning.findings_tune import SETTINGS
+from accel_lib.tuning.results import SETTINGS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

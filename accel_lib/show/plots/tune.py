@@ -9,41 +9,32 @@ import pandas as pd
 
 from accel_lib.formatting import number
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, SKY, VERMILLION, canvas, ends, finish
-from accel_lib.tuning import findings_tune
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from accel_lib.bench.memory import MemoryFit
+    from accel_lib.tuning.results import Sweep
 
 
-def tuning(frame: pd.DataFrame, p95_ms: float) -> Axes:
-    """Every measured setting by its p95 and throughput, with the target and the Pareto front.
-
-    Parameters
-    ----------
-    frame
-        One row a setting: the settings, ``sentences_per_s`` with ``_low`` and ``_high``, ``p95_ms`` with ``_low`` and
-        ``_high``, and ``on_front`` where the front is to be drawn.
-    p95_ms
-        The latency target.
-    """
-    ax = canvas(findings_tune.tuning(frame, p95_ms), rows=6)
-    best = findings_tune.best_setting(frame, p95_ms)
+def tuning(found: Sweep) -> Axes:
+    """Every measured setting of a sweep by its p95 and throughput, with the target and the Pareto front."""
+    frame, p95_ms, best = found.frame, found.p95_ms, found.best
+    ax = canvas(found.headline, rows=6)
     x, y = frame["p95_ms"], frame["sentences_per_s"]
-    if "on_front" in frame:
-        front = frame[frame["on_front"]].sort_values("p95_ms")
-        ax.step(front["p95_ms"], front["sentences_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
-        if len(front) > 1:
-            last = front.iloc[-1]
-            ax.annotate(
-                "no setting beats these in both", (last["p95_ms"], last["sentences_per_s"]), (0, 9),
-                textcoords="offset points", ha="right", color=BLUE, fontsize=9,
-            )  # fmt: skip
+    front = found.front
+    ax.step(front["p95_ms"], front["sentences_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
+    if len(front) > 1:
+        last = front.iloc[-1]
+        ax.annotate(
+            "no setting beats these in both", (last["p95_ms"], last["sentences_per_s"]), (0, 9),
+            textcoords="offset points", ha="right", color=BLUE, fontsize=9,
+        )  # fmt: skip
     across, up = ends(frame, "p95_ms"), ends(frame, "sentences_per_s")
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
     ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
-    at, met = (best["p95_ms"], best["sentences_per_s"]), best["p95_ms"] <= p95_ms
+    (chosen,) = frame[(frame[list(best)] == pd.Series(best)).all(axis=1)].to_dict("records")
+    at, met = (chosen["p95_ms"], chosen["sentences_per_s"]), chosen["p95_ms"] <= p95_ms
     ring = GREEN if met else ORANGE
     ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
     ax.annotate("chosen" if met else "closest", at, (-12, 8), textcoords="offset points", ha="right", color=ring)

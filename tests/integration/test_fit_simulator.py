@@ -11,11 +11,11 @@ from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.load.cpu_affinity import apart
 from accel_lib.show.simulator_ui import Knobs, Playground
-from accel_lib.simulation.calibrate import fit_simulator
 from accel_lib.simulation.curve import latency_curve
-from accel_lib.simulation.fidelity import Setting, check_fidelity, verdict_line
+from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.simulator import simulate
-from accel_lib.tuning import replica
+from accel_lib.tuning.replica import simulate_replica
+from benchmarks.simulator_check import Setting, check_fidelity, plot
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -47,7 +47,7 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
 def test_a_calibration_knows_what_executions_and_requests_take_of_the_processor(service):
     assert service.costs[1].cores > 0
     assert service.costs[1].request_cpu > 0
-    measured = replica.curve(service).frame
+    measured = simulate_replica(service).frame
     assert (measured[["cpu", "gpu"]] > 0).all(axis=None)
 
 
@@ -97,8 +97,9 @@ def test_settings_are_compared_and_the_verdict_comes_last(tiny):
     assert tiny.config == before
     assert result.frame["setting"].tolist() == ["few", "clients"]
     assert (result.frame["simulated_per_s"] > 0).all()
-    assert verdict_line(result).startswith("median error")
-    assert verdict_line(result).endswith("within the limits") == result.passed
+    assert result.verdict.startswith("median error")
+    assert result.verdict.endswith("within the limits") == result.passed
+    assert [label.get_text() for label in plot(result).get_yticklabels()] == ["tiny: few", "tiny: clients"]
 
 
 def test_the_measure_button_stops_when_the_interval_suffices_and_puts_the_configuration_back(tiny, service):

@@ -1,0 +1,2 @@
+from .curve import latency_curve as latency_curve
+from .curve import predict_settings as predict_settings
