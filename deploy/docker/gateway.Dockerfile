@@ -1,5 +1,5 @@
 # The gateway and the web UI: tokenizing, HTTP, metrics. No PyTorch and no GPU in it; models are computed by Triton.
-#   docker build --file deploy/docker/gateway.Dockerfile --tag accel-gateway:0.1.0 .
+#   docker build --file deploy/docker/gateway.Dockerfile --tag accel-gateway:0.2.0 .
 FROM python:3.12.8-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
