@@ -117,7 +117,7 @@ def step_test(
                 print(f"{name}, seed {seed}: {runs[name].headline}")
             best, worst, control = (run.goodput_per_s for run in runs.values())
             met, settled = runs["controller"].settled
-            row = {"seed": seed, "windows": settled, "met": met, "lost": runs["controller"].lost}
+            row: dict[str, Any] = {"seed": seed, "windows": settled, "met": met, "lost": runs["controller"].lost}
             row |= {"control_per_s": control, "best_per_s": best, "worst_per_s": worst}
             row |= {"over_best": control / max(best, 1e-9), "over_worst": control / max(worst, 1e-9)}
             table.append(row)
