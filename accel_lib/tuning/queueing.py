@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from accel_lib.tuning.results import described
+
 GUESS = 0.5  # share of a lone request's time taken for `a`, until a batch was seen
 _FULL = 0.95  # share of the capacity from which a queue has no end
 _MOST = 4_096  # requests admitted, at most
@@ -45,10 +47,7 @@ class ServingConfig:
     max_queue_delay_us: int
 
     def __str__(self) -> str:
-        instances = f"{self.instance_count} instance{'s' if self.instance_count > 1 else ''}"
-        batches = f"batches of up to {self.max_batch_size}" if self.max_batch_size > 1 else "no batches"
-        delay = f" and {self.max_queue_delay_us / 1e3:g} ms of delay" if self.max_queue_delay_us else ""
-        return f"{instances} with {batches}{delay}"
+        return described(dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from accel_lib.errors import RequestError
@@ -16,7 +16,7 @@ from accel_lib.measurement import Result, to_frame
 from accel_lib.triton.client import ServedModel
 from accel_lib.tuning.controlled_load import ControlledRun, run_load
 from accel_lib.tuning.grid import sweep
-from accel_lib.tuning.results import Sweep, described
+from accel_lib.tuning.results import Sweep, config_fields, described
 
 _LOW, _HIGH = 0.2, 0.8
 _ENDS = (0.4, 1.2)  # of a closed loop's throughput, between which the capacity is sought
@@ -96,40 +96,30 @@ def step_test(
     """
     grid = {"instance_count": (1, 2), "max_batch_size": (1, 64), "max_queue_delay_us": (0, round(p95_ms * 1e3))}
     found = statics or sweep(served, texts, p95_ms=p95_ms, grid=grid, repeats=2)
-    fields = {"best static": found.best, "worst static": found.slowest, "controller": found.slowest}
-    said = {name: described(fields[name]) for name in ("best static", "worst static")}
+    settings = {"best static": found.best, "worst static": found.slowest, "controller": found.slowest}
+    said = {name: described(settings[name]) for name in ("best static", "worst static")}
     lengths = [count * window_s for count in windows]
     common: dict[str, Any] = {"p95_ms": p95_ms, "window_s": window_s, "changes_s": [*itertools.accumulate(lengths)][:2]}
     first: dict[str, ControlledRun] = {}
     table: list[dict[str, Any]] = []
     with served.own_config():
-        served.configure(**fields["best static"])
+        served.configure(**config_fields(found.best))
         limit = capacity(served, texts, p95_ms=p95_ms, about_per_s=found.throughput, seconds=probe_s)
         print(f"capacity at {p95_ms:g} ms: {limit:.0f} requests/s with {said['best static']}")
         for seed in seeds:
             rates = (_LOW * limit, _HIGH * limit, _LOW * limit)
             arrivals = steps(list(zip(rates, lengths, strict=True)), seed=seed)
             runs = {}
-            for name, setting in fields.items():
-                served.configure(**setting)
+            for name, setting in settings.items():
+                served.configure(**config_fields(setting))
                 load_test(served, texts, concurrency=2, seconds=0.5, warmup_s=0)  # a new process is slow at first
                 runs[name] = run_load(served, texts, arrivals=arrivals, control=name == "controller", **common)
                 print(f"{name}, seed {seed}: {runs[name].headline}")
-            table.append({"seed": seed} | _row(runs))
+            best, worst, control = (run.goodput_per_s for run in runs.values())
+            met, settled = runs["controller"].settled
+            row: dict[str, Any] = {"seed": seed, "windows": settled, "met": met, "lost": runs["controller"].lost}
+            row |= {"control_per_s": control, "best_per_s": best, "worst_per_s": worst}
+            row |= {"over_best": control / max(best, 1e-9), "over_worst": control / max(worst, 1e-9)}
+            table.append(row)
             first = first or runs
     return StepTest(frame=to_frame(table), runs=first, settings=said)
-
-
-def _row(runs: Mapping[str, ControlledRun]) -> dict[str, Any]:
-    control, best, worst = (runs[name] for name in ("controller", "best static", "worst static"))
-    met, windows = control.settled
-    return {
-        "windows": windows,
-        "met": met,
-        "lost": control.lost,
-        "control_per_s": control.goodput_per_s,
-        "best_per_s": best.goodput_per_s,
-        "worst_per_s": worst.goodput_per_s,
-        "over_best": control.goodput_per_s / max(best.goodput_per_s, 1e-9),
-        "over_worst": control.goodput_per_s / max(worst.goodput_per_s, 1e-9),
-    }

@@ -47,7 +47,7 @@ def test_a_delay_that_misses_the_target_is_taken_away_under_load_and_nothing_is_
     assert found.max_queue_delay_us == 0
     assert run.lost == 0
     assert "batching: " in run.decisions
-    assert "400 ms of delay" in run.decisions
+    assert "400 ms queue delay" in run.decisions
     assert not run.frame["met"].iloc[0]
     assert after.frame["met"].all()
     assert run.headline in run._repr_html_()

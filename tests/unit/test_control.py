@@ -170,7 +170,7 @@ def test_a_delay_that_alone_misses_the_target_is_taken_away():
     windows, log = controlled(plant, [100] * 8)
     assert plant.setting["max_queue_delay_us"] == 0
     assert windows[-1].within >= 0.95
-    assert any("60 ms of delay" in decision.words for _, decision in log)
+    assert any("60 ms queue delay" in decision.words for _, decision in log)
 
 
 def test_too_many_are_turned_away_and_the_others_answered_in_time():
