@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 
 MOST_CONNECTIONS = 8192
 _MOST_HEAD_BYTES = 16_384  # request line, headers and trailers of one request
@@ -180,9 +180,9 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         if self._late is not None:
             self._late.cancel()
-        log.warning("refused", extra={"fields": {"status": problem.status, "code": problem.code}})
+        log.warning("refused", extra={"status": problem.status, "code": problem.code})
         app: Any = self.config.app
-        app.state.metrics.requests.labels("none", "", "", str(problem.status)).inc()
+        app.state.services.metrics.requests.labels("none", "", "", str(problem.status)).inc()
         mine = self._idle or (not self._in_head and not self.cycle.response_started and not self.pipeline)
         if self.cycle is not None:
             self.cycle.disconnected = True

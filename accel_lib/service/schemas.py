@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from accel_lib.service.catalog import InputType, Truncate
+from accel_lib.service.errors import Problem
 from accel_lib.service.fields import Body, ModelName, Texts, one_or_many
-from accel_lib.service.problems import Problem
-from accel_lib.service.served import InputType, Truncate
 
 
 class _TextBody(Body):

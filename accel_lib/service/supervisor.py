@@ -1,4 +1,4 @@
-"""The owner of Triton: starts it, watches it, and starts it again when it died, a little later each time."""
+"""Starts Triton, watches it, and starts it again when it died, after a longer pause each time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
+from pydantic import Field
 
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.triton.config import ModelConfig
@@ -22,11 +23,13 @@ from accel_lib.triton.process import Ports
 from accel_lib.triton.server import Server, serve
 
 _log = logging.getLogger("accel.supervisor")
-_WATCH_S, _ASK_S = 0.1, 2.0
+_WATCH_S = 0.1
+_ASK_S = 2.0
 _LOOKS_BETWEEN = 10
 _STUB = "triton_python_backend_stub"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
-_CALM_S = 60.0  # after so long without a death the pauses start from the first again
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 15.0
+_CALM_S = 60.0  # after that long without a death the pauses start from the first again
 _KEPT_ERRORS = 20
 
 
@@ -42,9 +45,9 @@ class Served:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Incident:
-    """Something that went wrong, `at_s` seconds since 1970."""
+    """Something that went wrong."""
 
-    at_s: float
+    at: Annotated[int, Field(description="Seconds since 1970.")]
     what: str
 
 
@@ -60,7 +63,7 @@ class Supervisor:
     triton
         A running server to watch; it stays its owner's, and is started again all the same when it dies.
     settings
-        Settings of `ModelConfig` by model, in place of those in its file.
+        Settings of `ModelConfig` by model, instead of those in its file.
     flags
         Further options of ``tritonserver``.
     clock, now
@@ -94,6 +97,7 @@ class Supervisor:
         self._changing = threading.Lock()
         self._suspects: set[str] = set()
         self.restarts = 0
+        self.failed: AccelError | None = None  # what kept Triton from starting
         self.incidents: list[Incident] = []
 
     @property
@@ -164,7 +168,7 @@ class Supervisor:
         return sorted(self._models - ready)
 
     def load(self, model: str) -> None:
-        """Load a model, or load it anew from its files; it counts as served from now on.
+        """Load a model, or load it again from its files; it counts as served from now on.
 
         Raises
         ------
@@ -206,20 +210,20 @@ class Supervisor:
 
     def _watch(self) -> None:
         for look in itertools.count():
-            if self._over.wait(_WATCH_S) or self.server.stopped:  # by its owner, who has no need of it any more
+            if self._over.wait(_WATCH_S) or self.server.stopped:  # by its owner, who needs it no longer
                 return
             if not self.server.running:
                 self._recover()
             elif look % _LOOKS_BETWEEN == 0 and self._changing.acquire(blocking=False):
                 try:  # not while an operator changes a model, whose processes come and go then
-                    self._mend()
+                    self._reload_broken()
                 finally:
                     self._changing.release()
 
-    def _mend(self) -> None:
-        """Load a model again whose Python process has ended: Triton itself would call it ready and refuse for ever."""
-        ill = self._ill()
-        for model in sorted(ill & self._suspects):  # at two looks, so not one that is just being loaded
+    def _reload_broken(self) -> None:
+        """Load a model again whose Python process has ended: Triton itself calls it ready and refuses for ever."""
+        broken = self._broken()
+        for model in sorted(broken & self._suspects):  # at two looks, so not one that is just being loaded
             self._note(f"a process of {model} ended by itself")
             try:
                 self.server.load(model)
@@ -227,9 +231,9 @@ class Supervisor:
                 self._note(f"{model} did not load again: {error.cause}")
             if model in self._settings:
                 self._reload(model)
-        self._suspects = ill
+        self._suspects = broken
 
-    def _ill(self) -> set[str]:
+    def _broken(self) -> set[str]:
         """Models that have fewer Python processes than instances."""
         pid = self.server.pid
         if not pid:  # somebody else's Triton, or one that is gone
@@ -250,7 +254,7 @@ class Supervisor:
         return set()
 
     def _recover(self) -> None:
-        """Start Triton again, and again, until it runs or nobody wants it any more."""
+        """Start Triton again, and again, until it runs or is no longer wanted."""
         self._recovering = True
         if self._clock() - self._started_s > _CALM_S:
             self._pause_s = 0.0
@@ -288,4 +292,4 @@ class Supervisor:
 
     def _note(self, what: str) -> None:
         _log.error(what)
-        self.incidents = [*self.incidents[1 - _KEPT_ERRORS :], Incident(at_s=self._now(), what=what)]
+        self.incidents = [*self.incidents[1 - _KEPT_ERRORS :], Incident(at=int(self._now()), what=what)]

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 from accel_lib.texts.files import short
 
 _LONGEST_PLACE = 100

@@ -1,4 +1,4 @@
-"""What the gateway knows of the models behind it: tokenizers, manifests, and which versions answer now."""
+"""The models behind the gateway: their tokenizers and manifests, and which versions answer now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.encoding import Row
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import SEGMENTS, Ragged
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
@@ -155,8 +155,8 @@ class ServedVersion:
         return next((self.manifest.prompts[name] for name in names if name in self.manifest.prompts), "")
 
 
-class Catalogue:
-    """The versions that answer, read anew from Triton and the repository by `refresh`."""
+class Catalog:
+    """The versions that answer, read again from Triton and the repository by `refresh`."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
@@ -288,7 +288,7 @@ class Catalogue:
         before = self._statistics.get(name)
         with contextlib.suppress(RequestError):
             now = self._statistics[name] = ServedModel(self._supervisor.server, name).statistics()
-            with contextlib.suppress(ServerError):  # loaded anew meanwhile: nothing to subtract from
+            with contextlib.suppress(ServerError):  # loaded again meanwhile: nothing to subtract from
                 change = now - before if before else now
                 spent = change.queue_ns + change.compute_input_ns + change.compute_infer_ns + change.compute_output_ns
                 if spent:

@@ -14,22 +14,24 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from accel_lib.artifact import Task
 from accel_lib.scores import to_scores
-from accel_lib.service.auth import Principal, needs
-from accel_lib.service.describe import described, problems
-from accel_lib.service.inference import (
+from accel_lib.service.auth import require_role
+from accel_lib.service.catalog import Inputs, ServedVersion
+from accel_lib.service.errors import Problem
+from accel_lib.service.fields import read
+from accel_lib.service.keys import Principal
+from accel_lib.service.openapi import described, problems
+from accel_lib.service.routes.inference import (
     VERSION_HEADER,
     Answer,
     Caller,
+    as_list,
     infer,
     normalized,
-    off_loop,
-    read,
     respond,
     shortened,
     to_json,
 )
-from accel_lib.service.problems import Problem
-from accel_lib.service.served import Catalogue, Inputs, ServedVersion
+from accel_lib.service.services import services
 from accel_lib.service.tei_schemas import (
     MOST_TOKENS,
     Classes,
@@ -66,8 +68,7 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
 async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
     asked = await read(EmbedRequest, request)
-    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
-    inputs = Inputs(texts=texts, truncate=asked.side, tei=True, prompt_name=asked.prompt_name)
+    inputs = Inputs(texts=as_list(asked.inputs), truncate=asked.side, tei=True, prompt_name=asked.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
     vectors = shortened(answer.output, asked.dimensions)
     vectors = normalized(vectors) if asked.normalize else np.ascontiguousarray(vectors)
@@ -124,13 +125,13 @@ async def root(request: Request, caller: Caller) -> Response:
 async def tokenize(request: Request, _: Caller) -> Response:
     """The tokens of each text, uncut, by the tokenizer of the model behind these endpoints."""
     asked = await read(TokenizeRequest, request)
-    texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+    texts = as_list(asked.inputs)
     _check_size(sum(map(len, texts)), "inputs", "characters")
     served = _served(request)
     prompt = served.prompt(Inputs(texts=texts, tei=True, prompt_name=asked.prompt_name))
     tokenizer, special = served.tokenizers["right"], asked.add_special_tokens
-    tokens = await off_loop(
-        request, lambda: to_json([tokenizer.spell(prompt + text, special=special) for text in texts])
+    tokens = await services(request).run_in_pool(
+        lambda: to_json([tokenizer.spell(prompt + text, special=special) for text in texts])
     )
     return Response(tokens, media_type="application/json")
 
@@ -142,16 +143,15 @@ async def decode(request: Request, _: Caller) -> Response:
     rows: Sequence[Any] = asked.ids if isinstance(asked.ids[0], list) else [asked.ids]
     _check_size(sum(map(len, rows)), "ids", "tokens")
     tokenizer, special = _served(request).tokenizers["right"], not asked.skip_special_tokens
-    return Response(
-        await off_loop(request, lambda: to_json(tokenizer.read(rows, special=special))), media_type="application/json"
-    )
+    texts = await services(request).run_in_pool(lambda: to_json(tokenizer.read(rows, special=special)))
+    return Response(texts, media_type="application/json")
 
 
 @router.get("/info", responses=problems(401, 403, 404, 503))
-async def info(request: Request, _: Annotated[Principal, Depends(needs("viewer"))]) -> Info:
+async def info(request: Request, _: Annotated[Principal, Depends(require_role("viewer"))]) -> Info:
     """The model behind these endpoints, and the limits of a request."""
-    state, served = request.app.state, _served(request)
-    manifest, settings = served.manifest, state.settings
+    own, served = services(request), _served(request)
+    manifest, settings = served.manifest, own.settings
     names = {str(index): label for index, label in enumerate(manifest.labels)}
     classes = Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
     return Info(
@@ -163,19 +163,19 @@ async def info(request: Request, _: Annotated[Principal, Depends(needs("viewer")
         max_input_length=manifest.max_length,
         max_batch_tokens=settings.max_batch_tokens,
         max_client_batch_size=settings.max_inputs,
-        tokenization_workers=state.workers,
+        tokenization_workers=own.workers,
         version=__version__,
     )
 
 
 def _task(request: Request) -> Task:
     """What the model behind the root is for."""
-    return "embedding" if "embedding" in request.app.state.catalogue.tasks() else "classification"
+    return "embedding" if "embedding" in services(request).catalog.tasks() else "classification"
 
 
 def _served(request: Request) -> ServedVersion:
-    catalogue: Catalogue = request.app.state.catalogue
-    return catalogue.find(catalogue.first(_task(request)), request.headers.get(VERSION_HEADER, ""))
+    catalog = services(request).catalog
+    return catalog.find(catalog.first(_task(request)), request.headers.get(VERSION_HEADER, ""))
 
 
 def _check_size(size: int, field: str, unit: str) -> None:
@@ -186,4 +186,4 @@ def _check_size(size: int, field: str, unit: str) -> None:
 
 
 async def _infer(request: Request, caller: Caller, task: Task, inputs: Inputs) -> Answer:
-    return await infer(request, caller, task, inputs, model=request.app.state.catalogue.first(task))
+    return await infer(request, caller, task, inputs, model=services(request).catalog.first(task))

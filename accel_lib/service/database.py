@@ -1,4 +1,4 @@
-"""What the gateway must not forget: one SQLite file, in write-ahead mode, that several processes may open.
+"""The gateway's SQLite file for keys, experiments and the audit log; several processes may open it (write-ahead mode).
 
 A change is either on the disk when the call returns or an error and not there: a full disk loses nothing, and reading
 goes on meanwhile. What the tables mean is the business of the modules that own them.
@@ -39,7 +39,7 @@ CREATE TABLE audit (
 """
 
 
-class State:
+class Database:
     """An open state file; made if it is not there, readable by its owner only.
 
     Parameters
@@ -151,7 +151,7 @@ class State:
         except (sqlite3.Error, OSError) as error:
             cause = f"The gateway's state could not be {what}."
             if self._closed:
-                fix = "open it again: State(path)"
+                fix = "open it again: Database(path)"
             elif getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
                 cause = "The gateway's state file is damaged, or no state file of this library."
                 fix = f"put a copy of {self.path.name} in its place, or start without: {self._set_aside}"
