@@ -271,11 +271,12 @@ def revoke_key(identity: Annotated[str, typer.Argument(metavar="ID", help="As ac
 @contextlib.contextmanager
 def _keys() -> Iterator[Keys]:
     """The keys of the gateway that ACCEL_STATE_FILE, or the default, names."""
+    from accel_lib.service.database import Database
     from accel_lib.service.keys import Keys
     from accel_lib.service.settings import Settings
 
-    with Database(Settings().state_file) as state:
-        yield Keys(state)
+    with Database(Settings().state_file) as database:
+        yield Keys(database)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -110,7 +110,7 @@ class TestImages:
             f"import accel_lib.{name}"
             for name in (
                 "cli",
-                "service.command",
+                "service.__main__",
                 "show.dashboard.server",
                 "show.dashboard.app",
                 "show.dashboard.simulator",

@@ -175,7 +175,7 @@ def test_a_full_disk_changes_nothing_and_what_was_seen_waits(state, experiments)
     with pytest.raises(StateError, match="full"):
         while True:
             state.write("INSERT INTO audit VALUES (NULL, 0, '', '', '', '', ?, '')", ("x" * 500,))
-    wide = SPLIT.model_copy(update={"weights": dict.fromkeys("123", 1.0), "shadow_share": 0.123456789})
+    wide = SPLIT.model_copy(update={"weights": dict.fromkeys("12", 1.0), "shadow_share": 0.123456789})
     with pytest.raises(StateError, match="full"):
         for number in range(2_000):
             experiments.begin("trial", wide.model_copy(update={"shadow": "3", "shadow_share": 1 / (number + 1)}))

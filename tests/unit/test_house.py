@@ -131,6 +131,13 @@ def test_importing_it_imports_nothing_heavy(module):
     assert not set(done.stdout.split()) & set(HEAVY)
 
 
+def test_the_gateway_loads_neither_pandas_nor_the_laboratory():
+    code = "import sys, accel_lib.service.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    laboratory = [f"accel_lib.{package}" for package in ("bench", "load", "simulation", "tuning", "measurement")]
+    assert not [name for name in done.stdout.split() if name.startswith(("pandas", "torch", "matplotlib", *laboratory))]
+
+
 def test_conda_and_make_create_what_pyproject_says():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     makefile = (ROOT / "Makefile").read_text()
