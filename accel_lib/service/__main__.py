@@ -16,8 +16,8 @@ from accel_lib.service.settings import Settings
 
 _MOST_FILES = 65_536
 _OWN_FILES = 256  # of the process itself, beside its connections
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
-_LOG_NAMES = {"asctime": "time", "levelname": "level", "name": "logger", "message": "event", "exc_info": "exception"}
+_LOG_FORMAT = "%(levelname)s %(name)s %(message)s"
+_LOG_NAMES = {"levelname": "level", "name": "logger", "message": "event", "exc_info": "exception"}
 
 
 def run_gateway(settings: Settings) -> None:
@@ -31,7 +31,7 @@ def run_gateway(settings: Settings) -> None:
         A port is taken, the state file cannot be used, or Triton or its models do not come up.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter(_LOG_FORMAT, rename_fields=_LOG_NAMES))
+    handler.setFormatter(JsonFormatter(_LOG_FORMAT, rename_fields=_LOG_NAMES, timestamp="time"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     Connection.most = min(MOST_CONNECTIONS, _open_files() - _OWN_FILES)
     with (

@@ -75,7 +75,7 @@ def create_app(
     metrics_port
         A port that shows the metrics and nothing else.
     clock, now
-        Monotonic seconds, and seconds since 1970, which a token's end and the audit log go by.
+        Monotonic seconds, and seconds since 1970, which keys and the audit log go by.
 
     Raises
     ------
@@ -101,8 +101,7 @@ def _make_services(
         triton = attach(settings.triton_host, ports, settings.repository)
     tokens = None
     if settings.jwt_public_key_file is not None:
-        issuer, audience = settings.jwt_issuer, settings.jwt_audience
-        tokens = Tokens(settings.jwt_public_key_file, issuer=issuer, audience=audience, now=now)
+        tokens = Tokens(settings.jwt_public_key_file, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
     metrics, database = Metrics(), Database(settings.state_file)
     supervisor = Supervisor(
         settings.repository,

@@ -30,17 +30,7 @@ _NO_DIGEST = hashlib.sha256(secrets.token_bytes(_SECRET_BYTES)).digest()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key as it is stored: everything but the secret.
-
-    Parameters
-    ----------
-    id, name
-        Public part of the key, and what it is for.
-    roles
-        As given when it was made.
-    created_s, revoked_s
-        Seconds since 1970; `revoked_s` is None while it may be used.
-    """
+    """A key as it is stored: everything but the secret; `revoked_s` is None while it may be used."""
 
     id: str
     name: str
@@ -51,17 +41,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who a request comes from.
-
-    Parameters
-    ----------
-    id
-        ``"key:<id>"`` or ``"jwt:<subject>"``; quotas and the audit log go by it.
-    name
-        For people.
-    roles
-        All that it may do, included roles too.
-    """
+    """Who a request comes from, by an id such as ``"key:<id>"`` or ``"jwt:<subject>"``, with all roles included."""
 
     id: str
     name: str
@@ -89,13 +69,7 @@ class Keys:
         self._seen = database.changes()
 
     def create(self, name: str, roles: Iterable[str]) -> str:
-        """Make a key and return it; it cannot be shown again.
-
-        Raises
-        ------
-        StateError
-            A role does not exist, or the state cannot be written.
-        """
+        """Make a key and return it; it cannot be shown again. Raises `StateError` if a role does not exist."""
         given = sorted(set(roles))
         all_roles(given)
         identity, secret = secrets.token_hex(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
@@ -109,14 +83,10 @@ class Keys:
     def all(self) -> list[Key]:
         """Every key ever made, oldest first."""
         return [
-            Key(
-                id=row["id"],
-                name=row["name"],
-                roles=frozenset(role for role in ROLES if role in row["roles"].split()),
-                created_s=row["created_s"],
-                revoked_s=row["revoked_s"],
+            Key(**{**row, "roles": frozenset(role for role in ROLES if role in row["roles"].split())})
+            for row in self._database.read(
+                "SELECT id, name, roles, created_s, revoked_s FROM keys ORDER BY created_s, id"
             )
-            for row in self._database.read("SELECT * FROM keys ORDER BY created_s, id")
         ]
 
     def revoke(self, identity: str) -> None:
@@ -125,8 +95,7 @@ class Keys:
             "UPDATE keys SET revoked_s = ? WHERE id = ? AND revoked_s IS NULL", (self._now(), identity)
         )
         if not changed:
-            fix = "accel keys list shows the ids"
-            raise StateError("No key in use has that id.", seen=identity, fix=fix)
+            raise StateError("No key in use has that id.", seen=identity, fix="accel keys list shows the ids")
 
     def principal(self, key: str) -> Principal | None:
         """Whose key it is; None for a key that is none or was revoked."""

@@ -102,18 +102,7 @@ class GatewayServer(uvicorn.Server):
 
 
 def bind(host: str, port: int, variable: str = "ACCEL_PORT") -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
-
-    Parameters
-    ----------
-    variable
-        The setting that the port comes from.
-
-    Raises
-    ------
-    ServerError
-        The port is taken or not allowed, or this machine has no such address.
-    """
+    """A socket that listens; port 0 takes a free one. `variable` is the setting that the port comes from."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         opened = socket.create_server((host, port), family=family, backlog=_BACKLOG)

@@ -56,8 +56,8 @@ class Supervisor:
 
     Parameters
     ----------
-    repository, models
-        What to serve; no models means all that are built.
+    models
+        What to serve of the repository; none means all that are built.
     ports
         Of Triton; those of the first start are kept through every restart.
     triton
@@ -66,8 +66,6 @@ class Supervisor:
         Settings of `ModelConfig` by model, instead of those in its file.
     flags
         Further options of ``tritonserver``.
-    clock, now
-        Monotonic seconds, and seconds since 1970.
     """
 
     def __init__(
@@ -123,13 +121,7 @@ class Supervisor:
         return frozenset(self._models)
 
     def start(self) -> None:
-        """Start Triton, load the models and watch from now on.
-
-        Raises
-        ------
-        ServerError
-            Triton or a model does not come up.
-        """
+        """Start Triton, load the models and watch from now on; raises `ServerError` if one does not come up."""
         if self._server is None:
             self._server = self._serve(sorted(self._models) or "all")
             self._started_s = self._clock()
@@ -148,13 +140,7 @@ class Supervisor:
             self._server.stop()
 
     def versions(self) -> list[Served]:
-        """Every version that Triton knows; none while it is away.
-
-        Raises
-        ------
-        RequestError
-            It does not say so in time: nothing is known then.
-        """
+        """Every version that Triton knows; none while it is away; raises `RequestError` if it does not respond in time."""
         if not self.running:
             return []
         found = self.server.connection.index(_ASK_S)
@@ -168,35 +154,20 @@ class Supervisor:
         return sorted(self._models - ready)
 
     def load(self, model: str) -> None:
-        """Load a model, or load it again from its files; it counts as served from now on.
-
-        Raises
-        ------
-        ServerError
-            It did not load: what answered before keeps answering.
-        """
+        """Load a model, or load it again from its files; if it raises, what answered before keeps answering."""
         with self._changing:
             self.server.load(model)
             self._models.add(model)
 
     def unload(self, model: str) -> None:
-        """Unload a model. It stays one that this gateway is there for, so `ready` is False until it is loaded again.
-
-        Raises
-        ------
-        ServerError
-            It is not loaded.
-        """
+        """Unload a model. It still counts as served, so `ready` is False until it is loaded again."""
         with self._changing:
             self.server.unload(model)
 
     def configure(self, model: str, settings: Mapping[str, Any]) -> ModelConfig:
         """Change settings of a model beside what was changed before; they hold through every restart of Triton.
 
-        Raises
-        ------
-        ServerError
-            There is no such setting or model, or Triton refused: what answered before keeps answering.
+        Raises `ServerError` if Triton refuses: what answered before keeps answering.
         """
         with self._changing:
             config = self.server.config(model).replace(**settings)

@@ -45,15 +45,7 @@ _REFUSALS = (
 
 
 class TritonClient:
-    """The gateway's channel to Triton.
-
-    Parameters
-    ----------
-    address
-        Gives Triton's gRPC address.
-    max_batch_tokens
-        Padded tokens in one sub-batch.
-    """
+    """The gateway's channel to Triton; `address` gives its gRPC address, a sub-batch has `max_batch_tokens` padded."""
 
     def __init__(self, address: Callable[[], str], *, max_batch_tokens: int, metrics: Metrics) -> None:
         self._address = address
@@ -70,7 +62,7 @@ class TritonClient:
         priority: int = 0,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> NDArray[np.float32]:
-        """Vectors or logits, one for each row, in their order.
+        """Vectors or logits of the rows in their order, float32 ``[n, dimension]``; a failure is a `Problem`.
 
         Parameters
         ----------
@@ -78,15 +70,6 @@ class TritonClient:
             1 is served first where the model has priority levels; 0 is its default.
         metadata
             gRPC metadata, such as the trace that this request belongs to.
-
-        Returns
-        -------
-        float32 array ``[n, dimension]``
-
-        Raises
-        ------
-        Problem
-            429, 503 or 504 as Triton says, or 500 if an output is invalid.
         """
         lengths = rows.lengths
         most = max(1, served.config.max_batch_size)

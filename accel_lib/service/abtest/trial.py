@@ -27,18 +27,10 @@ _FEWEST = 30  # responses of a version before it is judged
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Trial(Result):
-    """How two versions answered labelled requests.
+    """How versions `a` and `b` answered labelled requests, of which `lost` failed.
 
-    Parameters
-    ----------
-    frame
-        One row a version: ``name``, ``requests``, ``right`` with ``_low`` and ``_high``, ``p50_ms``.
-    answers
-        One row a request, in the order of their responses: ``version``, ``right``, ``ms``.
-    a, b
-        The versions that are compared.
-    lost
-        Requests that failed.
+    `frame` has one row a version: ``name``, ``requests``, ``right`` with ``_low`` and ``_high``, ``p50_ms``; `answers`
+    one a request, in the order of their responses: ``version``, ``right``, ``ms``.
     """
 
     answers: pd.DataFrame

@@ -1,4 +1,4 @@
-"""text-embeddings-inference's endpoints: its shapes, our models.
+"""The endpoints of Hugging Face's text-embeddings-inference, so that its clients work unmodified.
 
 There is one model behind each: the first that embeds, or the first that classifies. What needs other outputs than a
 model's own (``/embed_all``, ``/embed_sparse``) is not here.
