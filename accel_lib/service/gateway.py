@@ -7,10 +7,9 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import httpx
 
@@ -21,9 +20,6 @@ from accel_lib.service.server import GatewayServer, bind
 from accel_lib.service.services import Services
 from accel_lib.service.settings import Settings
 from accel_lib.triton.server import Server
-
-if TYPE_CHECKING:
-    from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
 
 _POLL_S = 0.02
 _GATEWAYS: list[Gateway] = []
@@ -58,30 +54,6 @@ class Gateway:
         """An HTTP client with the address and the key; `options` are httpx's."""
         headers = {"Authorization": f"Bearer {self.key}"} | dict(options.pop("headers", {}))
         return httpx.Client(base_url=self.url, headers=headers, timeout=options.pop("timeout", 60), **options)
-
-    def latency_breakdown(
-        self, texts: Sequence[str], *, model: str = "embedding", repeats: int = 20
-    ) -> LatencyBreakdown:
-        """Where the time of a request goes: with the first text alone, with all, and with the vectors in base64.
-
-        `repeats` requests of each kind are sent in turns.
-        """
-        from accel_lib.service import waterfall
-
-        with self.client() as client:
-            return waterfall.latency_breakdown(client, texts, model=model, repeats=repeats)
-
-    def payload_sizes(
-        self, texts: Sequence[str], *, model: str = "embedding", dimensions: Sequence[int] = (192, 96, 48)
-    ) -> PayloadSizes:
-        """Bytes of a vector on the wire by encoding and dimensions, and the share of nearest neighbours that it keeps.
-
-        Needs at least 12 texts, since each has ten neighbours.
-        """
-        from accel_lib.service import waterfall
-
-        with self.client() as client:
-            return waterfall.payload_sizes(client, texts, model=model, dimensions=dimensions)
 
     def stop(self) -> None:
         """Finish what is in flight and end; a Triton that it did not start runs on."""

@@ -140,7 +140,7 @@ class Supervisor:
             self._server.stop()
 
     def versions(self) -> list[Served]:
-        """Every version that Triton knows; none while it is away; raises `RequestError` if it does not respond in time."""
+        """Every version that Triton knows; none while it is away; raises `RequestError` if it is too busy to say so."""
         if not self.running:
             return []
         found = self.server.connection.index(_ASK_S)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from accel_lib.errors import RequestError
 from accel_lib.formatting import number, percent
 from accel_lib.measurement import Result, to_frame
+from accel_lib.service.gateway import Gateway
 from accel_lib.stats import overlap
 
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}
@@ -68,8 +69,13 @@ class PayloadSizes(Result):
         )
 
 
-def latency_breakdown(client: httpx.Client, texts: Sequence[str], *, model: str, repeats: int) -> LatencyBreakdown:
-    """Send one text, all texts, and all texts with vectors in base64, in turns."""
+def latency_breakdown(
+    gateway: Gateway, texts: Sequence[str], *, model: str = "embedding", repeats: int = 20
+) -> LatencyBreakdown:
+    """Where the time of a request goes: with the first text alone, with all, and with the vectors in base64.
+
+    `repeats` requests of each kind are sent in turns.
+    """
     many = f"{len(texts)} texts"
     kinds: dict[str, dict[str, Any]] = {
         "1 text": {"input": list(texts[:1])},
@@ -77,11 +83,12 @@ def latency_breakdown(client: httpx.Client, texts: Sequence[str], *, model: str,
         f"{many}, base64": {"input": list(texts)} | _BASE64,
     }
     spent: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for turn in range(repeats + 1):
-        for kind, fields in kinds.items():
-            one = _timed(client, {"model": model, "truncate": "END"} | fields)
-            if turn:  # the first turn warms up
-                spent[kind].append(one)
+    with gateway.client() as client:
+        for turn in range(repeats + 1):
+            for kind, fields in kinds.items():
+                one = _timed(client, {"model": model, "truncate": "END"} | fields)
+                if turn:  # the first turn warms up
+                    spent[kind].append(one)
     rows = [
         {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]}
         for kind, ones in spent.items()
@@ -89,19 +96,25 @@ def latency_breakdown(client: httpx.Client, texts: Sequence[str], *, model: str,
     return LatencyBreakdown(frame=to_frame(rows))
 
 
-def payload_sizes(client: httpx.Client, texts: Sequence[str], *, model: str, dimensions: Sequence[int]) -> PayloadSizes:
-    """Ask for the same vectors in both encodings and with fewer dimensions."""
+def payload_sizes(
+    gateway: Gateway, texts: Sequence[str], *, model: str = "embedding", dimensions: Sequence[int] = (192, 96, 48)
+) -> PayloadSizes:
+    """Bytes of a vector on the wire by encoding and dimensions, and the share of nearest neighbours that it keeps.
+
+    Needs at least 12 texts, since each has ten neighbours.
+    """
     asked: dict[str, dict[str, Any]] = {"float, all": {}, "base64, all": _BASE64}
     asked |= {f"base64, {width}": _BASE64 | {"dimensions": width} for width in dimensions}
     rows: list[dict[str, Any]] = []
     whole: NDArray[np.float32] | None = None
-    for name, fields in asked.items():
-        body = {"model": model, "input": list(texts), "truncate": "END"} | fields
-        answer = _checked(client.post("/v1/embeddings", json=body))
-        vectors = read_vectors(answer.json())
-        whole = vectors if whole is None else whole
-        each = len(answer.content) / len(texts)
-        rows.append({"request": name, "bytes_each": each, "top10_overlap": overlap(vectors, whole)})
+    with gateway.client() as client:
+        for name, fields in asked.items():
+            body = {"model": model, "input": list(texts), "truncate": "END"} | fields
+            answer = _checked(client.post("/v1/embeddings", json=body))
+            vectors = read_vectors(answer.json())
+            whole = vectors if whole is None else whole
+            each = len(answer.content) / len(texts)
+            rows.append({"request": name, "bytes_each": each, "top10_overlap": overlap(vectors, whole)})
     return PayloadSizes(frame=to_frame(rows))
 
 

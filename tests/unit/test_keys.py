@@ -75,7 +75,7 @@ def test_a_key_is_known_by_its_hash_only(state, keys):
         id=f"key:{keys.all()[0].id}", name="search page", roles=frozenset({"inference", "viewer"})
     )
     state.read("PRAGMA wal_checkpoint(TRUNCATE)")
-    secret = key.rpartition("_")[2].encode()
+    secret = key.split("_", 2)[2].encode()
     assert secret not in state.path.read_bytes()
     assert stat.S_IMODE(state.path.stat().st_mode) == 0o600
 

@@ -14,20 +14,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query, Request
 
 from accel_lib.errors import RequestError, ServerError
+from accel_lib.service import admin_schemas as schemas
 from accel_lib.service.abtest.experiments import ExperimentView
 from accel_lib.service.abtest.routing import Plan
-from accel_lib.service.admin_schemas import (
-    AuditLog,
-    Batching,
-    BatchingChange,
-    ExperimentChange,
-    ModelList,
-    ModelView,
-    Promotion,
-    Rollback,
-    StatisticsView,
-    VersionView,
-)
 from accel_lib.service.auth import require_role
 from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.database import Database
@@ -49,16 +38,16 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @router.get("/v1/models", responses=problems(400, 401, 403, 503))
-def models(request: Request, _: _Viewer) -> ModelList:
+def models(request: Request, _: _Viewer) -> schemas.ModelList:
     """Every model that Triton knows."""
     triton = _triton(request)
     with _triton_errors():
         names = sorted({each.model for each in triton.versions()})
-        return ModelList(data=[_view(services(request), name) for name in names])
+        return schemas.ModelList(data=[_view(services(request), name) for name in names])
 
 
 @router.get("/v1/models/{model}", responses=problems(400, 401, 403, 404, 503))
-def model(request: Request, model: _Model, _: _Viewer) -> ModelView:
+def model(request: Request, model: _Model, _: _Viewer) -> schemas.ModelView:
     """One model and the state of its versions."""
     _triton(request, model)
     with _triton_errors():
@@ -66,7 +55,7 @@ def model(request: Request, model: _Model, _: _Viewer) -> ModelView:
 
 
 @router.post("/v1/models/{model}/load", responses=problems(400, 401, 403, 404, 409, 503))
-def load(request: Request, model: _Model, who: _Operator) -> ModelView:
+def load(request: Request, model: _Model, who: _Operator) -> schemas.ModelView:
     """Load a model, or load it again from its files; what answers now goes on until then, or if this fails."""
     triton = _triton(request, model)
     with _acting(request, who, "load", model):
@@ -76,7 +65,7 @@ def load(request: Request, model: _Model, who: _Operator) -> ModelView:
 
 
 @router.post("/v1/models/{model}/unload", responses=problems(400, 401, 403, 404, 409, 503))
-def unload(request: Request, model: _Model, who: _Operator) -> ModelView:
+def unload(request: Request, model: _Model, who: _Operator) -> schemas.ModelView:
     """Unload a model; the service is not ready until it is loaded again."""
     triton = _triton(request, model)
     with _acting(request, who, "unload", model):
@@ -86,13 +75,13 @@ def unload(request: Request, model: _Model, who: _Operator) -> ModelView:
 
 
 @router.get("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 503))
-def batching_now(request: Request, model: _Model, _: _Viewer) -> Batching:
+def batching_now(request: Request, model: _Model, _: _Viewer) -> schemas.Batching:
     """How a model is batched now."""
-    return Batching.of(model, _triton(request, model).server.config(model))
+    return schemas.Batching.of(model, _triton(request, model).server.config(model))
 
 
 @router.put("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 409, 503))
-def batching(request: Request, model: _Model, change: BatchingChange, who: _Operator) -> Batching:
+def batching(request: Request, model: _Model, change: schemas.BatchingChange, who: _Operator) -> schemas.Batching:
     """Change how a model is batched, from now on and after every restart; what answers now goes on meanwhile."""
     triton, settings, own = _triton(request, model), change.settings(), services(request)
     with _acting(request, who, "batching", model, **settings):
@@ -100,15 +89,15 @@ def batching(request: Request, model: _Model, change: BatchingChange, who: _Oper
         saved = json.dumps(triton.settings(model))
         own.database.write("INSERT OR REPLACE INTO batching VALUES (?, ?)", (model, saved))
         own.catalog.refresh()
-    return Batching.of(model, config)
+    return schemas.Batching.of(model, config)
 
 
 @router.get("/v1/models/{model}/statistics", responses=problems(400, 401, 403, 404, 409, 503))
-def statistics(request: Request, model: _Model, _: _Viewer) -> StatisticsView:
+def statistics(request: Request, model: _Model, _: _Viewer) -> schemas.StatisticsView:
     """What Triton counted since the model was last loaded: batch sizes, queue and compute times."""
     triton = _triton(request, model)
     with _triton_errors():
-        return StatisticsView.of(model, triton.server.model(model).statistics())
+        return schemas.StatisticsView.of(model, triton.server.model(model).statistics())
 
 
 @router.get("/v1/experiments/{name}", responses=problems(400, 401, 403, 404, 503))
@@ -118,7 +107,9 @@ def experiment(request: Request, name: _Name, _: _Operator) -> ExperimentView:
 
 
 @router.put("/v1/experiments/{name}", responses=problems(400, 401, 403, 404, 409, 503))
-def change_experiment(request: Request, name: _Name, change: ExperimentChange, who: _Operator) -> ExperimentView:
+def change_experiment(
+    request: Request, name: _Name, change: schemas.ExperimentChange, who: _Operator
+) -> ExperimentView:
     """Begin an experiment or change its plan, promote one of its versions, or roll back."""
     own = services(request)
     action = "experiment" if isinstance(change, Plan) else change.action
@@ -127,17 +118,17 @@ def change_experiment(request: Request, name: _Name, change: ExperimentChange, w
             case Plan():
                 own.catalog.refresh()  # a version may have been loaded this second
                 own.experiments.begin(name, change)
-            case Promotion():
+            case schemas.Promotion():
                 own.experiments.promote(name, change.version, vector_space_id=change.vector_space_id)
-            case Rollback():
+            case schemas.Rollback():
                 own.experiments.roll_back(name)
     return own.experiments.report(name)
 
 
 @router.get("/v1/audit", responses=problems(400, 401, 403, 503))
-def audit(request: Request, _: _Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> AuditLog:
+def audit(request: Request, _: _Admin, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> schemas.AuditLog:
     """What operators did, latest first."""
-    return AuditLog(data=services(request).audit.entries(limit))
+    return schemas.AuditLog(data=services(request).audit.entries(limit))
 
 
 def saved_settings(database: Database) -> dict[str, dict[str, Any]]:
@@ -175,15 +166,15 @@ def _triton_errors() -> Iterator[None]:
         raise Problem(409, f"{error.cause} Seen: {error.seen}.", code="refused_by_triton") from error
 
 
-def _view(own: Services, model: str) -> ModelView:
+def _view(own: Services, model: str) -> schemas.ModelView:
     served = {each.version: each for each in own.catalog.versions if each.name == model}
-    return ModelView(
+    return schemas.ModelView(
         id=model,
         created=max((each.created_s for each in served.values()), default=0),
         root=next(iter(served.values())).manifest.model if served else model,
         live_version=own.experiments.live(model),
         versions=[
-            VersionView(
+            schemas.VersionView(
                 version=each.version,
                 state=each.state or "not loaded",
                 reason=each.reason,

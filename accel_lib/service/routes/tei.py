@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from accel_lib.artifact import Task
 from accel_lib.scores import to_scores
+from accel_lib.service import tei_schemas as schemas
 from accel_lib.service.auth import require_role
 from accel_lib.service.catalog import Inputs, ServedVersion
 from accel_lib.service.errors import Problem
@@ -32,30 +33,15 @@ from accel_lib.service.routes.inference import (
     to_json,
 )
 from accel_lib.service.services import services
-from accel_lib.service.tei_schemas import (
-    MOST_TOKENS,
-    Classes,
-    ClassifierType,
-    DecodeRequest,
-    EmbeddingType,
-    EmbedRequest,
-    Info,
-    Pooling,
-    Prediction,
-    PredictRequest,
-    SimilarityRequest,
-    Token,
-    TokenizeRequest,
-)
 from accel_lib.service.validation import read_json
 from accel_lib.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"])
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _VECTORS = {"type": "array", "items": _NUMBERS}
-_CLASSES = {"type": "array", "items": Prediction.model_json_schema()}
+_CLASSES = {"type": "array", "items": schemas.Prediction.model_json_schema()}
 _TEXTS = {"type": "array", "items": {"type": "string"}}
-_TOKENS = {"type": "array", "items": {"type": "array", "items": Token.model_json_schema()}}
+_TOKENS = {"type": "array", "items": {"type": "array", "items": schemas.Token.model_json_schema()}}
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 _ONE_OR_MANY = {"anyOf": [_CLASSES, {"type": "array", "items": _CLASSES}]}
 
@@ -64,10 +50,10 @@ def _content(schema: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-@router.post("/embed", **described(EmbedRequest, None, content=_content(_VECTORS)))
+@router.post("/embed", **described(schemas.EmbedRequest, None, content=_content(_VECTORS)))
 async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
-    asked = await read(EmbedRequest, request)
+    asked = await read(schemas.EmbedRequest, request)
     inputs = Inputs(texts=as_list(asked.inputs), truncate=asked.side, tei=True, prompt_name=asked.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
     vectors = shortened(answer.output, asked.dimensions)
@@ -75,10 +61,10 @@ async def embed(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(vectors))
 
 
-@router.post("/similarity", **described(SimilarityRequest, None, content=_content(_NUMBERS)))
+@router.post("/similarity", **described(schemas.SimilarityRequest, None, content=_content(_NUMBERS)))
 async def similarity(request: Request, caller: Caller) -> Response:
     """Cosine of a text with each of some others, by the first model that embeds."""
-    asked = await read(SimilarityRequest, request)
+    asked = await read(schemas.SimilarityRequest, request)
     how, texts = asked.parameters, [asked.inputs.source_sentence, *asked.inputs.sentences]
     inputs = Inputs(texts=texts, truncate=how.side, tei=True, prompt_name=how.prompt_name)
     answer = await _infer(request, caller, "embedding", inputs)
@@ -86,10 +72,10 @@ async def similarity(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(np.array(others) @ source))
 
 
-@router.post("/predict", **described(PredictRequest, None, content=_content(_ONE_OR_MANY)))
+@router.post("/predict", **described(schemas.PredictRequest, None, content=_content(_ONE_OR_MANY)))
 async def predict(request: Request, caller: Caller) -> Response:
     """Classify a text, a pair of texts, or a batch of either, with the first model for it."""
-    asked = await read(PredictRequest, request)
+    asked = await read(schemas.PredictRequest, request)
     batch = isinstance(asked.inputs, list) and isinstance(asked.inputs[0], list)
     parts: Sequence[Any] = asked.inputs if batch else [asked.inputs]
     items = [[part] if isinstance(part, str) else part for part in parts]
@@ -107,7 +93,7 @@ async def predict(request: Request, caller: Caller) -> Response:
 @router.post(
     "/",
     **described(
-        EmbedRequest | SimilarityRequest | PredictRequest,
+        schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest,
         None,
         content=_content({"anyOf": [_VECTORS, _NUMBERS, *_ONE_OR_MANY["anyOf"]]}),
     ),
@@ -121,10 +107,10 @@ async def root(request: Request, caller: Caller) -> Response:
     return await (similarity if compare else embed)(request, caller)
 
 
-@router.post("/tokenize", **described(TokenizeRequest, None, content=_content(_TOKENS)))
+@router.post("/tokenize", **described(schemas.TokenizeRequest, None, content=_content(_TOKENS)))
 async def tokenize(request: Request, _: Caller) -> Response:
     """The tokens of each text, uncut, by the tokenizer of the model behind these endpoints."""
-    asked = await read(TokenizeRequest, request)
+    asked = await read(schemas.TokenizeRequest, request)
     texts = as_list(asked.inputs)
     _check_size(sum(map(len, texts)), "inputs", "characters")
     served = _served(request)
@@ -136,10 +122,10 @@ async def tokenize(request: Request, _: Caller) -> Response:
     return Response(tokens, media_type="application/json")
 
 
-@router.post("/decode", **described(DecodeRequest, None, content=_content(_TEXTS)))
+@router.post("/decode", **described(schemas.DecodeRequest, None, content=_content(_TEXTS)))
 async def decode(request: Request, _: Caller) -> Response:
     """The texts that token ids of the model behind these endpoints stand for."""
-    asked = await read(DecodeRequest, request)
+    asked = await read(schemas.DecodeRequest, request)
     rows: Sequence[Any] = asked.ids if isinstance(asked.ids[0], list) else [asked.ids]
     _check_size(sum(map(len, rows)), "ids", "tokens")
     tokenizer, special = _served(request).tokenizers["right"], not asked.skip_special_tokens
@@ -148,17 +134,19 @@ async def decode(request: Request, _: Caller) -> Response:
 
 
 @router.get("/info", responses=problems(401, 403, 404, 503))
-async def info(request: Request, _: Annotated[Principal, Depends(require_role("viewer"))]) -> Info:
+async def info(request: Request, _: Annotated[Principal, Depends(require_role("viewer"))]) -> schemas.Info:
     """The model behind these endpoints, and the limits of a request."""
     own, served = services(request), _served(request)
     manifest, settings = served.manifest, own.settings
     names = {str(index): label for index, label in enumerate(manifest.labels)}
-    classes = Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
-    return Info(
+    classes = schemas.Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
+    return schemas.Info(
         model_id=manifest.model,
         model_dtype=_DTYPES.get(manifest.precision, manifest.precision),
         served_model_name=served.name,
-        model_type=ClassifierType(classifier=classes) if names else EmbeddingType(embedding=Pooling()),
+        model_type=schemas.ClassifierType(classifier=classes)
+        if names
+        else schemas.EmbeddingType(embedding=schemas.Pooling()),
         max_concurrent_requests=settings.max_in_flight,
         max_input_length=manifest.max_length,
         max_batch_tokens=settings.max_batch_tokens,
@@ -180,8 +168,10 @@ def _served(request: Request) -> ServedVersion:
 
 def _check_size(size: int, field: str, unit: str) -> None:
     """Tokens take a hundred bytes each here, so that a request of many would fill the memory."""
-    if size > MOST_TOKENS:
-        message = f"{field} has {size:,} {unit}; at most {MOST_TOKENS:,} are taken at once. Send several requests."
+    if size > schemas.MOST_TOKENS:
+        message = (
+            f"{field} has {size:,} {unit}; at most {schemas.MOST_TOKENS:,} are taken at once. Send several requests."
+        )
         raise Problem(400, message, param=field, code="too_many_tokens")
 
 
