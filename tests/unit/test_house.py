@@ -83,7 +83,7 @@ def test_a_module_imports_only_from_its_own_floor_or_lower(path):
             assert FLOOR[name.split(".")[1]] <= FLOOR[room(path)], f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("package", ["bench", "load", "stats"])
+@pytest.mark.parametrize("package", ["bench", "load", "service", "stats"])
 def test_a_notebook_imports_only_what_a_package_hands_on(package):
     public = set(importlib.import_module(f"accel_lib.{package}").__all__)
     for path, text in tracked():
