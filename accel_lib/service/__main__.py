@@ -47,7 +47,7 @@ def run_gateway(settings: Settings) -> None:
 def _welcome(app: FastAPI, url: str, metrics_url: str) -> str:
     services: Services = app.state.services
     settings, keys, versions = services.settings, services.auth.keys, services.catalog.versions
-    if settings.jwt_public_key_file is not None:  # a provider says who may call: no key that nobody asked for
+    if settings.jwt_public_key_file is not None:  # an identity provider says who may call: no key is made
         key, shown = "$ACCEL_TOKEN", f"tokens of {settings.jwt_issuer}"
     elif any(key.revoked_s is None for key in keys.all()):
         key, shown = "$ACCEL_KEY", "made earlier; accel keys create makes another"

@@ -157,7 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _watch(services: Services) -> None:
-    """Start Triton, then read once a second what is ready; a Triton that somebody else runs may start later."""
+    """Start Triton, then read once per second what is ready; a Triton that runs elsewhere may start later."""
     while True:
         try:
             await asyncio.to_thread(services.supervisor.start)

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the gateway: uvicorn's, with bounds on what a client may send, hold open and leave unread.
 
-Whoever connects has shown no key yet: a request's head has a size and a time, a body's framing is not larger than the
-body, few requests wait behind each other, and an answer that nobody reads is given up. A request to upgrade to another
+A client that connects has shown no key yet: a request's head has a size and a time, a body's framing is not larger than
+the body, few requests are pipelined, and a response that is not read is given up. A request to upgrade to another
 protocol is answered in HTTP/1.1, as RFC 9110 (section 7.8) allows.
 """
 
@@ -24,8 +24,8 @@ _MOST_PIPELINED = 16
 _FRAMING_BYTES = 65_536  # chunk sizes and their extensions, beside eight bytes for each byte of the body
 _FRAMING_RATIO = 8
 _HEAD_S = 10  # for a whole request head to arrive
-_UNREAD_S = 60  # an answer that the client does not read is given up then
-_LINGER_S = 2  # what a refused client still sends is read and dropped for this long, so that it reads the answer
+_UNREAD_S = 60  # a response that the client does not read is given up then
+_LINGER_S = 2  # what a refused client still sends is read and dropped for this long, so that it reads the response
 _HEAD_TOO_LARGE = Problem(
     431, f"A head has at most {_MOST_HEAD_BYTES:,} bytes and {_MOST_HEADERS} fields.", code="head_too_large"
 )
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read: give the answer up after a while."""
+        """The client does not read: give the response up after a while."""
         super().pause_writing()
         self._unread = self.loop.call_later(_UNREAD_S, self.transport.abort)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from accel_lib.service.schemas import ErrorBody
 
@@ -17,7 +17,7 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is in another encoding than gzip.",
     429: "A quota is used up (`rate_limit_exceeded`), or the answer would be late (`queue_full`).",
-    500: "The model failed, or its answer was no use and was held back.",
+    500: "The model failed, or its output was invalid and was held back.",
     503: "Starting, restarting or shutting down.",
     504: "The deadline passed.",
 }
@@ -46,11 +46,9 @@ _ASKED_HEADERS = {
 }
 
 
-def described(request: Any, response: type[BaseModel] | None, **more: Any) -> dict[str, Any]:
-    """Arguments for the route of an endpoint that takes texts; a response that is no model is described by `more`."""
-    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, **more}
-    if response is not None:
-        answer["model"] = response
+def described(request: Any, response: Any) -> dict[str, Any]:
+    """Arguments for the route of an endpoint that takes texts, by the types of its bodies."""
+    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, "model": response}
     headers = [
         {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": text}
         for name, (kind, text) in _ASKED_HEADERS.items()

@@ -20,12 +20,12 @@ from accel_lib.service.services import Services
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75  # longer than a load balancer's
-_LAST_ANSWERS_S = 10  # for answers that are being written when everything else has ended
+_LAST_ANSWERS_S = 10  # for responses that are being written when everything else has ended
 _LAST_REQUESTS_S = 1.0  # for requests that clients send before they see that their connection is closing
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server: a SIGTERM lets it refuse what is new with 503 until what is old is finished, then end."""
+    """On SIGTERM, new requests are refused with 503 until those in flight are finished; then it ends."""
 
     def __init__(
         self, app: FastAPI, sockets: Sequence[socket.socket], on_ready: Callable[[], None] | None = None
@@ -68,19 +68,19 @@ class GatewayServer(uvicorn.Server):
         self.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """What uvicorn calls ten times a second."""
+        """What uvicorn calls ten times per second."""
         services = self._services
         if self._on_ready is not None and services.catalog.versions:
             self._on_ready()
             self._on_ready = None
         if self._draining_since is not None:
             over = time.monotonic() - self._draining_since > services.settings.drain_s
-            self.should_exit = self.should_exit or over or (not services.limits.in_flight and await self._all_told())
+            self.should_exit = self.should_exit or over or (not services.limits.in_flight and await self._all_closed())
         self.should_exit = self.should_exit or services.supervisor.failed is not None
         return await super().on_tick(counter)
 
-    async def _all_told(self) -> bool:
-        """Take no more connections; whether those that are open were closed by an answer, or say nothing any more."""
+    async def _all_closed(self) -> bool:
+        """Accept no more connections; whether the open ones were closed with a response, or have been idle."""
         if self._closed_since is None:
             await self._accept_the_last()
             for server in self.servers:

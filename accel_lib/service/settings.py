@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     host, port, metrics_port
         Where the gateway listens, and where it shows its Prometheus metrics a second time.
     triton_host
-        Where a Triton that somebody else runs on this repository is; none starts one on the loopback interface.
+        Where a Triton is that runs on this repository already; none starts one on the loopback interface.
     triton_http_port, triton_grpc_port, triton_metrics_port
         Triton's.
     repository, models

@@ -207,7 +207,7 @@ class Supervisor:
     def _broken(self) -> set[str]:
         """Models that have fewer Python processes than instances."""
         pid = self.server.pid
-        if not pid:  # somebody else's Triton, or one that is gone
+        if not pid:  # a Triton of another machine, or one that is gone
             return set()
         alive: Counter[tuple[str, str]] = Counter()
         with contextlib.suppress(psutil.NoSuchProcess):

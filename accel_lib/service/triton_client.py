@@ -1,7 +1,7 @@
 """Sends one request's token ids to Triton over gRPC, in sub-batches, and checks the vectors that come back.
 
 Rows of similar length travel together, at most a budget of padded tokens at a time, so that no request holds up the
-others for long. Each sub-batch carries the time that is left: Triton drops what nobody waits for any more.
+others for long. Each sub-batch carries the time that is left: Triton drops what is too late.
 """
 
 from __future__ import annotations

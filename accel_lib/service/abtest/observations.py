@@ -95,7 +95,7 @@ class Verdict:
 
 
 class Observations:
-    """Takes samples without waiting for the disk; a thread writes them once a second.
+    """Takes samples without waiting for the disk; a thread writes them once per second.
 
     While the disk is full they wait in memory, the newest 20,000 of them.
     """

@@ -56,7 +56,7 @@ def model(request: Request, model: _Model, _: _Viewer) -> schemas.ModelView:
 
 @router.post("/v1/models/{model}/load", responses=problems(400, 401, 403, 404, 409, 503))
 def load(request: Request, model: _Model, who: _Operator) -> schemas.ModelView:
-    """Load a model, or load it again from its files; what answers now goes on until then, or if this fails."""
+    """Load a model, or load it again from its files; the loaded one answers until then, and if this fails."""
     triton = _triton(request, model)
     with _acting(request, who, "load", model):
         triton.load(model)
@@ -82,7 +82,7 @@ def batching_now(request: Request, model: _Model, _: _Viewer) -> schemas.Batchin
 
 @router.put("/v1/models/{model}/batching", responses=problems(400, 401, 403, 404, 409, 503))
 def batching(request: Request, model: _Model, change: schemas.BatchingChange, who: _Operator) -> schemas.Batching:
-    """Change how a model is batched, from now on and after every restart; what answers now goes on meanwhile."""
+    """Change how a model is batched, from now on and after every restart; it answers meanwhile."""
     triton, settings, own = _triton(request, model), change.settings(), services(request)
     with _acting(request, who, "batching", model, **settings):
         config = triton.configure(model, settings)

@@ -44,9 +44,9 @@ async def ready(request: Request, response: Response) -> Health:
     if own.limits.draining:
         health = Health(message="draining", ready=False)
     else:
-        well = await asyncio.get_running_loop().run_in_executor(None, lambda: own.supervisor.ready)
-        health = Health(message="ready" if well else "not ready", ready=well)
-        own.metrics.ready.set(well)
+        healthy = await asyncio.get_running_loop().run_in_executor(None, lambda: own.supervisor.ready)
+        health = Health(message="ready" if healthy else "not ready", ready=healthy)
+        own.metrics.ready.set(healthy)
     response.status_code = 200 if health.ready else 503
     return health
 

@@ -37,20 +37,13 @@ from accel_lib.service.validation import read_json
 from accel_lib.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"])
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
-_VECTORS = {"type": "array", "items": _NUMBERS}
-_CLASSES = {"type": "array", "items": schemas.Prediction.model_json_schema()}
-_TEXTS = {"type": "array", "items": {"type": "string"}}
-_TOKENS = {"type": "array", "items": {"type": "array", "items": schemas.Token.model_json_schema()}}
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
-_ONE_OR_MANY = {"anyOf": [_CLASSES, {"type": "array", "items": _CLASSES}]}
+_Vectors = list[list[float]]
+_Cosines = list[float]
+_Classes = list[schemas.Prediction] | list[list[schemas.Prediction]]
 
 
-def _content(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
-
-
-@router.post("/embed", **described(schemas.EmbedRequest, None, content=_content(_VECTORS)))
+@router.post("/embed", **described(schemas.EmbedRequest, _Vectors))
 async def embed(request: Request, caller: Caller) -> Response:
     """Embed one text or many with the first model for it."""
     asked = await read(schemas.EmbedRequest, request)
@@ -61,7 +54,7 @@ async def embed(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(vectors))
 
 
-@router.post("/similarity", **described(schemas.SimilarityRequest, None, content=_content(_NUMBERS)))
+@router.post("/similarity", **described(schemas.SimilarityRequest, _Cosines))
 async def similarity(request: Request, caller: Caller) -> Response:
     """Cosine of a text with each of some others, by the first model that embeds."""
     asked = await read(schemas.SimilarityRequest, request)
@@ -72,7 +65,7 @@ async def similarity(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(np.array(others) @ source))
 
 
-@router.post("/predict", **described(schemas.PredictRequest, None, content=_content(_ONE_OR_MANY)))
+@router.post("/predict", **described(schemas.PredictRequest, _Classes))
 async def predict(request: Request, caller: Caller) -> Response:
     """Classify a text, a pair of texts, or a batch of either, with the first model for it."""
     asked = await read(schemas.PredictRequest, request)
@@ -90,14 +83,10 @@ async def predict(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(classes if batch else classes[0]))
 
 
-@router.post(
-    "/",
-    **described(
-        schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest,
-        None,
-        content=_content({"anyOf": [_VECTORS, _NUMBERS, *_ONE_OR_MANY["anyOf"]]}),
-    ),
-)
+_Any = schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest
+
+
+@router.post("/", **described(_Any, _Vectors | _Cosines | _Classes))
 async def root(request: Request, caller: Caller) -> Response:
     """What the served model is for: embed (or compare, if there is a `source_sentence`); if none embeds, classify."""
     asked = read_json(await request.body())
@@ -107,7 +96,7 @@ async def root(request: Request, caller: Caller) -> Response:
     return await (similarity if compare else embed)(request, caller)
 
 
-@router.post("/tokenize", **described(schemas.TokenizeRequest, None, content=_content(_TOKENS)))
+@router.post("/tokenize", **described(schemas.TokenizeRequest, list[list[schemas.Token]]))
 async def tokenize(request: Request, _: Caller) -> Response:
     """The tokens of each text, uncut, by the tokenizer of the model behind these endpoints."""
     asked = await read(schemas.TokenizeRequest, request)
@@ -122,7 +111,7 @@ async def tokenize(request: Request, _: Caller) -> Response:
     return Response(tokens, media_type="application/json")
 
 
-@router.post("/decode", **described(schemas.DecodeRequest, None, content=_content(_TEXTS)))
+@router.post("/decode", **described(schemas.DecodeRequest, list[str]))
 async def decode(request: Request, _: Caller) -> Response:
     """The texts that token ids of the model behind these endpoints stand for."""
     asked = await read(schemas.DecodeRequest, request)
