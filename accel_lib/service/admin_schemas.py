@@ -10,7 +10,7 @@ from accel_lib.service.abtest.routing import Plan, VersionNumber
 from accel_lib.service.audit import AuditEntry
 from accel_lib.service.fields import Body, one_or_many
 from accel_lib.triton.config import ModelConfig
-from accel_lib.triton.statistics import Statistics
+from accel_lib.triton.statistics import STAGES, Statistics
 
 _Versions = Annotated[list[Annotated[int, Field(ge=1, le=999_999_999)]], Field(min_length=1, max_length=16)]
 
@@ -182,14 +182,12 @@ class StatisticsView(BaseModel):
     def of(cls, model: str, counted: Statistics) -> StatisticsView:
         """From Triton's counters."""
         names = ("requests", "failures", "cache_hits", "inferences", "executions", "mean_batch_size", "resets")
-        parts = ("queue", "compute_input", "compute_infer", "compute_output")
-        requests = max(1, counted.requests)
         return cls(
             model=model,
             **{name: getattr(counted, name) for name in names},
-            **{f"{part}_ms": getattr(counted, f"{part}_ns") / 1e6 / requests for part in parts},
+            **{f"{stage}_ms": counted.per_request_ms(stage) for stage in STAGES},
             batch_sizes={str(size): count for size, count in counted.batch_sizes.items()},
-            batch_ms={str(n): counted.batch_ns[n] / 1e6 / count for n, count in counted.batch_sizes.items() if count},
+            batch_ms={str(size): ms for size, ms in counted.batch_ms.items()},
         )
 
 

@@ -231,6 +231,5 @@ class Catalog:
             now = self._statistics[name] = ServedModel(self._supervisor.server, name).statistics()
             with contextlib.suppress(ServerError):  # loaded again meanwhile: nothing to subtract from
                 change = now - before if before else now
-                spent = change.queue_ns + change.compute_input_ns + change.compute_infer_ns + change.compute_output_ns
-                if spent:
-                    self._queue_share[name] = change.queue_ns / spent
+                if change.requests:
+                    self._queue_share[name] = change.queue_share
