@@ -182,13 +182,11 @@ class StatisticsView(BaseModel):
     def of(cls, model: str, counted: Statistics) -> StatisticsView:
         """From Triton's counters."""
         names = ("requests", "failures", "cache_hits", "inferences", "executions", "mean_batch_size", "resets")
-        return cls(
-            model=model,
-            **{name: getattr(counted, name) for name in names},
-            **{f"{stage}_ms": counted.per_request_ms(stage) for stage in STAGES},
-            batch_sizes={str(size): count for size, count in counted.batch_sizes.items()},
-            batch_ms={str(size): ms for size, ms in counted.batch_ms.items()},
-        )
+        facts: dict[str, Any] = {name: getattr(counted, name) for name in names}
+        facts |= {f"{stage}_ms": counted.per_request_ms(stage) for stage in STAGES}
+        facts |= {"batch_sizes": {str(size): count for size, count in counted.batch_sizes.items()}}
+        facts |= {"batch_ms": {str(size): ms for size, ms in counted.batch_ms.items()}}
+        return cls(model=model, **facts)
 
 
 class AuditLog(BaseModel):
