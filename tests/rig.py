@@ -19,8 +19,8 @@ import httpx
 import numpy as np
 import psutil
 
+from accel_lib.service.database import Database
 from accel_lib.service.keys import Keys
-from accel_lib.service.state import State
 from accel_lib.triton.repository import write_model
 from tests.tiny import NOISE, TABLE, tiny_artifact, tiny_model, tiny_texts
 
@@ -61,14 +61,14 @@ class Rig:
         self.repository = Path(repository or self.folder / "model_repository")
         if not self.repository.is_dir():
             build_repository(self.folder)
-        with State(self.state_file) as state:
+        with Database(self.state_file) as state:
             self.key = Keys(state).create("rig", ["admin"])
         ports = {
             f"ACCEL_{name}PORT": "0" for name in ("", "METRICS_", "TRITON_HTTP_", "TRITON_GRPC_", "TRITON_METRICS_")
         }
         places = {"ACCEL_REPOSITORY": str(self.repository), "ACCEL_STATE_FILE": str(self.state_file)}
         self.log = self.folder / "gateway.log"
-        code = f"import {before}; from accel_lib.service import command; command.run_gateway(command.Settings())"
+        code = f"import {before}; from accel_lib.service.__main__ import Settings, run_gateway; run_gateway(Settings())"
         with self.log.open("ab") as log:
             self._command = subprocess.Popen(
                 [sys.executable, "-c", code],

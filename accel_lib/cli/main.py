@@ -188,7 +188,7 @@ def serve(
 
     os.environ |= thread_environment()  # before NumPy is imported
     from accel_lib.course_models import repository_to_serve
-    from accel_lib.service.command import run_gateway
+    from accel_lib.service.__main__ import run_gateway
     from accel_lib.service.settings import Settings
 
     asked: dict[str, Any] = {"models": tuple(model) if model else None, "port": port}
@@ -271,12 +271,12 @@ def revoke_key(identity: Annotated[str, typer.Argument(metavar="ID", help="As ac
 @contextlib.contextmanager
 def _keys() -> Iterator[Keys]:
     """The keys of the gateway that ACCEL_STATE_FILE, or the default, names."""
+    from accel_lib.service.database import Database
     from accel_lib.service.keys import Keys
     from accel_lib.service.settings import Settings
-    from accel_lib.service.state import State
 
-    with State(Settings().state_file) as state:
-        yield Keys(state)
+    with Database(Settings().state_file) as database:
+        yield Keys(database)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

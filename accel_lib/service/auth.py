@@ -1,4 +1,4 @@
-"""Who asks, and may they: the dependency that each endpoint declares, ``Depends(needs("inference"))``."""
+"""Who calls, and whether they may: each endpoint declares ``Depends(require_role("inference"))``."""
 
 from __future__ import annotations
 
@@ -10,34 +10,26 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers
 
+from accel_lib.service.errors import Problem
+from accel_lib.service.jwt_tokens import TokenError, Tokens
 from accel_lib.service.keys import Keys, Principal, Role
-from accel_lib.service.problems import Problem
-from accel_lib.service.tokens import TokenError, Tokens
-
-__all__ = ["Authenticator", "Principal", "needs"]
 
 _BEARER = HTTPBearer(
     auto_error=False,
     scheme_name="key",
     description="A key of `accel keys create`, or a JSON web token of the configured issuer.",
 )
-_Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]  # for the OpenAPI document
 
 
 class Authenticator:
-    """Turns what stands behind ``Authorization: Bearer`` into a principal."""
+    """Turns ``Authorization: Bearer`` into a principal."""
 
     def __init__(self, keys: Keys, tokens: Tokens | None = None) -> None:
         self.keys, self._tokens = keys, tokens
 
     def identify(self, headers: Headers) -> Principal:
-        """Whose key or token a request's headers show.
-
-        Raises
-        ------
-        Problem
-            401.
-        """
+        """Whose key or token a request's headers show; raises the `Problem` 401."""
         scheme, credential = get_authorization_scheme_param(headers.get("authorization"))
         if scheme.lower() != "bearer" or not credential:
             raise _unknown("Send a key: Authorization: Bearer <key>.")
@@ -52,18 +44,16 @@ class Authenticator:
             raise _unknown(str(error)) from error
 
 
-def needs(role: Role) -> Callable[..., Awaitable[Principal]]:
+def require_role(role: Role) -> Callable[..., Awaitable[Principal]]:
     """A dependency that gives the `Principal` of a request if it has a role, else refuses with 401 or 403."""
 
     async def principal(request: Request, _: _Credentials) -> Principal:
-        state = request.scope["state"]
-        found: Principal = state.get("caller") or request.app.state.auth.identify(request.headers)
+        found: Principal = request.scope["state"].get("caller") or request.app.state.services.auth.identify(
+            request.headers
+        )
         if role not in found.roles:
-            raise Problem(
-                403,
-                f"This needs the role {role}; {found.name or found.id} has {', '.join(sorted(found.roles))}.",
-                code="insufficient_role",
-            )
+            message = f"This needs the role {role}; {found.name or found.id} has {', '.join(sorted(found.roles))}."
+            raise Problem(403, message, code="insufficient_role")
         request.state.principal = found
         return found
 

@@ -1,4 +1,4 @@
-"""Read the body of a request: whole, unzipped, within its deadline, and never more than the gateway has memory for."""
+"""Reads the body of a request: whole, unzipped, within its deadline, and never more than the gateway has memory for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
-from accel_lib.service.problems import Problem
 
-_DISCARDED = 4  # times the largest body is read for the sake of an answer
+_DISCARDED = 4  # times the largest body is read so that the client gets its response
 _TOGETHER = 16  # times the largest body is held by all requests together
 _RETRY_S = 1.0
 _CLOSING = {"connection": "close"}
@@ -22,7 +22,7 @@ _GZIP = 31  # zlib's number for it, with the largest window
 
 
 class ClientGoneError(Exception):
-    """The client closed its connection before the answer."""
+    """The client closed its connection before the response."""
 
 
 class Bodies:
@@ -38,8 +38,8 @@ class Bodies:
     ) -> AsyncIterator[bytes]:
         """The whole body, held until the context ends; empty if it is not to be kept.
 
-        A body that is refused is read to its end all the same, within bounds: a client reads no answer while it still
-        sends, and a connection that is closed on unread bytes loses the answer.
+        A body that is refused is read to its end all the same, within bounds: a client reads no response while it still
+        sends, and a connection that is closed on unread bytes loses the response.
 
         Raises
         ------
@@ -97,15 +97,14 @@ class _Body:
             self._too_large()
             self.more = self.more and self._received <= _DISCARDED * self._limit
         elif self._keep and self._problem is None:
-            self._take(part)
+            self._append(part)
 
     def refuse(self, status: int, message: str, code: str) -> None:
-        """Keep nothing, and answer this once all is read; the first refusal counts."""
+        """Keep nothing, and respond with this once all is read; the first refusal counts."""
         self.content.clear()
         retry_s = _RETRY_S if status == 429 else None
-        self._problem = self._problem or Problem(
-            status, message, code=code, retry_after_s=retry_s, headers=_CLOSING if status == 413 else _ACCEPTED
-        )
+        headers = _CLOSING if status == 413 else _ACCEPTED
+        self._problem = self._problem or Problem(status, message, code=code, retry_after_s=retry_s, headers=headers)
 
     def whole(self) -> bytes:
         """The body; raises the `Problem` of one that was refused."""
@@ -115,7 +114,7 @@ class _Body:
             raise self._problem
         return bytes(self.content)
 
-    def _take(self, part: bytes) -> None:
+    def _append(self, part: bytes) -> None:
         if self._unzip is None:
             self.content += part
             return

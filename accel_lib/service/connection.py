@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection of the gateway: uvicorn's, with bounds on what a client may send, hold open and leave unread.
 
-Whoever connects has shown no key yet: a request's head has a size and a time, a body's framing is not larger than the
-body, few requests wait behind each other, and an answer that nobody reads is given up. A request to upgrade to another
+A client that connects has shown no key yet: a request's head has a size and a time, a body's framing is not larger than
+the body, few requests are pipelined, and a response that is not read is given up. A request to upgrade to another
 protocol is answered in HTTP/1.1, as RFC 9110 (section 7.8) allows.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 
 MOST_CONNECTIONS = 8192
 _MOST_HEAD_BYTES = 16_384  # request line, headers and trailers of one request
@@ -24,8 +24,8 @@ _MOST_PIPELINED = 16
 _FRAMING_BYTES = 65_536  # chunk sizes and their extensions, beside eight bytes for each byte of the body
 _FRAMING_RATIO = 8
 _HEAD_S = 10  # for a whole request head to arrive
-_UNREAD_S = 60  # an answer that the client does not read is given up then
-_LINGER_S = 2  # what a refused client still sends is read and dropped for this long, so that it reads the answer
+_UNREAD_S = 60  # a response that the client does not read is given up then
+_LINGER_S = 2  # what a refused client still sends is read and dropped for this long, so that it reads the response
 _HEAD_TOO_LARGE = Problem(
     431, f"A head has at most {_MOST_HEAD_BYTES:,} bytes and {_MOST_HEADERS} fields.", code="head_too_large"
 )
@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read: give the answer up after a while."""
+        """The client does not read: give the response up after a while."""
         super().pause_writing()
         self._unread = self.loop.call_later(_UNREAD_S, self.transport.abort)
 
@@ -180,9 +180,9 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         if self._late is not None:
             self._late.cancel()
-        log.warning("refused", extra={"fields": {"status": problem.status, "code": problem.code}})
+        log.warning("refused", extra={"status": problem.status, "code": problem.code})
         app: Any = self.config.app
-        app.state.metrics.requests.labels("none", "", "", str(problem.status)).inc()
+        app.state.services.metrics.requests.labels("none", "", "", str(problem.status)).inc()
         mine = self._idle or (not self._in_head and not self.cycle.response_started and not self.pipeline)
         if self.cycle is not None:
             self.cycle.disconnected = True

@@ -7,7 +7,6 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,9 +16,9 @@ import httpx
 from accel_lib.errors import AccelError, ServerError
 from accel_lib.progress import Progress
 from accel_lib.service.app import create_app
-from accel_lib.service.listener import Listener, bind
+from accel_lib.service.server import GatewayServer, bind
+from accel_lib.service.services import Services
 from accel_lib.service.settings import Settings
-from accel_lib.service.waterfall import Payload, Waterfall, take_apart, weigh
 from accel_lib.triton.server import Server
 
 _POLL_S = 0.02
@@ -27,23 +26,24 @@ _GATEWAYS: list[Gateway] = []
 
 
 class Gateway:
-    """A gateway in a thread of this process; made by `serve_gateway`."""
+    """A gateway in a thread of this process; made by `serve_gateway`, and a context manager."""
 
     def __init__(
         self, settings: Settings, triton: Server | None, *, folder: tempfile.TemporaryDirectory[str] | None = None
     ) -> None:
         self._folder = folder
-        self._socket = bind(settings.host, settings.port)
+        opened = bind(settings.host, settings.port)
         self.app = create_app(settings, triton=triton)
-        self._listener = Listener(self.app, [self._socket])
+        self.services: Services = self.app.state.services
+        self._server = GatewayServer(self.app, [opened])
         self._thread = threading.Thread(target=self._listen, name="accel-gateway", daemon=True)
-        self.url = f"http://{settings.host}:{self._socket.getsockname()[1]}"
-        self.key = self.app.state.auth.keys.create("notebook", ["admin"])
+        self.url = f"http://{settings.host}:{opened.getsockname()[1]}"
+        self.key = self.services.auth.keys.create("notebook", ["admin"])
         self._thread.start()
 
     def _listen(self) -> None:
         with contextlib.suppress(AccelError):  # which `wait_until_ready` raises
-            self._listener.listen()
+            self._server.listen()
 
     @property
     def running(self) -> bool:
@@ -55,44 +55,12 @@ class Gateway:
         headers = {"Authorization": f"Bearer {self.key}"} | dict(options.pop("headers", {}))
         return httpx.Client(base_url=self.url, headers=headers, timeout=options.pop("timeout", 60), **options)
 
-    def take_apart(self, texts: Sequence[str], *, model: str = "embedding", repeats: int = 20) -> Waterfall:
-        """Where the time of a request goes: with one text, with all, and with the vectors in base64.
-
-        Parameters
-        ----------
-        texts
-            Sent together; the first is also sent alone.
-        model
-            A served embedding model.
-        repeats
-            Requests of each kind, in turns.
-        """
-        with self.client() as client:
-            return take_apart(client, texts, model=model, repeats=repeats)
-
-    def weigh(
-        self, texts: Sequence[str], *, model: str = "embedding", dimensions: Sequence[int] = (192, 96, 48)
-    ) -> Payload:
-        """What a vector weighs on the wire by encoding and dimensions, and what of the neighbours it keeps.
-
-        Parameters
-        ----------
-        texts
-            At least 12, since each has ten neighbours.
-        model
-            A served embedding model.
-        dimensions
-            Fewer than the model's.
-        """
-        with self.client() as client:
-            return weigh(client, texts, model=model, dimensions=dimensions)
-
     def stop(self) -> None:
-        """Finish what is under way and end; Triton, if it is not its own, goes on."""
+        """Finish what is in flight and end; a Triton that it did not start runs on."""
         if self in _GATEWAYS:
             _GATEWAYS.remove(self)
-        self._listener.drain()
-        self._thread.join(self.app.state.settings.drain_s + 30)
+        self._server.drain()
+        self._thread.join(self.services.settings.drain_s + 30)
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -119,8 +87,8 @@ def serve_gateway(triton: Server | None = None, **settings: Any) -> Gateway:
     triton
         A running server; None starts one, which ends with the gateway.
     settings
-        Fields of `accel_lib.service.settings.Settings`. The port is a free one, and keys are kept in a temporary file,
-        unless they say otherwise.
+        Fields of `accel_lib.service.Settings`. The port is a free one, and keys are kept in a temporary file, unless
+        they say otherwise.
 
     Returns
     -------
@@ -137,10 +105,9 @@ def serve_gateway(triton: Server | None = None, **settings: Any) -> Gateway:
     >>> gateway = accel.serve_gateway(server)  # doctest: +SKIP
     >>> client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.key)  # doctest: +SKIP
     """
-    for old in [
-        gateway for gateway in _GATEWAYS if triton is not None and gateway.app.state.supervisor.server is triton
-    ]:
-        old.stop()
+    if triton is not None:
+        for old in [gateway for gateway in _GATEWAYS if gateway.services.supervisor.server is triton]:
+            old.stop()
     folder = tempfile.TemporaryDirectory(prefix="accel-gateway-")
     chosen: dict[str, Any] = {"port": 0, "state_file": Path(folder.name) / "gateway.sqlite3"} | settings
     gateway = Gateway(Settings(**chosen), triton, folder=folder)
@@ -156,22 +123,16 @@ def serve_gateway(triton: Server | None = None, **settings: Any) -> Gateway:
 
 
 def wait_until_ready(gateway: Gateway) -> None:
-    """Return once the gateway says that it is ready.
-
-    Raises
-    ------
-    ServerError
-        Triton did not start.
-    """
+    """Return once the gateway says that it is ready; raises what kept Triton from starting."""
     with gateway.client() as client:
         while gateway.running:
             with contextlib.suppress(httpx.TransportError):
-                if client.get("/v1/health/ready").status_code == 200 and gateway.app.state.catalogue.versions:
+                if client.get("/v1/health/ready").status_code == 200 and gateway.services.catalog.versions:
                     return
             time.sleep(_POLL_S)
-    if gateway.app.state.failed is not None:
-        raise gateway.app.state.failed
-    raise ServerError("The gateway ended instead of starting.", fix="mend what was logged above, then start it again")
+    if gateway.services.supervisor.failed is not None:
+        raise gateway.services.supervisor.failed
+    raise ServerError("The gateway ended instead of starting.", fix="fix what was logged above, then start it again")
 
 
 @atexit.register

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 from accel_lib.errors import StateError
-from accel_lib.service.state import State
+from accel_lib.service.database import Database
 
 Role = Literal["viewer", "inference", "operator", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -23,23 +23,14 @@ _INCLUDES: dict[Role, frozenset[Role]] = {
     "admin": frozenset(ROLES),
 }
 _PREFIX = "accel"
-_ID_BYTES, _SECRET_BYTES = 6, 32
-_NOBODY = hashlib.sha256(secrets.token_bytes(_SECRET_BYTES)).digest()
+_ID_BYTES = 6
+_SECRET_BYTES = 32
+_NO_DIGEST = hashlib.sha256(secrets.token_bytes(_SECRET_BYTES)).digest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
-    """A key as it is stored: everything but the secret.
-
-    Parameters
-    ----------
-    id, name
-        Public part of the key, and what it is for.
-    roles
-        As given when it was made.
-    created_s, revoked_s
-        Seconds since 1970; `revoked_s` is None while it may be used.
-    """
+    """A key as it is stored: everything but the secret; `revoked_s` is None while it may be used."""
 
     id: str
     name: str
@@ -50,17 +41,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Whoever a request comes from.
-
-    Parameters
-    ----------
-    id
-        ``"key:<id>"`` or ``"jwt:<subject>"``; quotas and the audit log go by it.
-    name
-        For people.
-    roles
-        All that it may do, included roles too.
-    """
+    """Who a request comes from, by an id such as ``"key:<id>"`` or ``"jwt:<subject>"``, with all roles included."""
 
     id: str
     name: str
@@ -82,24 +63,18 @@ class Keys:
     there is no dictionary to try. A revocation counts from the next request on, also when another process made it.
     """
 
-    def __init__(self, state: State, now: Callable[[], float] = time.time) -> None:
-        self._state, self._now = state, now
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
+        self._database, self._now = database, now
         self._known: dict[bytes, Principal] = {}
-        self._seen = state.changes()
+        self._seen = database.changes()
 
     def create(self, name: str, roles: Iterable[str]) -> str:
-        """Make a key and return it; it cannot be shown again.
-
-        Raises
-        ------
-        StateError
-            A role does not exist, or the state cannot be written.
-        """
+        """Make a key and return it; it cannot be shown again. Raises `StateError` if a role does not exist."""
         given = sorted(set(roles))
         all_roles(given)
         identity, secret = secrets.token_hex(_ID_BYTES), secrets.token_urlsafe(_SECRET_BYTES)
         key = f"{_PREFIX}_{identity}_{secret}"
-        self._state.write(
+        self._database.write(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, NULL)",
             (identity, name, " ".join(given), _digest(key), self._now()),
         )
@@ -108,28 +83,23 @@ class Keys:
     def all(self) -> list[Key]:
         """Every key ever made, oldest first."""
         return [
-            Key(
-                id=row["id"],
-                name=row["name"],
-                roles=frozenset(role for role in ROLES if role in row["roles"].split()),
-                created_s=row["created_s"],
-                revoked_s=row["revoked_s"],
+            Key(**{**row, "roles": frozenset(role for role in ROLES if role in row["roles"].split())})
+            for row in self._database.read(
+                "SELECT id, name, roles, created_s, revoked_s FROM keys ORDER BY created_s, id"
             )
-            for row in self._state.read("SELECT * FROM keys ORDER BY created_s, id")
         ]
 
     def revoke(self, identity: str) -> None:
         """End a key, by its id; raises `StateError` when there is none in use with that id."""
-        changed = self._state.write(
+        changed = self._database.write(
             "UPDATE keys SET revoked_s = ? WHERE id = ? AND revoked_s IS NULL", (self._now(), identity)
         )
         if not changed:
-            fix = "accel keys list shows the ids"
-            raise StateError("No key in use has that id.", seen=identity, fix=fix)
+            raise StateError("No key in use has that id.", seen=identity, fix="accel keys list shows the ids")
 
     def principal(self, key: str) -> Principal | None:
         """Whose key it is; None for a key that is none or was revoked."""
-        changes = self._state.changes()
+        changes = self._database.changes()
         if changes != self._seen:
             self._known.clear()
             self._seen = changes
@@ -144,8 +114,8 @@ class Keys:
     def _look_up(self, key: str, digest: bytes) -> Principal | None:
         _, _, rest = key.partition("_")
         identity = rest.partition("_")[0]
-        rows = self._state.read("SELECT * FROM keys WHERE id = ? AND revoked_s IS NULL", (identity,))
-        stored = bytes(rows[0]["digest"]) if rows else _NOBODY
+        rows = self._database.read("SELECT * FROM keys WHERE id = ? AND revoked_s IS NULL", (identity,))
+        stored = bytes(rows[0]["digest"]) if rows else _NO_DIGEST
         if not hmac.compare_digest(stored, digest) or not rows:
             return None
         return Principal(id=f"key:{identity}", name=rows[0]["name"], roles=all_roles(rows[0]["roles"].split()))

@@ -1,7 +1,7 @@
-"""Whom to let in: a bound on requests under way, admission by estimated wait, token quotas, and the drain at the end.
+"""Admission: a bound on requests in flight, rejection by estimated wait, token quotas, and the drain at the end.
 
-A request that would not be answered in time is refused at once with 429 and the time to come back, rather than late
-with 504: the wait is estimated from the tokens under way and the rate at which they have lately been computed.
+A request that could not be answered in time is rejected at once with 429 and the time to come back, rather than late
+with 504: the wait is estimated from the tokens in flight and the rate at which they have lately been computed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from accel_lib.service.errors import Problem
 from accel_lib.service.metrics import Metrics
-from accel_lib.service.problems import Problem
 
 _WINDOW_S = 0.25  # of busy time, over which a rate is measured
 _FADE = 0.93  # how fast the best rate is forgotten: by half in ten windows of busy time
@@ -22,7 +22,7 @@ _MOST_BUCKETS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """The moment by which an answer must be there, on the injected clock."""
+    """The moment by which a response must be there, on the injected clock."""
 
     at_s: float
     clock: Callable[[], float] = dataclasses.field(repr=False)
@@ -35,22 +35,22 @@ class Deadline:
     def check(self) -> None:
         """Raise the `Problem` 504 once it has passed."""
         if self.left_s <= 0:
-            raise Problem(504, "The deadline passed before the answer was there.", code="deadline_exceeded")
+            raise Problem(504, "The deadline passed before the response was there.", code="deadline_exceeded")
 
 
 class Backlog:
-    """Tokens under way to one model, and how fast they go."""
+    """Tokens in flight to one model, and how fast they are computed."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.tokens = 0
-        self.rate = 0.0  # tokens a second, the best that was lately seen; 0 before the first measurement
+        self.rate = 0.0  # tokens per second, the best that was lately seen; 0 before the first measurement
         self._done = 0
         self._busy_s = 0.0
         self._since_s = 0.0
 
     def begin(self, tokens: int) -> None:
-        """Some tokens are on their way."""
+        """Some tokens are sent."""
         if not self.tokens:
             self._since_s = self._clock()
         self.tokens += tokens
@@ -67,27 +67,27 @@ class Backlog:
             self._done, self._busy_s = 0, 0.0
 
     def wait_s(self, tokens: int = 0) -> float:
-        """Estimated seconds until `tokens` more would be computed."""
+        """Estimated seconds until `tokens` more would be computed; an idle model takes any number."""
         return (self.tokens + tokens) / self.rate if self.rate and self.tokens else 0.0
 
 
 class Quota:
-    """A bucket of tokens a principal, filled evenly, a minute's worth at most."""
+    """A token bucket for each principal, filled evenly, a minute's worth at most."""
 
     def __init__(self, tokens_per_minute: int, clock: Callable[[], float]) -> None:
         self.tokens_per_minute = tokens_per_minute
         self._clock = clock
         self._levels: dict[str, tuple[float, float]] = {}
 
-    def take(self, principal: str, tokens: int) -> float:
+    def try_acquire(self, principal: str, tokens: int) -> float:
         """Take the tokens and return 0, or take none and return the seconds until they would be there."""
         if not self.tokens_per_minute:
             return 0.0
-        now, each_s = self._clock(), self.tokens_per_minute / _MINUTE_S
+        now, per_s = self._clock(), self.tokens_per_minute / _MINUTE_S
         level, at_s = self._levels.get(principal, (float(self.tokens_per_minute), now))
-        level = min(self.tokens_per_minute, level + max(0.0, now - at_s) * each_s)
+        level = min(self.tokens_per_minute, level + max(0.0, now - at_s) * per_s)
         if tokens > level:
-            return (tokens - level) / each_s
+            return (tokens - level) / per_s
         if len(self._levels) > _MOST_BUCKETS:  # full buckets need not be remembered
             self._levels = {who: kept for who, kept in self._levels.items() if now - kept[1] < _MINUTE_S}
         self._levels[principal] = (level - tokens, now)
@@ -97,7 +97,7 @@ class Quota:
 class Limits:
     """Admission to one gateway; used from its event loop only.
 
-    It is an `accel_lib.tuning.actuators.Actuator` too: a controller may set the number of requests under way.
+    It is an `accel_lib.tuning.actuators.Actuator` too: a controller may set the number of requests in flight.
     """
 
     name = "admission"
@@ -114,27 +114,20 @@ class Limits:
         self._backlogs: dict[str, Backlog] = {}
 
     def current(self) -> dict[str, int]:
-        """``{"limit": …}``: requests that may be under way."""
+        """``{"limit": …}``: the most requests in flight."""
         return {"limit": self.max_in_flight}
 
     def apply(self, **settings: int) -> None:
-        """Set the limit; those that are in stay in."""
+        """Set the limit; what was admitted stays admitted."""
         self.max_in_flight = settings["limit"]
 
     @contextlib.contextmanager
-    def entering(self, model: str) -> Iterator[None]:
-        """Hold one of the places for requests under way.
-
-        Raises
-        ------
-        Problem
-            429 when all are taken.
-        """
+    def in_flight_slot(self, model: str) -> Iterator[None]:
+        """Count a request as in flight; raises the `Problem` 429 when there are as many as may be."""
         if self.in_flight >= self.max_in_flight:
             self._metrics.sheds.labels(model, "queue_full").inc()
-            raise Problem(
-                429, f"{self.in_flight} requests are under way already.", code="queue_full", retry_after_s=_FULL_RETRY_S
-            )
+            message = f"{self.in_flight} requests are in flight already."
+            raise Problem(429, message, code="queue_full", retry_after_s=_FULL_RETRY_S)
         self.in_flight += 1
         self._metrics.in_flight.set(self.in_flight)
         try:
@@ -144,54 +137,34 @@ class Limits:
             self._metrics.in_flight.set(self.in_flight)
 
     def charge(self, principal: str, tokens: int) -> None:
-        """Count tokens against a principal's quota.
-
-        Raises
-        ------
-        Problem
-            429 when it is used up, with the time until there is enough again.
-        """
-        wait_s = self._quota.take(principal, tokens)
+        """Count tokens against a principal's quota; raises the `Problem` 429 with the time until there are enough."""
+        wait_s = self._quota.try_acquire(principal, tokens)
         if not wait_s:
             return
         self._metrics.quota_rejections.labels("tokens_per_minute").inc()
         quota = self._quota.tokens_per_minute
-        message = f"The quota is {quota:,} tokens a minute; this request has {tokens:,}."
+        message = f"The quota is {quota:,} tokens per minute; this request has {tokens:,}."
+        headers = {}
         if tokens > quota:
-            never = {"x-should-retry": "false"}
-            raise Problem(
-                429, f"{message} Split it.", code="rate_limit_exceeded", retry_after_s=_MINUTE_S, headers=never
-            )
-        raise Problem(429, message, code="rate_limit_exceeded", retry_after_s=wait_s)
+            message, wait_s, headers = f"{message} Split it.", _MINUTE_S, {"x-should-retry": "false"}
+        raise Problem(429, message, code="rate_limit_exceeded", retry_after_s=wait_s, headers=headers)
 
     @contextlib.contextmanager
     def admitted(self, model: str, tokens: int, deadline: Deadline) -> Iterator[None]:
-        """Count tokens as under way while Triton has them; an idle model always takes some.
-
-        Raises
-        ------
-        Problem
-            429 when they would not be computed before the deadline.
-        """
+        """Count tokens as in flight to Triton; raises the `Problem` 429 if they would miss the deadline."""
         backlog = self._backlogs.setdefault(model, Backlog(self._clock))
         wait_s, left_s = backlog.wait_s(tokens), deadline.left_s
         if wait_s > left_s:
             self._metrics.sheds.labels(model, "estimated_wait").inc()
-            raise Problem(
-                429,
-                f"The answer would take about {wait_s:.1f} s and has {max(left_s, 0):.1f} s.",
-                code="queue_full",
-                retry_after_s=wait_s - left_s,
-            )
+            message = f"The response would take about {wait_s:.1f} s and has {max(left_s, 0):.1f} s."
+            raise Problem(429, message, code="queue_full", retry_after_s=wait_s - left_s)
+        estimate = self._metrics.queue_wait_estimate.labels(model)
         computed = False
         backlog.begin(tokens)
-        self._show(model, backlog)
+        estimate.set(backlog.wait_s())
         try:
             yield
             computed = True
         finally:
             backlog.end(tokens, computed=computed)
-            self._show(model, backlog)
-
-    def _show(self, model: str, backlog: Backlog) -> None:
-        self._metrics.queue_wait_estimate.labels(model).set(backlog.wait_s())
+            estimate.set(backlog.wait_s())

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from accel_lib.service.catalog import InputType, Truncate
+from accel_lib.service.errors import Problem
 from accel_lib.service.fields import Body, ModelName, Texts, one_or_many
-from accel_lib.service.problems import Problem
-from accel_lib.service.served import InputType, Truncate
 
 
 class _TextBody(Body):
@@ -80,20 +80,6 @@ class Embedding(BaseModel):
 class EmbeddingResponse(BaseModel):
     """Vectors in the order of the input."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "object": "list",
-                    "data": [{"object": "embedding", "index": 0, "embedding": [0.12, -0.03, 0.08]}],
-                    "model": "embedding",
-                    "usage": {"prompt_tokens": 7, "total_tokens": 7},
-                    "vector_space_id": "d0f3a1b2c4e5",
-                }
-            ]
-        }
-    )
-
     object: Literal["list"] = "list"
     data: list[Embedding]
     model: str
@@ -128,29 +114,6 @@ class Classification(BaseModel):
 class ClassifyResponse(BaseModel):
     """Classes in the order of the input."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "classify-1",
-                    "object": "list",
-                    "created": 1767225600,
-                    "model": "sentiment",
-                    "data": [
-                        {
-                            "index": 0,
-                            "label": "positive",
-                            "probs": [0.1, 0.9],
-                            "num_classes": 2,
-                            "scores": {"negative": 0.1, "positive": 0.9},
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 6, "total_tokens": 6},
-                }
-            ]
-        }
-    )
-
     id: str
     object: Literal["list"] = "list"
     created: int
@@ -170,25 +133,6 @@ class ErrorDetail(BaseModel):
 
 class ErrorBody(BaseModel):
     """The one body of every error."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "message": "There is no model 'x'; loaded: embedding.",
-                        "type": "not_found_error",
-                        "param": "model",
-                        "code": "model_not_found",
-                    },
-                    "object": "error",
-                    "message": "There is no model 'x'; loaded: embedding.",
-                    "detail": {},
-                    "type": "not_found_error",
-                }
-            ]
-        }
-    )
 
     error: ErrorDetail
     object: Literal["error"] = "error"

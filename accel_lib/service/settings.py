@@ -1,4 +1,4 @@
-"""What an operator may set, from ``ACCEL_*`` environment variables or in code; nothing else configures the gateway."""
+"""The gateway's settings, from ``ACCEL_*`` environment variables or in code; nothing else configures the gateway."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     host, port, metrics_port
         Where the gateway listens, and where it shows its Prometheus metrics a second time.
     triton_host
-        Where a Triton that somebody else runs on this repository is; none starts one on the loopback interface.
+        Where a Triton is that runs on this repository already; none starts one on the loopback interface.
     triton_http_port, triton_grpc_port, triton_metrics_port
         Triton's.
     repository, models
@@ -41,13 +41,13 @@ class Settings(BaseSettings):
     max_body_bytes, max_inputs, max_request_tokens
         The largest request.
     max_in_flight
-        Requests that may be under way; more are refused with 429.
+        Requests that may be in flight; more are rejected with 429.
     max_batch_tokens
         Padded tokens in one request to Triton.
     quota_tokens_per_minute
-        Tokens that one key may send a minute; 0 sets no quota.
+        Tokens that one key may send per minute; 0 sets no quota.
     drain_s
-        How long a SIGTERM leaves the requests that are under way.
+        How long a SIGTERM leaves the requests in flight.
     otlp_endpoint
         OpenTelemetry collector (OTLP over HTTP) that gets traces; none sends nothing.
 

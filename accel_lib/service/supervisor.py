@@ -1,4 +1,4 @@
-"""The owner of Triton: starts it, watches it, and starts it again when it died, a little later each time."""
+"""Starts Triton, watches it, and starts it again when it died, after a longer pause each time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
+from pydantic import Field
 
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.triton.config import ModelConfig
@@ -22,11 +23,13 @@ from accel_lib.triton.process import Ports
 from accel_lib.triton.server import Server, serve
 
 _log = logging.getLogger("accel.supervisor")
-_WATCH_S, _ASK_S = 0.1, 2.0
+_WATCH_S = 0.1
+_ASK_S = 2.0
 _LOOKS_BETWEEN = 10
 _STUB = "triton_python_backend_stub"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0
-_CALM_S = 60.0  # after so long without a death the pauses start from the first again
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 15.0
+_CALM_S = 60.0  # after that long without a death the pauses start from the first again
 _KEPT_ERRORS = 20
 
 
@@ -42,9 +45,9 @@ class Served:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Incident:
-    """Something that went wrong, `at_s` seconds since 1970."""
+    """Something that went wrong."""
 
-    at_s: float
+    at: Annotated[int, Field(description="Seconds since 1970.")]
     what: str
 
 
@@ -53,18 +56,16 @@ class Supervisor:
 
     Parameters
     ----------
-    repository, models
-        What to serve; no models means all that are built.
+    models
+        What to serve of the repository; none means all that are built.
     ports
         Of Triton; those of the first start are kept through every restart.
     triton
         A running server to watch; it stays its owner's, and is started again all the same when it dies.
     settings
-        Settings of `ModelConfig` by model, in place of those in its file.
+        Settings of `ModelConfig` by model, instead of those in its file.
     flags
         Further options of ``tritonserver``.
-    clock, now
-        Monotonic seconds, and seconds since 1970.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Supervisor:
         self._changing = threading.Lock()
         self._suspects: set[str] = set()
         self.restarts = 0
+        self.failed: AccelError | None = None  # what kept Triton from starting
         self.incidents: list[Incident] = []
 
     @property
@@ -119,13 +121,7 @@ class Supervisor:
         return frozenset(self._models)
 
     def start(self) -> None:
-        """Start Triton, load the models and watch from now on.
-
-        Raises
-        ------
-        ServerError
-            Triton or a model does not come up.
-        """
+        """Start Triton, load the models and watch from now on; raises `ServerError` if one does not come up."""
         if self._server is None:
             self._server = self._serve(sorted(self._models) or "all")
             self._started_s = self._clock()
@@ -144,13 +140,7 @@ class Supervisor:
             self._server.stop()
 
     def versions(self) -> list[Served]:
-        """Every version that Triton knows; none while it is away.
-
-        Raises
-        ------
-        RequestError
-            It does not say so in time: nothing is known then.
-        """
+        """Every version that Triton knows; none while it is away; raises `RequestError` if it is too busy to say so."""
         if not self.running:
             return []
         found = self.server.connection.index(_ASK_S)
@@ -164,35 +154,20 @@ class Supervisor:
         return sorted(self._models - ready)
 
     def load(self, model: str) -> None:
-        """Load a model, or load it anew from its files; it counts as served from now on.
-
-        Raises
-        ------
-        ServerError
-            It did not load: what answered before keeps answering.
-        """
+        """Load a model, or load it again from its files; if it raises, what answered before keeps answering."""
         with self._changing:
             self.server.load(model)
             self._models.add(model)
 
     def unload(self, model: str) -> None:
-        """Unload a model. It stays one that this gateway is there for, so `ready` is False until it is loaded again.
-
-        Raises
-        ------
-        ServerError
-            It is not loaded.
-        """
+        """Unload a model. It still counts as served, so `ready` is False until it is loaded again."""
         with self._changing:
             self.server.unload(model)
 
     def configure(self, model: str, settings: Mapping[str, Any]) -> ModelConfig:
         """Change settings of a model beside what was changed before; they hold through every restart of Triton.
 
-        Raises
-        ------
-        ServerError
-            There is no such setting or model, or Triton refused: what answered before keeps answering.
+        Raises `ServerError` if Triton refuses: what answered before keeps answering.
         """
         with self._changing:
             config = self.server.config(model).replace(**settings)
@@ -206,20 +181,20 @@ class Supervisor:
 
     def _watch(self) -> None:
         for look in itertools.count():
-            if self._over.wait(_WATCH_S) or self.server.stopped:  # by its owner, who has no need of it any more
+            if self._over.wait(_WATCH_S) or self.server.stopped:  # by its owner, who needs it no longer
                 return
             if not self.server.running:
                 self._recover()
             elif look % _LOOKS_BETWEEN == 0 and self._changing.acquire(blocking=False):
                 try:  # not while an operator changes a model, whose processes come and go then
-                    self._mend()
+                    self._reload_broken()
                 finally:
                     self._changing.release()
 
-    def _mend(self) -> None:
-        """Load a model again whose Python process has ended: Triton itself would call it ready and refuse for ever."""
-        ill = self._ill()
-        for model in sorted(ill & self._suspects):  # at two looks, so not one that is just being loaded
+    def _reload_broken(self) -> None:
+        """Load a model again whose Python process has ended: Triton itself calls it ready and refuses for ever."""
+        broken = self._broken()
+        for model in sorted(broken & self._suspects):  # at two looks, so not one that is just being loaded
             self._note(f"a process of {model} ended by itself")
             try:
                 self.server.load(model)
@@ -227,12 +202,12 @@ class Supervisor:
                 self._note(f"{model} did not load again: {error.cause}")
             if model in self._settings:
                 self._reload(model)
-        self._suspects = ill
+        self._suspects = broken
 
-    def _ill(self) -> set[str]:
+    def _broken(self) -> set[str]:
         """Models that have fewer Python processes than instances."""
         pid = self.server.pid
-        if not pid:  # somebody else's Triton, or one that is gone
+        if not pid:  # a Triton of another machine, or one that is gone
             return set()
         alive: Counter[tuple[str, str]] = Counter()
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -250,7 +225,7 @@ class Supervisor:
         return set()
 
     def _recover(self) -> None:
-        """Start Triton again, and again, until it runs or nobody wants it any more."""
+        """Start Triton again, and again, until it runs or is no longer wanted."""
         self._recovering = True
         if self._clock() - self._started_s > _CALM_S:
             self._pause_s = 0.0
@@ -288,4 +263,4 @@ class Supervisor:
 
     def _note(self, what: str) -> None:
         _log.error(what)
-        self.incidents = [*self.incidents[1 - _KEPT_ERRORS :], Incident(at_s=self._now(), what=what)]
+        self.incidents = [*self.incidents[1 - _KEPT_ERRORS :], Incident(at=int(self._now()), what=what)]

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from accel_lib.service.catalog import Truncate
 from accel_lib.service.fields import Body, NotTooMany, Text, Texts
-from accel_lib.service.served import Truncate
 
 MOST_TOKENS = 65_536  # of a request whose answer is tokens or made of them, and characters of one that asks for tokens
 _IGNORED: Literal["ignore"] = "ignore"

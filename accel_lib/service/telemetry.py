@@ -28,18 +28,7 @@ def triton_flags(endpoint: str) -> list[str]:
 
 
 class Telemetry:
-    """Spans of one gateway.
-
-    Parameters
-    ----------
-    endpoint
-        Base address of a collector that takes OTLP over HTTP, such as ``http://localhost:4318``; empty for none.
-
-    Raises
-    ------
-    MissingDependencyError
-        There is an endpoint, and OpenTelemetry is not installed.
-    """
+    """Spans of one gateway, sent to a collector that takes OTLP over HTTP, such as ``http://localhost:4318``."""
 
     def __init__(self, endpoint: str = "") -> None:
         self._tracer: Any = None

@@ -1,4 +1,4 @@
-"""What is wrong with a request, in plain words: the field, the index over the whole request, and the reason."""
+"""Turns pydantic's errors into plain words: the field, the index over the whole request, and the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 from accel_lib.texts.files import short
 
 _LONGEST_PLACE = 100
@@ -49,13 +49,7 @@ _FAULTS = {
 
 
 def read_json(body: bytes) -> Any:
-    """The value that a request's body holds; lone surrogates are left for the check of each text, which names it.
-
-    Raises
-    ------
-    Problem
-        400: it is no JSON.
-    """
+    """The value that a body holds, or a 400; lone surrogates are left for the check of each text, which names it."""
     try:
         return orjson.loads(body)
     except ValueError:
@@ -67,12 +61,10 @@ def read_json(body: bytes) -> Any:
 
 
 def explained(fault: Mapping[str, Any], body: Any, *, place: Sequence[str | int] | None = None) -> Problem:
-    """A 400 for what pydantic found wrong.
+    """A 400 for one of the errors that pydantic lists.
 
     Parameters
     ----------
-    fault
-        One of the errors that it lists.
     body
         What was checked: tells the parts of a place from the names of the alternatives that pydantic puts between.
     place

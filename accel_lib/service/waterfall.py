@@ -1,4 +1,4 @@
-"""Requests taken apart: what of their time is the model, and what a vector weighs on the wire."""
+"""For notebooks: what of a request's time is the model, and how many bytes a vector takes on the wire."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import RequestError
+from accel_lib.formatting import number, percent
 from accel_lib.measurement import Result, to_frame
-from accel_lib.service import findings_service
+from accel_lib.service.gateway import Gateway
 from accel_lib.stats import overlap
 
-_FLOAT, _BASE64 = "float", "base64"
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}
+_BASE64 = {"encoding_format": "base64"}
+_NOTICEABLE = 0.05  # a smaller share of the time is no difference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Waterfall(Result):
+class LatencyBreakdown(Result):
     """Where the time of requests goes; `frame` has one row a kind of request.
 
     Its columns: ``request``; in mean milliseconds ``client_ms`` (the client and the connection), ``http_ms`` (the
@@ -36,60 +38,88 @@ class Waterfall(Result):
 
     @property
     def headline(self) -> str:
-        """How the model's share changes with what is sent along."""
-        return findings_service.waterfall(self.frame)
+        """The model's share of the first kind of request, and what base64 saves of the last one."""
+        first, plain, packed = (self.frame.iloc[row] for row in (0, -2, -1))
+        saved = 1 - packed["total_ms"] / plain["total_ms"]
+        effect = f"{percent(abs(saved))} {'faster' if saved > 0 else 'slower'} than"
+        if abs(saved) <= _NOTICEABLE:
+            effect = "as fast as"
+        other = plain["request"].rpartition(", ")[2]
+        return (
+            f"Of {number(first['total_ms'])} ms for {first['request']} the model takes {percent(self.model_share)}; "
+            f"{packed['request']} is {effect} {other}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Payload(Result):
-    """What a vector weighs; `frame` has one row a way to ask: ``request``, ``bytes_each``, ``top10_overlap``."""
+class PayloadSizes(Result):
+    """What a vector takes on the wire, by the way to ask for it; the first row of `frame` is the reference.
+
+    Its columns: ``request``, ``bytes_each``, ``top10_overlap``.
+    """
 
     @property
     def headline(self) -> str:
-        """What each way saves, and what it costs."""
-        return findings_service.payload(self.frame)
+        """What the second and the last way save, and what they keep of the neighbours."""
+        whole = self.frame["bytes_each"].iloc[0]
+        return "; ".join(
+            f"{row['request']}: {percent(row['bytes_each'] / whole)} of the bytes, "
+            f"{percent(row['top10_overlap'])} of the ten nearest neighbours"
+            for row in (self.frame.iloc[1], self.frame.iloc[-1])
+        )
 
 
-def take_apart(client: httpx.Client, texts: Sequence[str], *, model: str, repeats: int) -> Waterfall:
-    """Send one text, all texts, and all texts with vectors in base64, in turns."""
+def latency_breakdown(
+    gateway: Gateway, texts: Sequence[str], *, model: str = "embedding", repeats: int = 20
+) -> LatencyBreakdown:
+    """Where the time of a request goes: with the first text alone, with all, and with the vectors in base64.
+
+    `repeats` requests of each kind are sent in turns.
+    """
     many = f"{len(texts)} texts"
-    kinds = {
-        "1 text": (list(texts[:1]), _FLOAT),
-        f"{many}, JSON numbers": (list(texts), _FLOAT),
-        f"{many}, base64": (list(texts), _BASE64),
+    kinds: dict[str, dict[str, Any]] = {
+        "1 text": {"input": list(texts[:1])},
+        f"{many}, JSON numbers": {"input": list(texts)},
+        f"{many}, base64": {"input": list(texts)} | _BASE64,
     }
     spent: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-    for turn in range(repeats + 1):
-        for kind, (some, encoding) in kinds.items():
-            one = _timed(client, {"model": model, "input": some, "encoding_format": encoding, "truncate": "END"})
-            if turn:  # the first turn warms up
-                spent[kind].append(one)
+    with gateway.client() as client:
+        for turn in range(repeats + 1):
+            for kind, fields in kinds.items():
+                one = _timed(client, {"model": model, "truncate": "END"} | fields)
+                if turn:  # the first turn warms up
+                    spent[kind].append(one)
     rows = [
         {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]}
         for kind, ones in spent.items()
     ]
-    return Waterfall(frame=to_frame(rows))
+    return LatencyBreakdown(frame=to_frame(rows))
 
 
-def weigh(client: httpx.Client, texts: Sequence[str], *, model: str, dimensions: Sequence[int]) -> Payload:
-    """Ask for the same vectors in both encodings and with fewer dimensions."""
-    common: dict[str, Any] = {"model": model, "input": list(texts), "truncate": "END"}
-    asked = {f"{_FLOAT}, all": {}, f"{_BASE64}, all": {"encoding_format": _BASE64}} | {
-        f"{_BASE64}, {width}": {"encoding_format": _BASE64, "dimensions": width} for width in dimensions
-    }
+def payload_sizes(
+    gateway: Gateway, texts: Sequence[str], *, model: str = "embedding", dimensions: Sequence[int] = (192, 96, 48)
+) -> PayloadSizes:
+    """Bytes of a vector on the wire by encoding and dimensions, and the share of nearest neighbours that it keeps.
+
+    Needs at least 12 texts, since each has ten neighbours.
+    """
+    asked: dict[str, dict[str, Any]] = {"float, all": {}, "base64, all": _BASE64}
+    asked |= {f"base64, {width}": _BASE64 | {"dimensions": width} for width in dimensions}
     rows: list[dict[str, Any]] = []
     whole: NDArray[np.float32] | None = None
-    for name, fields in asked.items():
-        answer = _checked(client.post("/v1/embeddings", json=common | fields))
-        vectors = read_vectors(answer.json())
-        whole = vectors if whole is None else whole
-        each = len(answer.content) / len(texts)
-        rows.append({"request": name, "bytes_each": each, "top10_overlap": overlap(vectors, whole)})
-    return Payload(frame=to_frame(rows))
+    with gateway.client() as client:
+        for name, fields in asked.items():
+            body = {"model": model, "input": list(texts), "truncate": "END"} | fields
+            answer = _checked(client.post("/v1/embeddings", json=body))
+            vectors = read_vectors(answer.json())
+            whole = vectors if whole is None else whole
+            each = len(answer.content) / len(texts)
+            rows.append({"request": name, "bytes_each": each, "top10_overlap": overlap(vectors, whole)})
+    return PayloadSizes(frame=to_frame(rows))
 
 
 def read_vectors(body: Mapping[str, Any]) -> NDArray[np.float32]:
-    """The vectors of an answer, numbers or base64, float32 ``[n, dimension]``."""
+    """The vectors of a response of ``/v1/embeddings``, numbers or base64, float32 ``[n, dimension]``."""
     found = [item["embedding"] for item in body["data"]]
     if isinstance(found[0], str):
         found = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in found]
@@ -110,6 +140,6 @@ def _timed(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, float]:
 
 def _checked(answer: httpx.Response) -> httpx.Response:
     if answer.status_code != httpx.codes.OK:
-        fix = "send other texts, or fewer; gateway.app.state.supervisor.incidents says what happened to Triton"
+        fix = "send other texts, or fewer; gateway.client().get('/v1/status').json() says what happened to Triton"
         raise RequestError("The gateway refused a request.", seen=answer.text[:200], fix=fix)
     return answer

@@ -4,7 +4,7 @@ import functools
 import signal
 import time
 
-from accel_lib.service import command
+from accel_lib.service import __main__ as command
 
 _HOUR_S = 3600.0
 _step = [0.0]

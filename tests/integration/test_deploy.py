@@ -142,7 +142,7 @@ class TestAttached:
         assert len(answer.json()["data"]) == 1
 
     def test_it_changes_nothing_there_and_says_what_to_do(self, gateway):
-        server = gateway.app.state.supervisor.server
+        server = gateway.services.supervisor.server
         for change in (server.load, server.unload):
             with pytest.raises(ServerError, match="helm upgrade"):
                 change("embedding")

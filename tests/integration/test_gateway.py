@@ -121,7 +121,7 @@ def test_a_symmetric_model_embeds_queries_and_passages_alike(client, suffix):
 
 def test_a_models_own_name_may_end_like_a_suffix(server, gateway, client, tmp_path):
     server.add("embedding-query", tiny_artifact(tmp_path / "other", NOISE))
-    refresh(gateway.app)
+    refresh(gateway.services)
     try:
         own = vectors(ask(client, model="embedding-query"))
         sums = NOISE[tokenizer()([TEXTS[0]])[0]].sum(axis=0)
@@ -129,7 +129,7 @@ def test_a_models_own_name_may_end_like_a_suffix(server, gateway, client, tmp_pa
         np.testing.assert_array_equal(vectors(ask(client, model="embedding-query-passage")), own)
         assert "embedding, embedding-query" in refused(ask(client, model=None), 400, "missing", "model")
         server.unload("embedding-query")
-        refresh(gateway.app)
+        refresh(gateway.services)
         refused(ask(client, model="embedding-query"), 404, "model_not_found", "model")
     finally:
         shutil.rmtree(server.repository / "embedding-query")
@@ -240,7 +240,7 @@ def test_a_key_is_needed_before_anything_is_read(gateway):
         answer = stranger.post("/v1/embeddings", content=b"{")
         refused(answer, 401, "invalid_api_key")
         assert answer.headers["www-authenticate"] == "Bearer"
-        viewer = gateway.app.state.auth.keys.create("viewer", ["viewer"])
+        viewer = gateway.services.auth.keys.create("viewer", ["viewer"])
         answer = stranger.post("/v1/embeddings", content=b"{", headers={"Authorization": f"Bearer {viewer}"})
         refused(answer, 403, "insufficient_role")
 

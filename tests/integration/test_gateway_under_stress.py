@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import accel_lib
-from accel_lib.service import listener
+from accel_lib.service import server as gateway_server
 from accel_lib.service.gateway import Gateway
 from accel_lib.service.settings import Settings
 from accel_lib.triton.repository import write_config
@@ -107,7 +107,7 @@ def test_what_would_be_late_is_refused_early_and_what_is_late_gets_a_504(gateway
         assert early
         assert all(answer.json()["error"]["code"] == "queue_full" for answer in early)
         assert 'reason="estimated_wait"' in client.get("/metrics").text
-        assert gateway.app.state.limits.in_flight == 0
+        assert gateway.services.limits.in_flight == 0
 
 
 def test_the_openai_clients_own_timeout_is_a_deadline_too(gateway):
@@ -123,9 +123,9 @@ def test_nothing_is_computed_for_a_client_that_has_gone(server, gateway):
     port = int(gateway.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        while gateway.app.state.limits.in_flight == 0:
+        while gateway.services.limits.in_flight == 0:
             time.sleep(0.005)
-    while gateway.app.state.limits.in_flight:
+    while gateway.services.limits.in_flight:
         time.sleep(0.01)
     time.sleep(0.5)
     assert server.connection.answered("slow") - before < 8
@@ -137,11 +137,11 @@ def test_a_client_that_is_slow_to_send_gets_a_504_and_holds_no_place(gateway):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(f"{head}x-request-timeout-ms: 200\r\nContent-Length: 100\r\n\r\n{{".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 504")
-        assert gateway.app.state.limits.in_flight == 0
+        assert gateway.services.limits.in_flight == 0
 
 
 def test_what_nobody_foresaw_is_a_500_with_the_request_id(gateway, monkeypatch):
-    monkeypatch.setattr(type(gateway.app.state.catalogue), "find", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(gateway.services.catalog), "find", lambda *_: 1 / 0)
     with gateway.client() as client:
         answer = ask(client, x_request_id="odd")
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "odd")
@@ -151,9 +151,9 @@ def test_what_nobody_foresaw_is_a_500_with_the_request_id(gateway, monkeypatch):
 def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_path):
     with gateway_on(server, tmp_path) as own, own.client() as client, ThreadPoolExecutor(4) as pool:
         under_way = [pool.submit(ask, client, ["w9 " * 60] * 60) for _ in range(2)]
-        while own.app.state.limits.in_flight < 2:
+        while own.services.limits.in_flight < 2:
             time.sleep(0.005)
-        own.app.state.limits.draining = True
+        own.services.limits.draining = True
         late = ask(client)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
         assert late.headers["retry-after"]
@@ -166,11 +166,11 @@ def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_
 
 
 def test_a_connection_that_is_open_at_the_end_is_told_so_by_an_answer(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(listener, "_LAST_REQUESTS_S", 60)
+    monkeypatch.setattr(gateway_server, "_LAST_REQUESTS_S", 60)
     with gateway_on(server, tmp_path) as own, own.client() as client:
         assert client.get("/v1/health/live").status_code == 200
-        own._listener.drain()
-        while own._listener._closed_since is None:
+        own._server.drain()
+        while own._server._closed_since is None:
             time.sleep(0.01)
         with pytest.raises(httpx.ConnectError), own.client() as late:
             late.get("/v1/health/live")

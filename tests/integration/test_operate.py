@@ -11,10 +11,10 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError
+from accel_lib.service.abtest.trial import run_trial
 from accel_lib.service.gateway import Gateway, wait_until_ready
 from accel_lib.service.keys import ROLES, all_roles
 from accel_lib.service.settings import Settings
-from accel_lib.service.trial import run_trial
 from accel_lib.texts import Texts
 from tests.rig import LABELS, TEXTS, VECTORS, build_repository
 from tests.tiny import end_at_once
@@ -85,7 +85,7 @@ def client(gateway):
 
 @pytest.fixture(scope="module")
 def keys(gateway):
-    return {role: gateway.app.state.auth.keys.create(role, [role]) for role in ROLES}
+    return {role: gateway.services.auth.keys.create(role, [role]) for role in ROLES}
 
 
 def classify(client, texts=TEXTS[:1], user=None, **headers):

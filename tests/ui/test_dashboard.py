@@ -48,7 +48,7 @@ def gateway(tmp_path_factory):
 @contextlib.contextmanager
 def dashboard(gateway, *roles):
     """A dashboard of its own process with a key of these roles, as `accel ui` starts it."""
-    key = gateway.app.state.auth.keys.create("ui", roles)
+    key = gateway.services.auth.keys.create("ui", roles)
     environment = os.environ | {"ACCEL_UI_KEY": key, "ACCEL_UI_TOKEN": "open-sesame"}
     command = [sys.executable, "-m", "accel_lib.cli", "ui", "--gateway", gateway.url, "--port", "0"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -215,7 +215,7 @@ def test_a_batching_setting_is_predicted_and_applied(page, gateway):
     page.get_by_label("Queue delay").press("Tab")
     page.get_by_role("button", name="Apply").click()
     page.get_by_text("queue delay 2,000 µs").wait_for()
-    assert gateway.app.state.supervisor.server.config("embedding").max_queue_delay_us == 2000
+    assert gateway.services.supervisor.server.config("embedding").max_queue_delay_us == 2000
 
 
 def test_health_names_every_component_and_what_the_doctor_saw(page):

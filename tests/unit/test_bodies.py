@@ -6,17 +6,18 @@ import json
 
 import pytest
 
-from accel_lib.service import operate_schemas, schemas, tei_schemas
+from accel_lib.service import admin_schemas, schemas, tei_schemas
+from accel_lib.service.abtest.routing import Plan
+from accel_lib.service.admin_schemas import BatchingChange
+from accel_lib.service.errors import Problem
 from accel_lib.service.fields import Body, parse
-from accel_lib.service.operate_schemas import BatchingChange, ExperimentPlan
-from accel_lib.service.problems import Problem
 from accel_lib.service.schemas import ClassifyRequest, EmbeddingRequest
 from accel_lib.service.tei_schemas import EmbedRequest, PredictRequest, SimilarityRequest
 
 BODIES = sorted(
     {
         each
-        for module in (schemas, tei_schemas, operate_schemas)
+        for module in (schemas, tei_schemas, admin_schemas)
         for each in vars(module).values()
         if isinstance(each, type) and issubclass(each, Body)
     },
@@ -88,9 +89,9 @@ def _required(body):
         (SimilarityRequest, {"inputs": {"sentences": ["a"]}}, "inputs.source_sentence", "missing"),
         (BatchingChange, {"version_policy": ["1"]}, "version_policy[0]", "is a text; a whole number"),
         (BatchingChange, {"instance_group": {"count": "2"}}, "instance_group.count", "is a text; a whole number"),
-        (ExperimentPlan, {"model": "m", "weights": {"1": True}}, "weights.1", "is a boolean; a number"),
-        (ExperimentPlan, {"model": "m", "weights": {"one": 1}}, "weights.one", "does not match"),
-        (ExperimentPlan, {"model": "m", "weights": {"1": 0}}, None, "weight above 0"),
+        (Plan, {"model": "m", "weights": {"1": True}}, "weights.1", "is a boolean; a number"),
+        (Plan, {"model": "m", "weights": {"one": 1}}, "weights.one", "does not match"),
+        (Plan, {"model": "m", "weights": {"1": 0}}, None, "weight above 0"),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_field_the_index_and_the_reason(schema, body, param, words):

@@ -110,7 +110,7 @@ class TestImages:
             f"import accel_lib.{name}"
             for name in (
                 "cli",
-                "service.command",
+                "service.__main__",
                 "show.dashboard.server",
                 "show.dashboard.app",
                 "show.dashboard.simulator",
@@ -147,16 +147,18 @@ class TestImages:
 
 
 def test_a_gateway_with_an_identity_provider_makes_no_key_that_a_log_would_show():
-    from accel_lib.service.command import _welcome
+    from accel_lib.service.__main__ import _welcome
 
     version = SimpleNamespace(name="embedding", version="1", manifest=SimpleNamespace(task="embedding"))
-    state = SimpleNamespace(
+    services = SimpleNamespace(
         auth=SimpleNamespace(keys=SimpleNamespace(all=list)),
-        catalogue=SimpleNamespace(versions=[version]),
+        catalog=SimpleNamespace(versions=[version]),
         settings=SimpleNamespace(host="0.0.0.0", jwt_public_key_file=Path("jwt.pem"), jwt_issuer="https://login"),
         supervisor=SimpleNamespace(server=SimpleNamespace(grpc_url="dns:///triton:8004")),
     )
-    shown = _welcome(SimpleNamespace(state=state), "http://0.0.0.0:8000", "http://0.0.0.0:8001")
+    shown = _welcome(
+        SimpleNamespace(state=SimpleNamespace(services=services)), "http://0.0.0.0:8000", "http://0.0.0.0:8001"
+    )
     assert "tokens of https://login" in shown
     assert "accel_" not in shown
 

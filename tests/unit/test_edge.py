@@ -129,12 +129,12 @@ def test_requests_behind_each_other_are_answered_in_order_and_bounded(gateway):
 def test_an_answer_that_nobody_reads_is_given_up(gateway, monkeypatch):
     monkeypatch.setattr(connection, "_UNREAD_S", 0.2)
     with connected(gateway.url) as opened:
-        open_before = len(gateway._listener.server_state.connections)
+        open_before = len(gateway._server.server_state.connections)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with contextlib.suppress(ConnectionError):
             while True:
                 opened.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert len(gateway._listener.server_state.connections) <= open_before
+        assert len(gateway._server.server_state.connections) <= open_before
 
 
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0", "HTTP/2.0, h2c"])
@@ -228,7 +228,7 @@ def test_a_body_is_read_to_its_end_and_kept_only_for_a_caller_with_a_key(gateway
 
 
 def test_a_caller_without_a_key_gets_no_more_time_than_usual(gateway, monkeypatch):
-    settings = gateway.app.state.settings.model_copy(update={"deadline_s": 0.2})
+    settings = gateway.services.settings.model_copy(update={"deadline_s": 0.2})
     stack = gateway.app.middleware_stack
     while not hasattr(stack, "_settings"):
         stack = stack.app

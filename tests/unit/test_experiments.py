@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from accel_lib.artifact import Manifest
 from accel_lib.errors import StateError
-from accel_lib.service.experiments import Experiments
-from accel_lib.service.problems import Problem
-from accel_lib.service.routing import Plan, choose, shadowed
-from accel_lib.service.served import ServedVersion
-from accel_lib.service.state import State
+from accel_lib.service.abtest.experiments import Experiments
+from accel_lib.service.abtest.routing import Plan, choose, shadowed
+from accel_lib.service.catalog import ServedVersion
+from accel_lib.service.database import Database
+from accel_lib.service.errors import Problem
 from accel_lib.triton.config import ModelConfig
 
 USERS = [f"user {number}" for number in range(10_000)]
@@ -41,7 +39,7 @@ VERSIONS = [
 
 @pytest.fixture
 def state(tmp_path):
-    with State(tmp_path / "state.sqlite3") as opened:
+    with Database(tmp_path / "state.sqlite3") as opened:
         yield opened
 
 
@@ -110,7 +108,7 @@ def test_requests_without_a_user_or_of_a_plan_that_is_not_sticky_are_drawn_one_b
     experiments.begin("trial", SPLIT)
     assert len({experiments.route("sentiment").version for _ in range(100)}) == 2
     assert len({experiments.route("sentiment", user="a").version for _ in range(100)}) == 1
-    experiments.begin("trial", dataclasses.replace(SPLIT, sticky="request"))
+    experiments.begin("trial", SPLIT.model_copy(update={"sticky": "request"}))
     assert len({experiments.route("sentiment", user="a").version for _ in range(100)}) == 2
 
 
@@ -131,7 +129,7 @@ def test_it_all_survives_a_restart(state, experiments):
     again = Experiments(state, lambda: [])
     assert shares(again) == before
     assert again.live("embedding") == "2"
-    assert sum(version["requests"] for version in again.report("trial")["versions"]) == 50
+    assert sum(version.requests for version in again.report("trial").versions) == 50
     again.close()
 
 
@@ -148,7 +146,7 @@ def test_an_embedding_in_another_space_is_promoted_only_by_its_name(experiments)
     experiments.begin("spaces", SHADOW)
     space = VERSIONS[-2].vector_space_id
     for wrong in (None, VERSIONS[-1].vector_space_id):
-        with pytest.raises(Problem, match=f'indexes have to be built anew. .*"{space}"'):
+        with pytest.raises(Problem, match=f'indexes have to be built again. .*"{space}"'):
             experiments.promote("spaces", "1", vector_space_id=wrong)
     experiments.promote("spaces", "1", vector_space_id=space)
     assert shares(experiments, "embedding") == {"1": 10_000}
@@ -177,16 +175,16 @@ def test_a_full_disk_changes_nothing_and_what_was_seen_waits(state, experiments)
     with pytest.raises(StateError, match="full"):
         while True:
             state.write("INSERT INTO audit VALUES (NULL, 0, '', '', '', '', ?, '')", ("x" * 500,))
-    wide = dataclasses.replace(SPLIT, weights={str(number): 1.0 for number in range(1, 4)}, shadow_share=0.123456789)
+    wide = SPLIT.model_copy(update={"weights": dict.fromkeys("12", 1.0), "shadow_share": 0.123456789})
     with pytest.raises(StateError, match="full"):
         for number in range(2_000):
-            experiments.begin("trial", dataclasses.replace(wide, shadow="3", shadow_share=1 / (number + 1)))
+            experiments.begin("trial", wide.model_copy(update={"shadow": "3", "shadow_share": 1 / (number + 1)}))
             state.write("INSERT INTO audit VALUES (NULL, 0, '', '', '', '', ?, '')", ("x" * 50,))
     plan = experiments.get("trial").plan
     assert shares(experiments) == collections.Counter(choose("trial", plan, user) for user in USERS)
     for user in USERS[:3_000]:
         experiments.answered(experiments.route("sentiment", user=user), latency_ms=5, compute_ms=3, texts=1)
-    assert sum(version["requests"] for version in experiments.report("trial")["versions"]) == 3_000
+    assert sum(version.requests for version in experiments.report("trial").versions) == 3_000
     state.write("PRAGMA max_page_count = 100000")
     experiments.close()
     assert state.read("SELECT count(*) FROM observations")[0][0] == 3_000
@@ -194,7 +192,7 @@ def test_a_full_disk_changes_nothing_and_what_was_seen_waits(state, experiments)
 
 def test_a_report_says_what_differs_and_what_does_not(experiments):
     random = np.random.default_rng(0)
-    experiments.begin("trial", dataclasses.replace(SPLIT, weights={"3": 1, "2": 1}, shadow="1"))
+    experiments.begin("trial", SPLIT.model_copy(update={"weights": {"3": 1, "2": 1}, "shadow": "1"}))
     slower = {"2": 1.5, "3": 1.0}
     for user in USERS[:600]:
         route = experiments.route("sentiment", user=user)
@@ -205,17 +203,18 @@ def test_a_report_says_what_differs_and_what_does_not(experiments):
         experiments.shadowed(route, sent, copy, compute_ms=4)
     experiments.shadowed(route, sent, None, compute_ms=0)
     report = experiments.report("trial")
-    json.dumps(report)
-    by_version = {version["version"]: version for version in report["versions"]}
-    assert by_version["1"]["latency_ms"] is None
-    assert (by_version["1"]["requests"], by_version["1"]["failed"]) == (601, 1)
-    low, value, high = (by_version["1"]["agreement"][name] for name in ("low", "value", "high"))
+    report.model_dump_json()
+    by_version = {version.version: version for version in report.versions}
+    assert by_version["1"].latency_ms is None
+    assert (by_version["1"].requests, by_version["1"].failed) == (601, 1)
+    agreement = by_version["1"].agreement
+    low, value, high = agreement.low, agreement.value, agreement.high
     assert low < 0.9 < high
     assert low < value < high
-    verdict = {(v["version"], v["measure"]): v for v in report["verdicts"]}
-    assert verdict["2", "latency"]["significant"]
-    assert verdict["2", "latency"]["sentence"].startswith("version 3 is better than version 2: ")
-    assert not verdict["2", "failures"]["significant"]
+    verdict = {(v.version, v.measure): v for v in report.verdicts}
+    assert verdict["2", "latency"].significant
+    assert verdict["2", "latency"].sentence.startswith("version 3 is better than version 2: ")
+    assert not verdict["2", "failures"].significant
     assert ("1", "latency") not in verdict
 
 
@@ -224,17 +223,17 @@ def test_embeddings_agree_by_cosine(experiments):
     route = experiments.route("embedding", user="a")
     sent = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     experiments.shadowed(route, sent, np.array([[1.0, 0.0], [1.0, 1.0]], dtype=np.float32), compute_ms=1)
-    (shadow,) = experiments.report("spaces")["versions"]
-    assert shadow["agreement"]["value"] == pytest.approx((1 + 2**-0.5) / 2, abs=1e-6)
-    assert shadow["agreement"]["low"] is None
+    (shadow,) = experiments.report("spaces").versions
+    assert shadow.agreement.value == pytest.approx((1 + 2**-0.5) / 2, abs=1e-6)
+    assert shadow.agreement.low is None
 
 
 def test_a_new_begin_forgets_what_the_old_one_saw_and_a_change_of_plan_does_not(experiments):
     experiments.begin("trial", SPLIT)
     experiments.answered(experiments.route("sentiment", user="a"), latency_ms=5, compute_ms=3, texts=1)
-    experiments.begin("trial", dataclasses.replace(SPLIT, weights={"1": 1, "2": 3}))
-    assert experiments.report("trial")["versions"]
+    experiments.begin("trial", SPLIT.model_copy(update={"weights": {"1": 1, "2": 3}}))
+    assert experiments.report("trial").versions
     experiments.roll_back("trial")
-    assert experiments.report("trial")["versions"]
+    assert experiments.report("trial").versions
     experiments.begin("trial", SPLIT)
-    assert not experiments.report("trial")["versions"]
+    assert not experiments.report("trial").versions

@@ -1,6 +1,6 @@
 """The GPUs that a gateway reads from Triton's metrics."""
 
-from accel_lib.service.gpus import gpus_in, read_gpus
+from accel_lib.service.routes.status import gpus_in, read_gpus
 
 # As Triton 2.51 writes them; the busy card has the values that were recorded on an H100.
 METRICS = """# HELP nv_inference_request_success Number of successful inference requests, all batch sizes

@@ -83,7 +83,7 @@ def test_a_module_imports_only_from_its_own_floor_or_lower(path):
             assert FLOOR[name.split(".")[1]] <= FLOOR[room(path)], f"{path.name} imports {name}"
 
 
-@pytest.mark.parametrize("package", ["bench", "load", "stats"])
+@pytest.mark.parametrize("package", ["bench", "load", "service", "stats"])
 def test_a_notebook_imports_only_what_a_package_hands_on(package):
     public = set(importlib.import_module(f"accel_lib.{package}").__all__)
     for path, text in tracked():
@@ -129,6 +129,13 @@ def test_importing_it_imports_nothing_heavy(module):
     code = f"import sys, accel_lib{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & set(HEAVY)
+
+
+def test_the_gateway_loads_neither_pandas_nor_the_laboratory():
+    code = "import sys, accel_lib.service.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    laboratory = [f"accel_lib.{package}" for package in ("bench", "load", "simulation", "tuning", "measurement")]
+    assert not [name for name in done.stdout.split() if name.startswith(("pandas", "torch", "matplotlib", *laboratory))]
 
 
 def test_conda_and_make_create_what_pyproject_says():

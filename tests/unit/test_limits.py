@@ -6,11 +6,11 @@ import grpc
 import pandas as pd
 import pytest
 
-from accel_lib.service import findings_service
+from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Backlog, Deadline, Limits, Quota
 from accel_lib.service.metrics import Metrics
-from accel_lib.service.path import refusal
-from accel_lib.service.problems import Problem
+from accel_lib.service.triton_client import refusal
+from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
 from accel_lib.tuning.actuators import apply
 
 
@@ -76,21 +76,21 @@ class TestBacklog:
 class TestQuota:
     def test_what_is_used_up_comes_back_evenly(self, clock):
         quota = Quota(600, clock)
-        assert quota.take("a", 600) == 0
-        assert quota.take("a", 100) == pytest.approx(10)
+        assert quota.try_acquire("a", 600) == 0
+        assert quota.try_acquire("a", 100) == pytest.approx(10)
         clock.now += 10
-        assert quota.take("a", 100) == 0
+        assert quota.try_acquire("a", 100) == 0
 
     def test_everybody_has_their_own(self, clock):
         quota = Quota(600, clock)
-        assert quota.take("a", 600) == quota.take("b", 600) == 0
+        assert quota.try_acquire("a", 600) == quota.try_acquire("b", 600) == 0
 
     def test_a_clock_that_steps_back_gives_nothing_away_and_takes_nothing(self, clock):
         quota = Quota(600, clock)
-        assert quota.take("a", 500) == 0
+        assert quota.try_acquire("a", 500) == 0
         clock.now -= 1000
-        assert quota.take("a", 100) == 0
-        assert quota.take("a", 1) > 0
+        assert quota.try_acquire("a", 100) == 0
+        assert quota.try_acquire("a", 1) > 0
 
     def test_a_request_over_the_whole_quota_must_not_be_retried(self, clock):
         with pytest.raises(Problem) as caught:
@@ -102,7 +102,7 @@ class TestQuota:
 class TestLimits:
     def test_places_come_back_also_after_an_error(self, clock):
         limits = limits_on(clock)
-        with pytest.raises(ZeroDivisionError), limits.entering("m"):
+        with pytest.raises(ZeroDivisionError), limits.in_flight_slot("m"):
             _ = 1 / 0
         assert limits.in_flight == 0
 
@@ -121,7 +121,7 @@ class TestLimits:
         limits = limits_on(clock)
         assert apply(limits, {"limit": 1}) == ""
         assert limits.current() == {"limit": 1}
-        with limits.entering("m"), pytest.raises(Problem, match="under way"), limits.entering("m"):
+        with limits.in_flight_slot("m"), pytest.raises(Problem, match="in flight"), limits.in_flight_slot("m"):
             pass
 
     def test_a_deadline_that_has_passed_is_a_504(self, clock):
@@ -153,30 +153,24 @@ def test_what_triton_says_becomes_a_status_and_never_its_own_words(code, details
     assert ("Retry-After" in problem.headers) == (status in (429, 503))
 
 
-def waterfall(model_ms, plain_ms, packed_ms):
+def breakdown(model_ms, plain_ms, packed_ms):
     names = ["1 text", "64 texts, JSON numbers", "64 texts, base64"]
     rows = zip(names, [model_ms, 90, 90], [10, plain_ms, packed_ms], strict=True)
-    return findings_service.waterfall(pd.DataFrame(rows, columns=["request", "compute_infer_ms", "total_ms"]))
+    return LatencyBreakdown(frame=pd.DataFrame(rows, columns=["request", "compute_infer_ms", "total_ms"])).headline
 
 
-def test_the_finding_of_a_request_taken_apart_goes_with_the_numbers():
-    assert waterfall(2, 100, 60) == (
-        "Of 10 ms for 1 text the model takes only 20%; 64 texts, base64 is 40% faster than JSON numbers"
+def test_the_headline_of_a_latency_breakdown_goes_with_the_numbers():
+    assert breakdown(2, 100, 60) == (
+        "Of 10 ms for 1 text the model takes 20%; 64 texts, base64 is 40% faster than JSON numbers"
     )
-    assert waterfall(8, 100, 99).endswith("the model takes 80%; 64 texts, base64 takes as long as JSON numbers")
-    assert "is 50% slower than" in waterfall(8, 100, 150)
+    assert breakdown(8, 100, 99).endswith("is as fast as JSON numbers")
+    assert "is 50% slower than" in breakdown(8, 100, 150)
 
 
-def test_the_finding_of_a_payload_says_what_it_costs():
-    frame = pd.DataFrame(
-        {
-            "request": ["float, all", "base64, all", "base64, 48"],
-            "bytes_each": [1000, 400, 50],
-            "top10_overlap": [1, 1, 0.4],
-        }
-    )
-    said = findings_service.payload(frame)
-    assert said == (
-        "base64, all: 40% of the bytes and 100% of the ten nearest neighbours; "
-        "base64, 48: 5% of the bytes, 40% of the neighbours"
+def test_the_headline_of_payload_sizes_says_what_they_cost():
+    names = ["float, all", "base64, all", "base64, 48"]
+    frame = pd.DataFrame({"request": names, "bytes_each": [1000, 400, 50], "top10_overlap": [1, 1, 0.4]})
+    assert PayloadSizes(frame=frame).headline == (
+        "base64, all: 40% of the bytes, 100% of the ten nearest neighbours; "
+        "base64, 48: 5% of the bytes, 40% of the ten nearest neighbours"
     )

@@ -82,8 +82,8 @@ def test_threads_follow_the_quota_in_the_gateway_in_tritons_stub_and_in_one_proc
     from accel_lib.service.settings import Settings
 
     app = create_app(Settings(state_file=tmp_path / "state", repository=tmp_path))
-    assert app.state.workers == 2
-    app.state.state.close()
+    assert app.state.services.workers == 2
+    app.state.services.database.close()
 
 
 @pytest.mark.usefixtures("many_cores")

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from accel_lib.artifact import Artifact
-from accel_lib.service.problems import Problem
-from accel_lib.service.served import Inputs, ServedVersion
+from accel_lib.service.catalog import Inputs, ServedVersion
+from accel_lib.service.errors import Problem
 from accel_lib.triton.config import ModelConfig
 from tests.tiny import LONGEST, TABLE, tiny_artifact, tokenizer
 

@@ -13,9 +13,9 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError, ServerError, StateError
-from accel_lib.service.listener import bind
+from accel_lib.service.database import Database
+from accel_lib.service.server import bind
 from accel_lib.service.settings import Settings
-from accel_lib.service.state import State
 
 
 def test_every_setting_is_read_by_some_code():
@@ -70,10 +70,10 @@ def test_a_damaged_state_file_is_called_so_and_left_as_it_is(tmp_path):
         file = tmp_path / name
         file.write_bytes(content)
         with pytest.raises(StateError, match=f"damaged[\\s\\S]*mv {name} {name}.old"):
-            State(file)
+            Database(file)
         assert file.read_bytes() == content
     with pytest.raises(StateError, match=r"could not be opened[\s\S]*ACCEL_STATE_FILE"):
-        State(tmp_path)
+        Database(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from accel_lib.formatting import number, percent
-from accel_lib.service import findings_service
+from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
 from accel_lib.show.plots.base import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, canvas, finish, label
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def latency_breakdown(frame: pd.DataFrame) -> Axes:
     frame
         One row a kind: ``request``, the milliseconds of each part, ``total_ms``.
     """
-    ax = canvas(findings_service.waterfall(frame), rows=len(frame) + 1)
+    ax = canvas(LatencyBreakdown(frame=frame).headline, rows=len(frame) + 1)
     y = np.arange(len(frame))
     left = np.zeros(len(frame))
     for column, (name, color) in _PARTS.items():
@@ -62,7 +62,7 @@ def payload(frame: pd.DataFrame) -> Axes:
     frame
         One row a way: ``request``, ``bytes_each``, ``top10_overlap``.
     """
-    ax = canvas(findings_service.payload(frame), rows=5)
+    ax = canvas(PayloadSizes(frame=frame).headline, rows=5)
     size, kept = frame["bytes_each"].to_numpy(), 100 * frame["top10_overlap"].to_numpy()
     whole = kept >= 99.5
     ax.plot(size, kept, color=GREY, linewidth=1, zorder=1)

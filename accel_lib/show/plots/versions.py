@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from accel_lib.service import findings_versions as findings
+from accel_lib.formatting import number
 from accel_lib.show.plots.base import BLUE, GREY, SKY, VERMILLION, canvas, finish
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def narrowing(course: pd.DataFrame) -> Axes:
     Parameters
     ----------
     course
-        As `accel_lib.service.trial.narrowing` makes it: ``requests``, ``difference``, ``low``, ``high``,
+        As `accel_lib.service.abtest.trial.narrowing` makes it: ``requests``, ``difference``, ``low``, ``high``,
         ``anytime_low``, ``anytime_high``; shares from 0 to 1.
     """
-    ax = canvas(findings.narrowing(course), rows=_ROWS)
+    ax = canvas(_when_sure(course), rows=_ROWS)
     x, points = course["requests"], 100 * course.drop(columns="requests")
     late = points.iloc[len(points) // 2 :]
     reach = min(100.0, 1.6 * float(late[["anytime_low", "anytime_high"]].abs().max().max()))
@@ -67,7 +67,7 @@ def needed(frame: pd.DataFrame) -> Axes:
     frame
         One row a gain, ascending: ``gain`` from 0 to 1, ``requests``.
     """
-    ax = canvas(findings.needed(frame), rows=_ROWS)
+    ax = canvas(_price_of_small_gains(frame), rows=_ROWS)
     gains, requests = 100 * frame["gain"], frame["requests"]
     ax.plot(gains, requests, color=BLUE, linewidth=2, marker="o")
     for gain, count in zip(gains, requests, strict=True):
@@ -81,3 +81,26 @@ def needed(frame: pd.DataFrame) -> Axes:
     ax.set_xlabel("gain in right answers, points")
     ax.set_ylabel("requests, both versions together")
     return finish(ax, frame)
+
+
+def _when_sure(course: pd.DataFrame) -> str:
+    """When a difference was sure for good, or how small one would have had to be to stay hidden."""
+    last = course.iloc[-1]
+    outside = ((course["anytime_low"] > 0) | (course["anytime_high"] < 0)).to_numpy()
+    ends = f"{100 * last['anytime_low']:+.1f} to {100 * last['anytime_high']:+.1f} points"
+    if not outside[-1]:
+        return f"After {int(last['requests']):,} requests the difference may still be anything from {ends}"
+    hidden = (~outside).nonzero()[0]
+    first = course["requests"].iloc[hidden[-1] + 1 if len(hidden) else 0]
+    better = "more" if last["difference"] > 0 else "fewer"
+    return f"From {int(first):,} requests on it is sure: {better} right answers, by {ends}"
+
+
+def _price_of_small_gains(frame: pd.DataFrame) -> str:
+    """How the requests grow as the gain shrinks."""
+    small, large = frame.iloc[0], frame.iloc[-1]
+    return (
+        f"A gain of {100 * large['gain']:g} points shows after {int(large['requests']):,} requests, one of "
+        f"{100 * small['gain']:g} after {int(small['requests']):,}: {large['gain'] / small['gain']:.3g} times smaller, "
+        f"{number(small['requests'] / large['requests'])} times as many"
+    )

@@ -1,7 +1,6 @@
-"""What the gateway must not forget: one SQLite file, in write-ahead mode, that several processes may open.
+"""The gateway's SQLite file for keys, experiments and the audit log; several processes may open it (write-ahead mode).
 
-A change is either on the disk when the call returns or an error and not there: a full disk loses nothing, and reading
-goes on meanwhile. What the tables mean is the business of the modules that own them.
+A change is on the disk when the call returns, or it is an error and not there: a full disk loses nothing.
 """
 
 from __future__ import annotations
@@ -39,19 +38,8 @@ CREATE TABLE audit (
 """
 
 
-class State:
-    """An open state file; made if it is not there, readable by its owner only.
-
-    Parameters
-    ----------
-    path
-        The file; its folder is made too.
-
-    Raises
-    ------
-    StateError
-        It cannot be opened, or was written by another version of this library.
-    """
+class Database:
+    """An open state file; made with its folder if it is not there, readable by its owner only."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -61,7 +49,7 @@ class State:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.path.touch(mode=0o600)
             self._writer = self._connect()
-            self._refuse_another_s()
+            self._refuse_foreign()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")  # a commit is on the disk, also after a power cut
             self._prepare()
@@ -79,13 +67,7 @@ class State:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
-        """Several changes that are made together or not at all.
-
-        Raises
-        ------
-        StateError
-            The disk is full, or the file cannot be written: everything is as it was.
-        """
+        """Several changes that are made together or not at all; raises `StateError` with everything as it was."""
         with self._writing, self._translated("written"):
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -120,8 +102,7 @@ class State:
         connection.row_factory = sqlite3.Row
         return connection
 
-    def _refuse_another_s(self) -> None:
-        """Change nothing in a database that another program keeps."""
+    def _refuse_foreign(self) -> None:
         tables = {row[0] for row in self._writer.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and not tables >= {"keys", "experiments", "live", "audit"}:
             raise StateError(
@@ -151,7 +132,7 @@ class State:
         except (sqlite3.Error, OSError) as error:
             cause = f"The gateway's state could not be {what}."
             if self._closed:
-                fix = "open it again: State(path)"
+                fix = "open it again: Database(path)"
             elif getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
                 cause = "The gateway's state file is damaged, or no state file of this library."
                 fix = f"put a copy of {self.path.name} in its place, or start without: {self._set_aside}"
@@ -163,5 +144,4 @@ class State:
 
     @property
     def _set_aside(self) -> str:
-        """Keys, experiments and the audit log begin empty afterwards."""
         return f"mv {self.path.name} {self.path.name}.old, which makes new keys and begins the audit log again"

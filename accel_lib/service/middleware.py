@@ -1,4 +1,4 @@
-"""The edge of the gateway: what happens to every HTTP request before and after its handler.
+"""ASGI middleware: what happens to every HTTP request before and after its handler.
 
 It gives the request an id and a deadline, reads its body within bounds (and keeps nothing of it for a caller without a
 key), refuses while the gateway drains, ends the work when the client is gone, answers HEAD where GET is, and leaves one
@@ -10,24 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import re
 import uuid
-from collections.abc import Callable
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from accel_lib.errors import StateError
 from accel_lib.service.bodies import Bodies, ClientGoneError
-from accel_lib.service.limits import Deadline, Limits
-from accel_lib.service.metrics import Metrics
-from accel_lib.service.problems import Problem
-from accel_lib.service.settings import Settings
-from accel_lib.service.telemetry import Telemetry
+from accel_lib.service.errors import Problem
+from accel_lib.service.limits import Deadline
+from accel_lib.service.services import Services
 
 DEADLINE_HEADER = "x-request-timeout-ms"
 _OPENAI_DEADLINE_HEADER = "x-stainless-read-timeout"  # seconds; sent by the openai client with every request
@@ -40,13 +35,11 @@ log = logging.getLogger("accel.gateway")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Record:
-    """What is known of one request; handlers fill in what only they know.
+class RequestContext:
+    """What is known of one request, in ``request.state.context``; handlers fill in what only they know.
 
     Parameters
     ----------
-    request_id, deadline
-        From the client's headers, or made here.
     model, version
         That answered.
     inputs, tokens
@@ -64,26 +57,13 @@ class Record:
     stages_s: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-class Edge:
-    """ASGI middleware; a handler finds the `Record` in ``request.state.record``."""
+class GatewayMiddleware:
+    """Wraps the app; the server and `Services` are all that it knows."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: Settings,
-        limits: Limits,
-        metrics: Metrics,
-        telemetry: Telemetry,
-        clock: Callable[[], float],
-    ) -> None:
-        self._app = app
-        self._settings = settings
-        self._limits = limits
-        self._metrics = metrics
-        self._telemetry = telemetry
-        self._clock = clock
-        self._bodies = Bodies(settings.max_body_bytes)
+    def __init__(self, app: ASGIApp, *, services: Services) -> None:
+        self._app, self._services = app, services
+        self._settings, self._clock = services.settings, services.clock
+        self._bodies = Bodies(services.settings.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI event stream."""
@@ -96,44 +76,47 @@ class Edge:
             scope = {**scope, "method": "GET"}  # the server keeps the body to itself
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
-        record = Record(request_id=request_id, deadline=Deadline(began + self._settings.deadline_s, self._clock))
-        scope.setdefault("state", {})["record"] = record
+        deadline = Deadline(began + self._settings.deadline_s, self._clock)
+        context = RequestContext(request_id=request_id, deadline=deadline)
+        scope.setdefault("state", {})["context"] = context
         status = 0
 
-        async def answer(message: Message) -> None:
+        async def respond(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
                 out["x-request-id"] = request_id
                 out["x-total-time"] = f"{(self._clock() - began) * 1e3:.3f}"
-                if self._limits.draining:
+                if self._services.limits.draining:
                     out["connection"] = "close"
             await send(message)
 
         try:
             known = self._identify(scope, headers)
-            record.deadline = self._deadline(headers, began, known=known)
-            with self._telemetry.request(f"{method} {scope['path']}", headers, request_id):
-                await self._handle(scope, receive, answer, headers, record, known=known)
+            context.deadline = self._deadline(headers, began, known=known)
+            with self._services.telemetry.request(f"{method} {scope['path']}", headers, request_id):
+                async with self._bodies.reading(receive, headers, context.deadline, keep=known) as body:
+                    self._check_open(scope)  # once all is read, as for every refusal
+                    await self._answer(scope, body, receive, respond)
         except Problem as problem:
-            await problem.response()(scope, receive, answer)
+            await problem.response()(scope, receive, respond)
         except ClientGoneError:
             status = status or _CLIENT_GONE
         except Exception:
-            log.exception("unforeseen", extra={"fields": {"request_id": request_id}})
+            log.exception("unforeseen", extra={"request_id": request_id})
             if not status:
                 message = "The gateway failed on this request; its log has the cause."
-                await Problem(500, message, code="internal").response()(scope, receive, answer)
+                await Problem(500, message, code="internal").response()(scope, receive, respond)
         finally:
-            self._note(scope, method, record, status or _CLIENT_GONE, self._clock() - began)
+            self._record(scope, method, context, status or _CLIENT_GONE, self._clock() - began)
 
     def _identify(self, scope: Scope, headers: Headers) -> bool:
         """Whether the caller has a key; one that sends no body is asked for it by the handlers that need it."""
         if not int(headers.get("content-length") or 0) and "transfer-encoding" not in headers:
             return True
         with contextlib.suppress(Problem, StateError):  # which the handler raises again, once it finds no caller
-            scope["state"]["caller"] = scope["app"].state.auth.identify(headers)
+            scope["state"]["caller"] = self._services.auth.identify(headers)
             return True
         return False
 
@@ -149,16 +132,11 @@ class Edge:
         most = self._settings.max_deadline_s if known else self._settings.deadline_s
         return Deadline(began + min(seconds, most), self._clock)
 
-    async def _handle(
-        self, scope: Scope, receive: Receive, send: Send, headers: Headers, record: Record, *, known: bool
-    ) -> None:
-        too_late = self._limits.draining and scope["path"] not in _ALWAYS_OPEN
-        async with self._bodies.reading(receive, headers, record.deadline, keep=known) as body:
-            if too_late:  # said once all is read, as for every refusal
-                raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
-            if scope["server"][1] == scope["app"].state.metrics_port and scope["path"] != "/metrics":
-                raise Problem(404, "This port shows /metrics only.")
-            await self._answer(scope, body, receive, send)
+    def _check_open(self, scope: Scope) -> None:
+        if self._services.limits.draining and scope["path"] not in _ALWAYS_OPEN:
+            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_DRAIN_RETRY_S)
+        if scope["server"][1] == self._services.metrics_port and scope["path"] != "/metrics":
+            raise Problem(404, "This port shows /metrics only.")
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._app(scope, _replay(body, receive), send))
@@ -176,45 +154,28 @@ class Edge:
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    def _note(self, scope: Scope, method: str, record: Record, status: int, seconds: float) -> None:
-        endpoint = getattr(scope.get("route"), "path", "none")
-        labels = (endpoint, record.model, record.version)
-        self._metrics.request_duration.labels(*labels).observe(seconds)
-        self._metrics.requests.labels(*labels, str(status)).inc()
-        if record.stages_s:
-            for stage, spent in (record.stages_s | {"total": seconds}).items():
-                self._metrics.stage_duration.labels(stage, record.model).observe(spent)
-        principal = getattr(scope["state"].get("principal"), "id", "")
+    def _record(self, scope: Scope, method: str, context: RequestContext, status: int, seconds: float) -> None:
+        """Count the request, and log it in one line."""
+        endpoint, metrics = getattr(scope.get("route"), "path", "none"), self._services.metrics
+        labels = (endpoint, context.model, context.version)
+        metrics.request_duration.labels(*labels).observe(seconds)
+        metrics.requests.labels(*labels, str(status)).inc()
+        if context.stages_s:
+            for stage, spent in (context.stages_s | {"total": seconds}).items():
+                metrics.stage_duration.labels(stage, context.model).observe(spent)
         fields = {
-            "request_id": record.request_id,
+            "request_id": context.request_id,
             "method": method,
             "endpoint": endpoint,
             "status": status,
             "ms": round(seconds * 1e3, 3),
-            "principal": principal,
-            "model": record.model,
-            "version": record.version,
-            "inputs": record.inputs,
-            "tokens": record.tokens,
-        } | {f"{stage}_ms": round(spent * 1e3, 3) for stage, spent in record.stages_s.items()}
-        log.info("request", extra={"fields": {key: value for key, value in fields.items() if value != ""}})
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, event, and the fields of the record."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "event": record.getMessage(),
-        }
-        line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+            "principal": getattr(scope["state"].get("principal"), "id", ""),
+            "model": context.model,
+            "version": context.version,
+            "inputs": context.inputs,
+            "tokens": context.tokens,
+        } | {f"{stage}_ms": round(spent * 1e3, 3) for stage, spent in context.stages_s.items()}
+        log.info("request", extra={key: value for key, value in fields.items() if value != ""})
 
 
 def _positive(text: str | None) -> float | None:

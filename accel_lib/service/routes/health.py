@@ -9,13 +9,17 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from accel_lib.service.metrics import CONTENT_TYPE
+from accel_lib.service.services import services
 
 router = APIRouter(tags=["health"])
 _TEXT = {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+_METRICS: dict[str, Any] = {
+    "responses": {200: _TEXT}, "response_class": Response, "summary": "Prometheus metrics"
+}  # fmt: skip
 
 
 class Health(BaseModel):
-    """NIM's answer."""
+    """As NVIDIA's NIM answers."""
 
     object: str = "health.response"
     message: str
@@ -36,25 +40,19 @@ async def live() -> Health:
 @router.get("/v1/health/ready", **_READY)
 async def ready(request: Request, response: Response) -> Health:
     """Whether Triton and every served model answer; asks them."""
-    state = request.app.state
-    if state.limits.draining:
+    own = services(request)
+    if own.limits.draining:
         health = Health(message="draining", ready=False)
     else:
-        well = await asyncio.get_running_loop().run_in_executor(None, lambda: state.supervisor.ready)
-        health = Health(message="ready" if well else "not ready", ready=well)
-        state.metrics.ready.set(well)
+        healthy = await asyncio.get_running_loop().run_in_executor(None, lambda: own.supervisor.ready)
+        health = Health(message="ready" if healthy else "not ready", ready=healthy)
+        own.metrics.ready.set(healthy)
     response.status_code = 200 if health.ready else 503
     return health
 
 
-async def _metrics(request: Request) -> Response:
-    return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE)
-
-
-for _path in ("/v1/metrics", "/metrics"):
-    _described: dict[str, Any] = {
-        "responses": {200: _TEXT},
-        "response_class": Response,
-        "summary": "Prometheus metrics",
-    }
-    router.get(_path, **_described)(_metrics)
+@router.get("/v1/metrics", **_METRICS)
+@router.get("/metrics", **_METRICS)
+async def metrics(request: Request) -> Response:
+    """Everything that the gateway counts."""
+    return Response(services(request).metrics.exposition(), media_type=CONTENT_TYPE)

@@ -1,4 +1,4 @@
-"""What the gateway knows of the models behind it: tokenizers, manifests, and which versions answer now."""
+"""The models behind the gateway: their tokenizers and manifests, and which versions answer now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.encoding import Row
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import SEGMENTS, Ragged
-from accel_lib.service.problems import Problem
+from accel_lib.service.errors import Problem
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
@@ -34,12 +34,10 @@ class Inputs:
 
     Parameters
     ----------
-    texts, seconds
-        The texts; of pairs, the first and the second halves, None beside a text that is no pair.
+    seconds
+        Of pairs, the second halves, None beside a text that is no pair.
     truncate
         Where one that is too long is cut; NONE refuses it.
-    input_type
-        What they are for, if the client said so.
     tei, prompt_name
         Whether the client speaks as text-embeddings-inference's do: prompts go by their names, none is the default one.
     """
@@ -59,19 +57,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedVersion:
-    """One version of a model that answers: everything that is needed before and after Triton.
-
-    Parameters
-    ----------
-    name, version
-        As Triton knows it.
-    manifest, config
-        Of its artifact, and what it is served with.
-    tokenizers
-        By the side at which they cut.
-    created_s
-        Of the artifact, seconds since 1970.
-    """
+    """One version of a model that is ready; `tokenizers` by the side at which they cut."""
 
     name: str
     version: str
@@ -86,38 +72,21 @@ class ServedVersion:
         digest = self.manifest.files[MODEL_FILES[self.manifest.format]]["sha256"]
         return f"{self.manifest.model}:{hashlib.sha256(str(digest).encode()).hexdigest()[:12]}"
 
-    @property
-    def asymmetric(self) -> bool:
-        """Whether queries and passages are embedded differently."""
-        return self._prompt("query") != self._prompt("passage")
-
     def prompt(self, inputs: Inputs) -> str:
-        """The text to put in front of each of them.
-
-        Raises
-        ------
-        Problem
-            400: the model has no prompt of that name, or it must be told what the texts are for.
-        """
+        """The text to put in front of each of them; raises a 400 where the client has to choose one."""
         prompts, name = self.manifest.prompts, inputs.prompt_name
         if name is not None and name not in prompts:
             message = f"{self.name} has no prompt of that name; it has {', '.join(prompts) or 'none'}."
             raise Problem(400, message, param="prompt_name", code="unknown_prompt")
         if inputs.input_type is not None:
             return self._prompt(inputs.input_type)
-        if self.asymmetric and not inputs.tei:
+        if self._prompt("query") != self._prompt("passage") and not inputs.tei:
             message = f"{self.name} embeds queries and passages differently: say which these are."
             raise Problem(400, message, param="input_type", code="missing")
         return prompt_text(prompts, self.manifest.default_prompt, name)
 
     def tokenize(self, inputs: Inputs, *, max_tokens: int) -> Ragged:
-        """Rows of ids, shortened or refused as asked; burns CPU, so not for an event loop.
-
-        Raises
-        ------
-        Problem
-            400: a text is too long, blank or no text, the model takes no pairs, or there are too many tokens.
-        """
+        """Rows of ids, shortened or refused (with a 400) as asked; burns CPU, so not for an event loop."""
         if inputs.seconds is not None and not self.manifest.pairs:
             message = f"{self.name} takes single texts, not pairs; if it is a cross-encoder, convert it again."
             raise Problem(400, message, param=inputs.field, code="no_pairs")
@@ -142,26 +111,22 @@ class ServedVersion:
     def _too_long(self, inputs: Inputs, index: int, length: int, counted_to: int) -> Problem:
         size = f"{length:,}" if length <= counted_to else f"more than {counted_to:,}"
         fix = '"truncate": true' if inputs.tei else '"truncate": "END"'
-        return Problem(
-            400,
-            f"Input {index} has {size} tokens; {self.name} takes {self.manifest.max_length} tokens. "
-            f"Shorten it, or send {fix}.",
-            param=inputs.field,
-            code="context_length_exceeded",
-        )
+        limit = f"{self.name} takes {self.manifest.max_length} tokens"
+        message = f"Input {index} has {size} tokens; {limit}. Shorten it, or send {fix}."
+        return Problem(400, message, param=inputs.field, code="context_length_exceeded")
 
     def _prompt(self, input_type: InputType) -> str:
         names = ("query",) if input_type == "query" else _PASSAGE_PROMPTS
         return next((self.manifest.prompts[name] for name in names if name in self.manifest.prompts), "")
 
 
-class Catalogue:
-    """The versions that answer, read anew from Triton and the repository by `refresh`."""
+class Catalog:
+    """The versions that answer, read again from Triton and the repository by `refresh`."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._versions: dict[tuple[str, str], ServedVersion] = {}
-        self._texts: dict[tuple[str, str], str] = {}
+        self._manifests: dict[tuple[str, str], str] = {}
         self._statistics: dict[str, Statistics] = {}
         self._queue_share: dict[str, float] = {}
         self._asked = False
@@ -177,9 +142,8 @@ class Catalogue:
         self._asked = True
         found = {}
         for each in ready:
-            name, version = each.model, each.version
             with contextlib.suppress(AccelError, OSError):  # no artifact: a model that takes no texts
-                found[name, version] = self._read(name, version)
+                found[each.model, each.version] = self._read(each.model, each.version)
         self._versions = found
         for name in {name for name, _ in found}:
             self._observe(name)
@@ -190,47 +154,24 @@ class Catalogue:
         return sorted(self._versions.values(), key=lambda each: (each.name, int(each.version)))
 
     def find(self, name: str, version: str = "") -> ServedVersion:
-        """A version that answers; without a version, the newest.
-
-        Raises
-        ------
-        Problem
-            404, or 503 while Triton is away.
-        """
+        """A version that is ready, without a number the newest; raises a 404, or 503 while Triton is away."""
         self._check_awake()
         known = [each for each in self.versions if each.name == name]
         fitting = [each for each in known if version in ("", each.version)]
         if fitting:
             return fitting[-1]
         if known:
-            numbers = ", ".join(each.version for each in known)
-            raise Problem(
-                404,
-                f"{name} has no version {version!r}; {numbers} answer.",
-                param="x-model-version",
-                code="version_not_found",
-            )
+            message = f"{name} has no version {version!r}; {', '.join(each.version for each in known)} answer."
+            raise Problem(404, message, param="x-model-version", code="version_not_found")
         message = f"There is no model {name!r}; loaded: {self._loaded()}."
         raise Problem(404, message, param="model", code="model_not_found")
 
     def first(self, task: Task) -> str:
-        """The name of the first model for a task, for clients that cannot name one.
-
-        Raises
-        ------
-        Problem
-            404, or 503 while Triton is away.
-        """
+        """The name of the first model for a task, for clients that cannot name one; raises as `find`."""
         return self._names(task)[0]
 
     def only(self, task: Task) -> str:
-        """The name of the one model for a task, for a request that names none.
-
-        Raises
-        ------
-        Problem
-            400: there are several; and as `first`.
-        """
+        """The name of the one model for a task, for a request that names none; raises a 400 if there are several."""
         names = self._names(task)
         if len(names) > 1:
             raise Problem(400, f"model is missing; one of {', '.join(names)}.", param="model", code="missing")
@@ -269,12 +210,12 @@ class Catalogue:
         text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
         known = self._versions.get((name, version))
         config = server.config(name)
-        if known and self._texts.get((name, version)) == text:
+        if known and self._manifests.get((name, version)) == text:
             return dataclasses.replace(known, config=config)
         manifest = Manifest.from_json(text)
         segments = SEGMENTS in manifest.inputs
         tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
-        self._texts[name, version] = text
+        self._manifests[name, version] = text
         return ServedVersion(
             name=name,
             version=version,
@@ -288,8 +229,7 @@ class Catalogue:
         before = self._statistics.get(name)
         with contextlib.suppress(RequestError):
             now = self._statistics[name] = ServedModel(self._supervisor.server, name).statistics()
-            with contextlib.suppress(ServerError):  # loaded anew meanwhile: nothing to subtract from
+            with contextlib.suppress(ServerError):  # loaded again meanwhile: nothing to subtract from
                 change = now - before if before else now
-                spent = change.queue_ns + change.compute_input_ns + change.compute_infer_ns + change.compute_output_ns
-                if spent:
-                    self._queue_share[name] = change.queue_ns / spent
+                if change.requests:
+                    self._queue_share[name] = change.queue_share

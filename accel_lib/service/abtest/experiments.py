@@ -1,15 +1,14 @@
-"""Versions side by side: which one is live, who gets which, what differs; promoted and rolled back at any moment.
+"""Experiments: which version of a model is live, who gets which, what differs; promoted and rolled back at any moment.
 
-A new version that is loaded gets no traffic: the live one stays live until an operator promotes another. Sentiment may
-be split among versions; vectors of two embedding versions cannot be compared with each other, so there a candidate only
-computes in the shadow. Everything here is in the state file and outlives a restart.
+A version that is loaded later gets no traffic: the live one stays live until an operator promotes another. Traffic of a
+classifier may be split among versions; vectors of two embedding versions cannot be compared with each other, so there
+a candidate only computes in the shadow. Everything is in the state file and outlives a restart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import secrets
 import threading
 import time
@@ -20,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.scores import Activation, same_answers
-from accel_lib.service.observations import Observations, Sample, summary, verdicts
-from accel_lib.service.problems import Problem
-from accel_lib.service.routing import Plan, Route, choose, shadowed
-from accel_lib.service.served import ServedVersion
-from accel_lib.service.state import State
+from accel_lib.service.abtest.observations import Observations, Sample, Verdict, VersionSummary, compare, summarize
+from accel_lib.service.abtest.routing import Plan, Route, choose, shadowed
+from accel_lib.service.catalog import ServedVersion
+from accel_lib.service.database import Database
+from accel_lib.service.errors import Problem
 
 Status = Literal["running", "promoted", "rolled_back"]
 
@@ -38,30 +37,33 @@ class Experiment:
     plan: Plan
 
 
-@dataclasses.dataclass
-class Seen:
-    """What only the handler of a request knows of it."""
+class ExperimentView(Plan):
+    """An experiment: its plan, what was observed, and the verdicts."""
 
-    compute_ms: float = 0.0
+    object: Literal["experiment"] = "experiment"
+    name: str
+    status: Status
+    live_version: str
+    versions: list[VersionSummary]
+    verdicts: list[Verdict]
+
+
+@dataclasses.dataclass
+class ComputeTime:
+    """What only the handler of a request knows of its time."""
+
+    ms: float = 0.0
 
 
 class Experiments:
-    """All experiments of one gateway, and the live version of each model.
+    """All experiments of one gateway, and the live version of each model; `versions` gives those that answer now."""
 
-    Parameters
-    ----------
-    state
-        Where they are kept.
-    versions
-        Gives the versions that answer now.
-    """
-
-    def __init__(self, state: State, versions: Callable[[], Sequence[ServedVersion]]) -> None:
-        self._state, self._versions = state, versions
+    def __init__(self, database: Database, versions: Callable[[], Sequence[ServedVersion]]) -> None:
+        self._database, self._versions = database, versions
         self._lock = threading.RLock()
         self._live: dict[str, str] = {}
         self._running: dict[str, Experiment] = {}
-        self._observations = Observations(state)
+        self._observations = Observations(database)
         self._read()
 
     def route(self, model: str, *, user: str | None = None, pinned: str = "") -> Route:
@@ -69,10 +71,8 @@ class Experiments:
 
         Parameters
         ----------
-        model
-            Its name.
         user
-            Whom it is for; without one, and where an experiment is not sticky, each request is drawn anew.
+            Whom it is for; without one, and where an experiment is not sticky, each request is drawn again.
         pinned
             The version that the client asks for, which is in no experiment.
         """
@@ -86,7 +86,7 @@ class Experiments:
         return Route(model=model, version=version, experiment=name, shadow=shadow)
 
     def live(self, model: str) -> str:
-        """The version that answers outside of experiments; the newest one at first sight, and from then on that one."""
+        """The version that answers outside of experiments: the newest when it is first asked for, then that one."""
         if model not in self._live:
             known = [int(each.version) for each in self._versions() if each.name == model]
             if not known:
@@ -96,29 +96,24 @@ class Experiments:
         return self._live[model]
 
     @contextlib.contextmanager
-    def observed(self, route: Route, texts: int) -> Iterator[Seen]:
-        """Time what is done inside for a request and take it down, a failure of the service too.
+    def observed(self, route: Route, texts: int) -> Iterator[ComputeTime]:
+        """Time a request and record it, a failure of the service too.
 
-        What the client did wrong, or what was refused to protect others, says nothing about a version.
+        What the client did wrong, or what was rejected to protect others, says nothing about a version.
         """
-        seen, began = Seen(), time.perf_counter()
+        compute, began = ComputeTime(), time.perf_counter()
         try:
-            yield seen
+            yield compute
         except Problem as problem:
             if problem.status >= 500:
                 self.answered(route, latency_ms=_since_ms(began), compute_ms=0.0, texts=texts, failed=True)
             raise
-        self.answered(route, latency_ms=_since_ms(began), compute_ms=seen.compute_ms, texts=texts)
+        self.answered(route, latency_ms=_since_ms(began), compute_ms=compute.ms, texts=texts)
 
-    def answered(self, route: Route, *, latency_ms: float, compute_ms: float, texts: int, failed: bool = False) -> None:
-        """Take down how a request of an experiment went."""
+    def answered(self, route: Route, **measured: Any) -> None:
+        """Record how a request of an experiment went; `measured` are fields of `Sample`."""
         if route.experiment:
-            self._observations.record(
-                Sample(
-                    experiment=route.experiment, version=route.version, latency_ms=latency_ms, compute_ms=compute_ms,
-                    texts=texts, failed=failed,
-                )
-            )  # fmt: skip
+            self._observations.record(Sample(experiment=route.experiment, version=route.version, **measured))
 
     def shadowed(
         self, route: Route, sent: NDArray[np.float32], copy: NDArray[np.float32] | None, *, compute_ms: float
@@ -134,13 +129,13 @@ class Experiments:
 
     def get(self, name: str) -> Experiment:
         """An experiment; raises `Problem` 404 when there is none of that name."""
-        rows = self._state.read("SELECT * FROM experiments WHERE name = ?", (name,))
-        if not rows:
+        found = self._find("name = ?", name)
+        if not found:
             raise Problem(404, f"There is no experiment {name!r}.", param="name", code="experiment_not_found")
-        return _experiment(rows[0])
+        return found[0]
 
-    def begin(self, name: str, plan: Plan) -> Experiment:
-        """Start an experiment, or change the plan of one; what it saw so far counts on unless it begins anew.
+    def begin(self, name: str, plan: Plan) -> None:
+        """Start an experiment, or change the plan of one that runs; what it observed so far counts on.
 
         Raises
         ------
@@ -149,25 +144,19 @@ class Experiments:
         """
         with self._lock:
             self._check(name, plan)
-            before = self._state.read("SELECT * FROM experiments WHERE name = ?", (name,))
-            goes_on = bool(before) and _experiment(before[0]).status == "running"
-            if not goes_on:
+            if not self._find("name = ? AND status = 'running'", name):
                 self._observations.forget(name)
-            experiment = Experiment(name=name, status="running", plan=plan)
             self.live(plan.model)
-            self._keep(experiment)
-            return experiment
+            self._save(Experiment(name=name, status="running", plan=plan))
 
     def promote(self, name: str, version: str, *, vector_space_id: str | None = None) -> Experiment:
-        """End an experiment with a version that takes part going live; requests under way end where they are.
+        """End an experiment with one of its versions going live; requests in flight end where they are.
 
         Parameters
         ----------
-        name, version
-            What to end, and with which version.
         vector_space_id
             Of an embedding version in another space than the live one: said once more, because every index that was
-            built with the live one has to be built anew.
+            built with the live one has to be built again.
 
         Raises
         ------
@@ -175,16 +164,18 @@ class Experiments:
             404, or 409: it does not run, the version takes no part or does not answer, or the space was not named.
         """
         with self._lock:
-            experiment = self._run(name)
-            model = experiment.plan.model
-            if version not in experiment.plan.versions:
-                parts = ", ".join(sorted(experiment.plan.versions))
-                raise _conflict(f"Version {version} takes no part in {name}; {parts} do.", "version_not_in_experiment")
-            target, live = self._answering(model, version), self._answering(model, self.live(model))
+            experiment = self.get(name)
+            model, participants = experiment.plan.model, experiment.plan.participants
+            if experiment.status != "running":
+                raise _conflict(f"{name} does not run; it was {experiment.status.replace('_', ' ')}.", "not_running")
+            if version not in participants:
+                message = f"Version {version} takes no part in {name}; {', '.join(sorted(participants))} do."
+                raise _conflict(message, "version_not_in_experiment")
+            target, live = self._ready(model, version), self._ready(model, self.live(model))
             moves = target.manifest.task == "embedding" and target.vector_space_id != live.vector_space_id
             if moves and vector_space_id != target.vector_space_id:
                 raise _conflict(
-                    f"Vectors of version {version} lie in another space; indexes have to be built anew. "
+                    f"Vectors of version {version} are in another space; indexes have to be built again. "
                     f'Say so: "vector_space_id": "{target.vector_space_id}".',
                     "vector_space_changes",
                 )
@@ -207,70 +198,60 @@ class Experiments:
             if experiment.status == "rolled_back":
                 raise _conflict(f"{name} was rolled back already.", "not_running")
             if experiment.status == "running":
-                self._keep(ended)
+                self._save(ended)
                 return ended
-            row = self._state.read("SELECT * FROM live WHERE model = ?", (model,))[0]
-            if self._state.read("SELECT 1 FROM experiments WHERE model = ? AND status = 'running'", (model,)):
+            previous = self._database.read("SELECT previous FROM live WHERE model = ?", (model,))[0]["previous"]
+            if model in self._running:
                 raise _conflict(f"Another experiment runs on {model}; end it first.", "experiment_runs")
-            if not row["previous"]:
+            if not previous:
                 raise _conflict(f"No version was live on {model} before.", "nothing_to_roll_back_to")
-            self._answering(model, row["previous"])
-            self._go_live(model, row["previous"], previous="", experiment=ended)
+            self._ready(model, previous)
+            self._go_live(model, previous, previous="", experiment=ended)
             return ended
 
-    def report(self, name: str) -> dict[str, Any]:
+    def report(self, name: str) -> ExperimentView:
         """An experiment, what each version did, and how they compare with the live one."""
         experiment = self.get(name)
         plan, live = experiment.plan, self.live(experiment.plan.model)
         seen = self._observations.by_version(name)
         labels = self._activation(plan.model) is not None
         base = live if live in seen else next(iter(plan.weights))
-        compared = [
-            verdict
-            for version, samples in seen.items()
-            if version != base and base in seen
-            for verdict in verdicts(base, version, seen[base], samples)
-        ]
-        return {
-            **_shown(experiment),
-            "live_version": live,
-            "versions": [summary(version, samples, labels=labels) for version, samples in seen.items()],
-            "verdicts": compared,
-        }
+        others = [version for version in seen if version != base and base in seen]
+        return ExperimentView(
+            **plan.model_dump(),
+            name=name,
+            status=experiment.status,
+            live_version=live,
+            versions=[summarize(version, samples, labels=labels) for version, samples in seen.items()],
+            verdicts=[each for other in others for each in compare(base, other, seen[base], seen[other])],
+        )
 
     def close(self) -> None:
-        """Write what was seen."""
+        """Write what was observed."""
         self._observations.close()
 
     def _check(self, name: str, plan: Plan) -> None:
         other = self._running.get(plan.model)
         if other and other.name != name:
             raise _conflict(f"{other.name} runs on {plan.model} already; end it first.", "experiment_runs")
-        running = self._state.read("SELECT * FROM experiments WHERE name = ? AND status = 'running'", (name,))
-        if running and running[0]["model"] != plan.model:
-            raise _conflict(f"{name} runs on {running[0]['model']}.", "experiment_runs")
-        parts = [self._answering(plan.model, version) for version in sorted(plan.versions)]
-        weighted = {version for version, weight in plan.weights.items() if weight > 0}
-        if parts[0].manifest.task == "embedding" and weighted != {self.live(plan.model)}:
+        for running in self._find("name = ? AND status = 'running'", name):
+            if running.plan.model != plan.model:
+                raise _conflict(f"{name} runs on {running.plan.model}.", "experiment_runs")
+        versions = [self._ready(plan.model, version) for version in sorted(plan.participants)]
+        live, weighted = self.live(plan.model), plan.participants - {plan.shadow}
+        if versions[0].manifest.task == "embedding" and weighted != {live}:
             raise _conflict(
                 "Vectors of two versions cannot be compared with each other: give the live version "
-                f'({self.live(plan.model)}) all the weight, and the other one as "shadow".',
+                f'({live}) all the weight, and the other one as "shadow".',
                 "vector_spaces_differ",
             )
 
-    def _answering(self, model: str, version: str) -> ServedVersion:
-        known = [each for each in self._versions() if each.name == model]
-        found = next((each for each in known if each.version == version), None)
-        if found is None:
-            numbers = ", ".join(each.version for each in known) or "none"
+    def _ready(self, model: str, version: str) -> ServedVersion:
+        known = {each.version: each for each in self._versions() if each.name == model}
+        if version not in known:
+            numbers = ", ".join(known) or "none"
             raise _conflict(f"{model} has no version {version} that answers; {numbers} do.", "version_not_ready")
-        return found
-
-    def _run(self, name: str) -> Experiment:
-        experiment = self.get(name)
-        if experiment.status != "running":
-            raise _conflict(f"{name} does not run; it was {experiment.status.replace('_', ' ')}.", "not_running")
-        return experiment
+        return known[version]
 
     def _activation(self, model: str) -> Activation | None:
         """What makes scores of a classifier's logits; None for embeddings."""
@@ -279,21 +260,34 @@ class Experiments:
         return classifiers[0] if classifiers and len(classifiers) == len(manifests) else None
 
     def _go_live(self, model: str, version: str, *, previous: str, experiment: Experiment | None = None) -> None:
-        with self._state.changing() as change:
+        with self._database.changing() as change:
             change.execute("INSERT OR REPLACE INTO live VALUES (?, ?, ?)", (model, version, previous))
             if experiment:
-                change.execute("INSERT OR REPLACE INTO experiments VALUES (?, ?, ?, ?)", _row(experiment))
+                change.execute(_REPLACE, _row(experiment))
         self._read()
 
-    def _keep(self, experiment: Experiment) -> None:
-        self._state.write("INSERT OR REPLACE INTO experiments VALUES (?, ?, ?, ?)", _row(experiment))
+    def _save(self, experiment: Experiment) -> None:
+        self._database.write(_REPLACE, _row(experiment))
         self._read()
+
+    def _find(self, condition: str, *values: str) -> list[Experiment]:
+        rows = self._database.read(f"SELECT name, status, plan FROM experiments WHERE {condition}", values)  # noqa: S608 (ours)
+        return [
+            Experiment(name=name, status=status, plan=Plan.model_validate_json(plan)) for name, status, plan in rows
+        ]
 
     def _read(self) -> None:
         """What is on the disk is what counts; requests see the old or the new whole, never a mix."""
-        running = [_experiment(row) for row in self._state.read("SELECT * FROM experiments WHERE status = 'running'")]
-        live = {row["model"]: row["version"] for row in self._state.read("SELECT * FROM live")}
-        self._live, self._running = live, {experiment.plan.model: experiment for experiment in running}
+        running = {experiment.plan.model: experiment for experiment in self._find("status = 'running'")}
+        live = {row["model"]: row["version"] for row in self._database.read("SELECT * FROM live")}
+        self._live, self._running = live, running
+
+
+_REPLACE = "INSERT OR REPLACE INTO experiments VALUES (?, ?, ?, ?)"
+
+
+def _row(experiment: Experiment) -> tuple[str, str, str, str]:
+    return experiment.name, experiment.plan.model, experiment.status, experiment.plan.model_dump_json()
 
 
 def _since_ms(began: float) -> float:
@@ -311,16 +305,3 @@ def _agreement(sent: NDArray[np.float32], copy: NDArray[np.float32], activation:
 
 def _conflict(message: str, code: str) -> Problem:
     return Problem(409, message, code=code)
-
-
-def _row(experiment: Experiment) -> tuple[str, str, str, str]:
-    plan = json.dumps(dataclasses.asdict(experiment.plan))
-    return experiment.name, experiment.plan.model, experiment.status, plan
-
-
-def _experiment(row: Any) -> Experiment:
-    return Experiment(name=row["name"], status=row["status"], plan=Plan(**json.loads(row["plan"])))
-
-
-def _shown(experiment: Experiment) -> dict[str, Any]:
-    return {"name": experiment.name, "status": experiment.status, **dataclasses.asdict(experiment.plan)}

@@ -1,4 +1,4 @@
-"""The listening side of the gateway: its sockets, and the drain at the end."""
+"""uvicorn's server for the gateway: its sockets, and the drain when it is told to end."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from fastapi import FastAPI
 
 from accel_lib.errors import ServerError
 from accel_lib.service.connection import Connection
+from accel_lib.service.services import Services
 
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75  # longer than a load balancer's
-_LAST_ANSWERS_S = 10  # for answers that are being written when everything else has ended
-_LAST_REQUESTS_S = 1.0  # for requests that clients send on connections that they cannot know to be closing
+_LAST_ANSWERS_S = 10  # for responses that are being written when everything else has ended
+_LAST_REQUESTS_S = 1.0  # for requests that clients send before they see that their connection is closing
 
 
-class Listener(uvicorn.Server):
-    """uvicorn's server: a SIGTERM lets it refuse what is new with 503 until what is old is finished, then end."""
+class GatewayServer(uvicorn.Server):
+    """On SIGTERM, new requests are refused with 503 until those in flight are finished; then it ends."""
 
     def __init__(
         self, app: FastAPI, sockets: Sequence[socket.socket], on_ready: Callable[[], None] | None = None
@@ -43,7 +44,7 @@ class Listener(uvicorn.Server):
             timeout_graceful_shutdown=_LAST_ANSWERS_S,
         )
         super().__init__(config)
-        self._app = app
+        self._services: Services = app.state.services
         self._sockets = list(sockets)
         self._on_ready = on_ready
         self._draining_since: float | None = None
@@ -52,34 +53,34 @@ class Listener(uvicorn.Server):
     def listen(self) -> None:
         """Serve until told to end; raises what kept Triton from starting."""
         self.run(sockets=self._sockets)
-        if self._app.state.failed is not None:
-            raise self._app.state.failed
+        if self._services.supervisor.failed is not None:
+            raise self._services.supervisor.failed
 
     def drain(self) -> None:
-        """Finish what is under way, and end; a second call ends at once."""
+        """Finish what is in flight, and end; a second call ends at once."""
         if self._draining_since is not None:
             self.should_exit = True
         self._draining_since = time.monotonic()
-        self._app.state.limits.draining = True
+        self._services.limits.draining = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """What uvicorn calls on SIGTERM and SIGINT."""
         self.drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """What uvicorn calls ten times a second."""
-        state = self._app.state
-        if self._on_ready is not None and state.catalogue.versions:
+        """What uvicorn calls ten times per second."""
+        services = self._services
+        if self._on_ready is not None and services.catalog.versions:
             self._on_ready()
             self._on_ready = None
         if self._draining_since is not None:
-            over = time.monotonic() - self._draining_since > state.settings.drain_s
-            self.should_exit = self.should_exit or over or (not state.limits.in_flight and await self._all_told())
-        self.should_exit = self.should_exit or state.failed is not None
+            over = time.monotonic() - self._draining_since > services.settings.drain_s
+            self.should_exit = self.should_exit or over or (not services.limits.in_flight and await self._all_closed())
+        self.should_exit = self.should_exit or services.supervisor.failed is not None
         return await super().on_tick(counter)
 
-    async def _all_told(self) -> bool:
-        """Take no more connections; whether those that are open were closed by an answer, or say nothing any more."""
+    async def _all_closed(self) -> bool:
+        """Accept no more connections; whether the open ones were closed with a response, or have been idle."""
         if self._closed_since is None:
             await self._accept_the_last()
             for server in self.servers:
@@ -101,18 +102,7 @@ class Listener(uvicorn.Server):
 
 
 def bind(host: str, port: int, variable: str = "ACCEL_PORT") -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
-
-    Parameters
-    ----------
-    variable
-        The setting that the port comes from.
-
-    Raises
-    ------
-    ServerError
-        The port is taken or not allowed, or this machine has no such address.
-    """
+    """A socket that listens; port 0 takes a free one. `variable` is the setting that the port comes from."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         opened = socket.create_server((host, port), family=family, backlog=_BACKLOG)

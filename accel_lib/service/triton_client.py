@@ -1,7 +1,7 @@
-"""The way of one request: token ids in sub-batches over gRPC to Triton, vectors back in order, checked.
+"""Sends one request's token ids to Triton over gRPC, in sub-batches, and checks the vectors that come back.
 
 Rows of similar length travel together, at most a budget of padded tokens at a time, so that no request holds up the
-others for long. Each sub-batch carries the time that is left: Triton drops what nobody waits for any more.
+others for long. Each sub-batch carries the time that is left: Triton drops what is too late.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from accel_lib.engines.batching import padding_share, plan_batches
 from accel_lib.errors import require
 from accel_lib.ragged import Ragged
+from accel_lib.service.catalog import ServedVersion
+from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
-from accel_lib.service.problems import Problem
-from accel_lib.service.served import ServedVersion
 from accel_lib.triton.wire import serialize
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -44,16 +44,8 @@ _REFUSALS = (
 )
 
 
-class InferencePath:
-    """The gateway's channel to Triton.
-
-    Parameters
-    ----------
-    address
-        Gives Triton's gRPC address.
-    max_batch_tokens
-        Padded tokens in one sub-batch.
-    """
+class TritonClient:
+    """The gateway's channel to Triton; `address` gives its gRPC address, a sub-batch has `max_batch_tokens` padded."""
 
     def __init__(self, address: Callable[[], str], *, max_batch_tokens: int, metrics: Metrics) -> None:
         self._address = address
@@ -70,7 +62,7 @@ class InferencePath:
         priority: int = 0,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> NDArray[np.float32]:
-        """Vectors or logits, one for each row, in their order.
+        """Vectors or logits of the rows in their order, float32 ``[n, dimension]``; a failure is a `Problem`.
 
         Parameters
         ----------
@@ -78,15 +70,6 @@ class InferencePath:
             1 is served first where the model has priority levels; 0 is its default.
         metadata
             gRPC metadata, such as the trace that this request belongs to.
-
-        Returns
-        -------
-        float32 array ``[n, dimension]``
-
-        Raises
-        ------
-        Problem
-            429, 503 or 504 as Triton says, or 500 if an answer is no use.
         """
         lengths = rows.lengths
         most = max(1, served.config.max_batch_size)
@@ -118,22 +101,22 @@ class InferencePath:
         priority: int,
         metadata: Sequence[tuple[str, str]],
     ) -> NDArray[np.float32]:
-        left_s = deadline.left_s
+        left_s, manifest = deadline.left_s, served.manifest
         timeout_us = int(left_s * 1e6)
-        message = serialize(served, rows, inputs=served.manifest.inputs, priority=priority, queue_timeout_us=timeout_us)
+        message = serialize(served, rows, inputs=manifest.inputs, priority=priority, queue_timeout_us=timeout_us)
         try:
             answer = await self._call()(message, timeout=left_s, metadata=tuple(metadata))
         except grpc.aio.AioRpcError as error:
             raise refusal(error.code(), error.details() or "") from error
         output = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
         values = np.frombuffer(b"".join(output.raw_output_contents), dtype=np.float32)
-        if values.size != len(rows) * served.manifest.dimension:
-            raise self._useless(served, "shape")
+        if values.size != len(rows) * manifest.dimension:
+            raise self._invalid(served, "shape")
         vectors = values.reshape(len(rows), -1)
         if not np.isfinite(vectors).all():
-            raise self._useless(served, "not_finite")
-        if served.manifest.task == "embedding" and not vectors.any(axis=1).all():
-            raise self._useless(served, "zero")
+            raise self._invalid(served, "not_finite")
+        if manifest.task == "embedding" and not vectors.any(axis=1).all():
+            raise self._invalid(served, "zero")
         return vectors
 
     def _call(self) -> Any:
@@ -142,16 +125,16 @@ class InferencePath:
             self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
         return self._channels[address].unary_unary(_METHOD)
 
-    def _useless(self, served: ServedVersion, reason: str) -> Problem:
+    def _invalid(self, served: ServedVersion, reason: str) -> Problem:
         self._metrics.guard_rejections.labels(served.name, reason).inc()
-        message = f"{served.name} version {served.version} gave an answer that is no use ({reason}); it was held back."
+        message = f"{served.name} version {served.version} gave an invalid output ({reason}); it was held back."
         return Problem(500, message, code="invalid_output")
 
 
 def refusal(code: grpc.StatusCode, details: str) -> Problem:
     """The problem that a client gets for what Triton, or the lack of it, said."""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Problem(504, "The deadline passed before the answer was there.", code="deadline_exceeded")
+        return Problem(504, "The deadline passed before the response was there.", code="deadline_exceeded")
     for pattern, status, word, message in _REFUSALS:
         if re.search(pattern, details):
             return Problem(status, message, code=word, retry_after_s=_RETRY_S if status in (429, 503) else None)

@@ -1,10 +1,10 @@
-"""What OpenAPI says of an endpoint that reads its body itself: schema, examples, every code and header."""
+"""The OpenAPI description of endpoints that read their body themselves: schema, examples, codes and headers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from accel_lib.service.schemas import ErrorBody
 
@@ -17,13 +17,15 @@ _ERRORS = {
     413: "The body is too large.",
     415: "The body is in another encoding than gzip.",
     429: "A quota is used up (`rate_limit_exceeded`), or the answer would be late (`queue_full`).",
-    500: "The model failed, or its answer was no use and was held back.",
+    500: "The model failed, or its output was invalid and was held back.",
     503: "Starting, restarting or shutting down.",
     504: "The deadline passed.",
 }
 _TEXT_CODES = (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
-_SECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."}
-_MILLISECONDS = {"schema": {"type": "integer", "minimum": 1}, "description": "The same in milliseconds."}
+_RETRY = {
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds after which to try again."},
+    "retry-after-ms": {"schema": {"type": "integer", "minimum": 1}, "description": "The same in milliseconds."},
+}
 _ID = {"schema": {"type": "string"}, "description": "The request's id, the client's own if it sent one."}
 _TIMES = {
     "x-total-time": "Milliseconds from the request's head to the answer's.",
@@ -44,26 +46,17 @@ _ASKED_HEADERS = {
 }
 
 
-def described(request: Any, response: type[BaseModel] | None, **more: Any) -> dict[str, Any]:
-    """Arguments for the route of an endpoint that takes texts.
-
-    Parameters
-    ----------
-    request, response
-        Its bodies, models or unions of them; a response that is no model is described by `more`.
-    more
-        Overrides the description of the answer with status 200.
-    """
-    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, **more}
-    if response is not None:
-        answer["model"] = response
+def described(request: Any, response: Any) -> dict[str, Any]:
+    """Arguments for the route of an endpoint that takes texts, by the types of its bodies."""
+    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, "model": response}
     headers = [
         {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": text}
         for name, (kind, text) in _ASKED_HEADERS.items()
     ]
     schema = _inlined(TypeAdapter(request).json_schema())
     examples = [example for part in (schema, *schema.get("anyOf", [])) for example in part.pop("examples", [])]
-    content = {"application/json": {"schema": schema, "examples": _named(examples)}}
+    named = {f"example {number}": {"value": value} for number, value in enumerate(examples, 1)}
+    content = {"application/json": {"schema": schema, "examples": named}}
     return {
         "response_model": None,
         "responses": {200: answer, **problems(*_TEXT_CODES)},
@@ -73,16 +66,16 @@ def described(request: Any, response: type[BaseModel] | None, **more: Any) -> di
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's entries for errors with these codes."""
-    return {code: _problem(code) for code in codes}
+    return {code: {"model": ErrorBody, "description": _ERRORS[code], "headers": _headers(code)} for code in codes}
 
 
-def _problem(code: int) -> dict[str, Any]:
+def _headers(code: int) -> dict[str, Any]:
     headers: dict[str, Any] = {"x-request-id": _ID}
     if code in (429, 503):
-        headers |= {"Retry-After": _SECONDS, "retry-after-ms": _MILLISECONDS}
+        headers |= _RETRY
     if code == 504:
         headers["x-should-retry"] = {"schema": {"type": "string", "enum": ["false"]}, "description": "Do not retry."}
-    return {"model": ErrorBody, "description": _ERRORS[code], "headers": headers}
+    return headers
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +93,3 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = filled(schema)
     return found
-
-
-def _named(examples: list[Any]) -> dict[str, Any]:
-    return {f"example {number}": {"value": value} for number, value in enumerate(examples, 1)}

@@ -1,4 +1,4 @@
-"""A trial: labelled requests through a running gateway, split among two versions, judged as the answers come in."""
+"""A trial: labelled requests through a running gateway, split between two versions, judged as responses arrive."""
 
 from __future__ import annotations
 
@@ -22,23 +22,15 @@ from accel_lib.texts import Texts
 
 _CLIENTS = 8
 _LOOK_EVERY = 50  # requests
-_FEWEST = 30  # answers of a version before it is judged
+_FEWEST = 30  # responses of a version before it is judged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Trial(Result):
-    """What two versions made of labelled requests.
+    """How versions `a` and `b` answered labelled requests, of which `lost` failed.
 
-    Parameters
-    ----------
-    frame
-        One row a version: ``name``, ``requests``, ``right`` with ``_low`` and ``_high``, ``p50_ms``.
-    answers
-        One row a request, in the order of their answers: ``version``, ``right``, ``ms``.
-    a, b
-        The versions that are compared.
-    lost
-        Requests that got no proper answer.
+    `frame` has one row a version: ``name``, ``requests``, ``right`` with ``_low`` and ``_high``, ``p50_ms``; `answers`
+    one a request, in the order of their responses: ``version``, ``right``, ``ms``.
     """
 
     answers: pd.DataFrame
@@ -77,8 +69,6 @@ def run_trial(
 
     Parameters
     ----------
-    gateway
-        Made by `accel_lib.serve_gateway`.
     name
         Of the experiment.
     texts
@@ -89,12 +79,6 @@ def run_trial(
         How many to send at most.
     until_significant
         Stop as soon as the interval for all looks leaves out zero; it may be looked at as often as one likes.
-    seed
-        Of the draw.
-
-    Returns
-    -------
-    Trial
 
     Raises
     ------
@@ -108,29 +92,13 @@ def run_trial(
     with gateway.client() as client:
         answer = client.put(f"/v1/experiments/{name}", json={"model": model, "weights": dict(weights)})
     if answer.status_code != 200:
-        raise AccelError(
-            "The gateway refuses that plan.", seen=answer.json()["message"], fix="end what it names, or not"
-        )
-    rows = _send(gateway, model, texts, a, b, requests, until_significant, np.random.default_rng(seed))
-    answers = pd.DataFrame([row for row in rows if row], columns=["version", "right", "ms"])
-    return Trial(frame=_by_version(answers, a, b), answers=answers, a=a, b=b, lost=sum(not row for row in rows))
-
-
-def _send(
-    gateway: Gateway,
-    model: str,
-    texts: Texts,
-    a: str,
-    b: str,
-    requests: int,
-    until_significant: bool,
-    random: np.random.Generator,
-) -> list[dict[str, Any]]:
-    order, turns = random.integers(0, len(texts), requests).tolist(), itertools.count()
+        fix = "choose versions that gateway.client().get('/v1/models') lists as READY, or end the experiment it names"
+        raise AccelError("The gateway refuses that plan.", seen=answer.json()["message"], fix=fix)
+    random = np.random.default_rng(seed)
+    order = random.integers(0, len(texts), requests).tolist()
+    salt, labels = random.integers(2**31), texts.labels
+    turns, lock, over = itertools.count(), threading.Lock(), threading.Event()
     rows: list[dict[str, Any]] = []
-    lock, over = threading.Lock(), threading.Event()
-    labels = texts.labels or ()
-    salt = random.integers(2**31)
 
     def work() -> None:
         with gateway.client() as client:
@@ -149,7 +117,8 @@ def _send(
         thread.start()
     for thread in threads:
         thread.join()
-    return rows
+    answers = pd.DataFrame([row for row in rows if row], columns=["version", "right", "ms"])
+    return Trial(frame=_by_version(answers, a, b), answers=answers, a=a, b=b, lost=sum(not row for row in rows))
 
 
 def _ask(client: httpx.Client, body: Mapping[str, Any], label: str) -> dict[str, Any]:
@@ -161,9 +130,9 @@ def _ask(client: httpx.Client, body: Mapping[str, Any], label: str) -> dict[str,
         return {}
     if answer.status_code != 200:
         return {}
-    said = answer.json()["data"][0]["label"]
     ms = (time.perf_counter() - began) * 1e3
-    return {"version": answer.headers["x-model-version"], "right": said.casefold() == label.casefold(), "ms": ms}
+    right = answer.json()["data"][0]["label"].casefold() == label.casefold()
+    return {"version": answer.headers["x-model-version"], "right": right, "ms": ms}
 
 
 def _decided(rows: list[dict[str, Any]], a: str, b: str) -> bool:
