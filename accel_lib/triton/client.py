@@ -23,7 +23,6 @@ from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
 from accel_lib.triton.statistics import STAGES, Statistics, Timeline
 
 if TYPE_CHECKING:
-    from accel_lib.models.tokenizer import Tokenizer
     from accel_lib.triton.server import Server
 
 _MESSAGE_BYTES = 2**31 - 1
@@ -111,7 +110,7 @@ class ServedModel:
     """A handle on one model of a running server; made by ``server.model`` or ``server.add``."""
 
     def __init__(self, server: Server, name: str, version: str = "") -> None:
-        self.server = self._server = server
+        self.server = server
         self._connection = server.connection
         self.name = name
         self.version = version
@@ -143,7 +142,8 @@ class ServedModel:
         RequestError
             The model takes no pairs, or Triton refused or lost a request.
         """
-        tokenizer, rows = self._tokenize(texts, prompt, seconds)
+        rows = self.tokenize(texts, seconds, prompt=prompt)
+        tokenizer = self._text_side[1]
         size = max(1, self.config.max_batch_size)
         batches = (rows.take(np.arange(i, min(i + size, len(rows)))) for i in range(0, len(rows), size))
         parts = [self.infer(*batch.padded(tokenizer.pad_id)) for batch in batches]
@@ -237,8 +237,32 @@ class ServedModel:
     def tokenize(
         self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, prompt: str | None = None
     ) -> Ragged:
-        """Token ids of texts or pairs as `encode` sends them, one row a text, without padding."""
-        return self._tokenize(texts, prompt, seconds)[1]
+        """Token ids of texts or pairs as `encode` sends them, one row per text, without padding."""
+        from accel_lib.models.tokenizer import Tokenizer, prompt_text
+
+        folder = self._artifact_folder
+        if not (folder / MANIFEST_FILE).is_file():
+            raise RequestError(
+                f"{self.name} has no tokenizer in the repository.",
+                seen=f"no {ARTIFACT_FOLDER}/{MANIFEST_FILE}",
+                fix="send token ids: .infer(input_ids)",
+            )
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        if text != self._text_side[0]:  # first use, or the version was replaced
+            manifest = Manifest.from_json(text)
+            segments = SEGMENTS in manifest.inputs
+            tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
+            self._text_side = (text, tokenizer, manifest)
+        _, tokenizer, manifest = self._text_side
+        if seconds is not None and not (manifest.pairs and manifest.labels):
+            raise RequestError(
+                f"{self.name} takes single texts, not pairs.",
+                seen=f"{manifest.model}, a model for {manifest.task}",
+                fix="serve a cross-encoder; one that an older version converted, convert again: accel.to_onnx(model)",
+            )
+        asked = prompt_text(manifest.prompts, manifest.default_prompt, prompt)
+        rows: Ragged = tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
+        return rows
 
     @property
     def artifact(self) -> Artifact:
@@ -327,34 +351,6 @@ class ServedModel:
         """The folder of `artifact`."""
         model = self.server.repository / self.name
         return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER
-
-    def _tokenize(
-        self, texts: Sequence[str], prompt: str | None, seconds: Sequence[str] | None = None
-    ) -> tuple[Tokenizer, Ragged]:
-        from accel_lib.models.tokenizer import Tokenizer, prompt_text
-
-        folder = self._artifact_folder
-        if not (folder / MANIFEST_FILE).is_file():
-            raise RequestError(
-                f"{self.name} has no tokenizer in the repository.",
-                seen=f"no {ARTIFACT_FOLDER}/{MANIFEST_FILE}",
-                fix="send token ids: .infer(input_ids)",
-            )
-        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
-        if text != self._text_side[0]:  # first use, or the version was replaced
-            manifest = Manifest.from_json(text)
-            segments = SEGMENTS in manifest.inputs
-            tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
-            self._text_side = (text, tokenizer, manifest)
-        _, tokenizer, manifest = self._text_side
-        if seconds is not None and not (manifest.pairs and manifest.labels):
-            raise RequestError(
-                f"{self.name} takes single texts, not pairs.",
-                seen=f"{manifest.model}, a model for {manifest.task}",
-                fix="serve a cross-encoder; one that an older version converted, convert again: accel.to_onnx(model)",
-            )
-        asked = prompt_text(manifest.prompts, manifest.default_prompt, prompt)
-        return tokenizer, tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
 
 
 def _rows(name: str, values: ArrayLike) -> NDArray[np.int64]:

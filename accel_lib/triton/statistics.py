@@ -114,11 +114,6 @@ class Statistics:
         return sum(self.batch_ns.values()) / 1e9
 
     @property
-    def execution_ms(self) -> float:
-        """Milliseconds that an execution keeps an instance, 0 when there was none."""
-        return self.busy_s * 1e3 / self.executions if self.executions else 0.0
-
-    @property
     def text_ms(self) -> float:
         """Milliseconds that a text keeps an instance, 0 when there was none."""
         return self.busy_s * 1e3 / self.inferences if self.inferences else 0.0
@@ -132,11 +127,6 @@ class Statistics:
     def queue_ms(self) -> float:
         """Milliseconds that a request waits in the queue, 0 when there was none."""
         return self.per_request_ms("queue")
-
-    @property
-    def model_ms(self) -> float:
-        """Milliseconds that the model computes for a request, 0 when there was none."""
-        return self.per_request_ms("compute_infer")
 
     @property
     def queue_share(self) -> float:

@@ -69,7 +69,8 @@ def owners():
 
     def start(repository, then):
         command = [sys.executable, "-c", OWNER + then, str(repository)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+        started.append(subprocess.Popen(command, **pipes, text=True))
         lines = [started[-1].stdout.readline() for _ in range(2)]
         assert lines[1].strip().isdecimal(), started[-1].stderr.read()
         return started[-1], Footprint(int(lines[1]))
@@ -137,7 +138,7 @@ def test_nothing_is_left_after_stop_nor_after_an_error_in_the_block(repository, 
     [
         ("time.sleep(60)", signal.SIGKILL),
         ("time.sleep(60)", signal.SIGINT),
-        ("time.sleep(0.5); os._exit(3)", None),
+        ("sys.stdin.readline(); os._exit(3)", None),
     ],
     ids=["killed", "interrupted", "exits"],
 )
@@ -145,11 +146,14 @@ def test_nothing_is_left_however_its_owner_ends(repository, owners, then, number
     owner, footprint = owners(repository, then)
     if number:
         owner.send_signal(number)
+    else:
+        owner.stdin.write("\n")
+        owner.stdin.flush()
     assert owner.wait(60) != 0
     assert footprint.left_after(60) == {}
 
 
-@pytest.mark.parametrize("victim", ["tritonserver", "supervisor"])
+@pytest.mark.parametrize("victim", ["tritonserver", "watchdog"])
 def test_a_killed_server_leaves_nothing_and_says_that_it_is_gone(repository, victim):
     server = accel_lib.serve(repository)
     footprint, served = Footprint(server.pid), server.model("tiny")

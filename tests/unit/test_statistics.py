@@ -23,10 +23,10 @@ def reading(times=1):
     return Statistics(**counts, batch_sizes={1: times, 2: 2 * times}, batch_ns={1: 3_000_000, 2: 9_000_000 * times})
 
 
-def test_times_are_per_request_per_text_and_per_execution():
+def test_times_are_per_request_per_text_and_per_batch_size():
     seen = reading()
-    assert (seen.queue_ms, seen.model_ms, seen.per_request_ms("total")) == (2.0, 5.0, 9.0)
-    assert (seen.text_ms, seen.execution_ms) == (2.0, 4.0)
+    assert (seen.queue_ms, seen.per_request_ms("compute_infer"), seen.per_request_ms("total")) == (2.0, 5.0, 9.0)
+    assert seen.text_ms == 2.0
     assert seen.batch_ms == {1: 3.0, 2: 4.5}
     assert seen.queue_share == 0.25
 
@@ -39,7 +39,7 @@ def test_instances_are_busy_for_part_of_their_time_and_never_for_more_than_all_o
 
 def test_without_a_request_every_time_is_zero():
     idle = reading() - reading()
-    assert (idle.queue_ms, idle.text_ms, idle.execution_ms, idle.mean_batch_size, idle.queue_share) == (0, 0, 0, 0, 0)
+    assert (idle.queue_ms, idle.text_ms, idle.mean_batch_size, idle.queue_share) == (0, 0, 0, 0)
 
 
 def test_readings_of_several_measurements_add_up():
