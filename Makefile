@@ -71,6 +71,10 @@ unit: setup ## tests that start no server, and the examples in docstrings; print
 integration: setup ## tests on a real Triton
 	@$(BIN)/python -m pytest tests/integration
 
+.PHONY: models-check
+models-check: setup ## try every family of docs/models.md as ONNX, FP16 and T4 engine, and write its table again (10 minutes)
+	@$(BIN)/python -m tests.model_table
+
 .PHONY: faults
 faults: setup ## kill, unload, corrupt, starve and flood a gateway under load; a table of what was lost
 	@$(BIN)/python -m tests.faults

@@ -36,7 +36,7 @@ _SHAPE = {
     "initializer_range": 0.2,
 }
 _GROUPED = _SHAPE | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "is_encoder_decoder": False}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 1}
 
 
 @functools.cache
@@ -170,6 +170,17 @@ def _grouped(config: str, **shape: Any) -> Callable[..., Path]:
 _ROBERTA = {"type_vocab_size": 1, "max_position_embeddings": 514}
 _LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 
+_TWO_SIDES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "decoder_start_token_id": 2,
+}
+
 FAMILIES: dict[str, Callable[..., Path]] = {
     "bert": _family("BertConfig"),
     "roberta": _family("RobertaConfig", "bytes", **_ROBERTA),
@@ -233,19 +244,17 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "xmod": _family("XmodConfig", "bytes", languages=["en_XX"], default_language="en_XX", **_ROBERTA),
     "fnet": _family("FNetConfig", tpu_short_seq_length=64),
     "esm": _family("EsmConfig", mask_token_id=4, position_embedding_type="rotary"),
-    "bart": functools.partial(
-        write,
-        config="BartConfig",
-        words="bytes",
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        decoder_start_token_id=2,
+    "bart": functools.partial(write, config="BartConfig", words="bytes", **_TWO_SIDES),
+    "m2m-100": functools.partial(write, config="M2M100Config", words="bytes", **_TWO_SIDES),
+    "pegasus": functools.partial(write, config="PegasusConfig", words="unigram", **_TWO_SIDES),
+    "whisper": functools.partial(
+        write, config="WhisperConfig", words="bytes", max_source_positions=128, **_TWO_SIDES | {"encoder_layers": 1}
     ),
+    "longt5": functools.partial(write, config="LongT5Config", words="unigram", local_radius=16, **_T5),
+    "dpr": _family("DPRConfig"),
+    "canine": _family("CanineConfig", num_hash_buckets=64, local_transformer_stride=16, max_position_embeddings=512),
+    "yoso": _family("YosoConfig"),
+    "lilt": _family("LiltConfig", "bytes", channel_shrink_ratio=2, **_ROBERTA | {"hidden_size": 48}),
     "gemma3-vision": functools.partial(
         write,
         config="Gemma3Config",

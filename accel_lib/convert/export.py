@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LARGEST_BATCH = 65_535
 _SEEN_CHARACTERS = 200
-_FIX = "accel doctor shows the versions; the model may use an operation that the exporter does not have"
+_FIX = "run it in PyTorch: accel.open_engine(model); the exporter may not know an operation of this network"
 _FIX_DATA = (
     "its way through the network depends on a batch's values, which no graph holds: accel.open_engine(model) runs it"
 )

@@ -20,11 +20,12 @@ from accel_lib.models.checks import (
     check_mask,
     check_own_code,
     check_tokens,
+    count_rows,
     first_line,
     unused_tokens,
 )
 from accel_lib.models.files import read_json, refused
-from accel_lib.models.head import read_activation
+from accel_lib.models.head import read_activation, read_labels
 from accel_lib.models.limits import Limit, length_limit, settle_rope
 from accel_lib.models.model import Model, Task
 from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
@@ -57,7 +58,7 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
 def _assembled(place: Place, recipe: Recipe, max_length: int | None) -> Model:
     network, notes = _network(recipe)
     theirs = _their_tokenizer(recipe)
-    unused = unused_tokens(recipe.transformer, theirs, len(network.get_input_embeddings().weight))
+    unused = unused_tokens(recipe.transformer, theirs, count_rows(recipe.transformer, network))
     limit = length_limit(recipe, network, theirs, max_length)
     settle_rope(recipe.transformer, network, limit.tokens)
     parts = _classifier if recipe.task == "classification" else _encoder
@@ -82,8 +83,7 @@ def _assembled(place: Place, recipe: Recipe, max_length: int | None) -> Model:
 
 
 def _classifier(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Parts:
-    names = network.config.id2label
-    labels = tuple(str(names[index]) for index in sorted(names))
+    labels = read_labels(recipe.folder, network.config.id2label)
     prompt = prompt_text(recipe.prompts, recipe.default_prompt)
     cut = limit.reference or recipe.max_length
     return {

@@ -17,6 +17,7 @@ from accel_lib.models.tokenizer import pad
 _ONCE_REMOTE = ("eurobert", "nomic_bert")  # whose code, named by published folders, transformers has taken over
 _NOT_A_NETWORK = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")
 _MOST_MOVED = 1e-3  # of the largest number; rounding moves it by 1e-6
+_UNUSUAL = "zqxj \u16a0 \ua66e \u8639"  # letters that no small vocabulary has
 _PROBES = ("a", "a longer text, beside which the other one is padded")
 
 
@@ -108,6 +109,14 @@ def check_tokens(recipe: Recipe, tokenizer: Any) -> None:
         raise remote_code(folder, "for its tokenizer")
     if not tokenizer.is_fast:
         raise refused(folder, f"a tokenizer without a fast version ({type(tokenizer).__name__})")
+    try:
+        tokenizer(_UNUSUAL)
+    except Exception as error:  # what Rust raises has no class of its own
+        raise refused(
+            folder,
+            f"a tokenizer that fails on unknown words ({first_line(error, folder)})",
+            fix="give its vocabulary a token for them, and the network a row for that token",
+        ) from error
     if tokenizer.pad_token_id is None:
         raise refused(
             folder,
@@ -120,6 +129,18 @@ def check_tokens(recipe: Recipe, tokenizer: Any) -> None:
             "a chat template, which sentence-transformers puts around each text of a bare checkpoint",
             fix="take it out: tokenizer.chat_template = None; tokenizer.save_pretrained(folder)",
         )
+
+
+def count_rows(folder: Path, network: Any) -> int:
+    """Rows of the table in which a network looks token ids up."""
+    try:
+        return len(network.get_input_embeddings().weight)
+    except RuntimeError as error:  # CANINE's kind, which reads characters, has none
+        raise refused(
+            folder,
+            f"a network without a table of token ids ({type(network).__name__})",
+            fix="pick a model of another family: accel models lists some",
+        ) from error
 
 
 def unused_tokens(folder: Path, tokenizer: Any, rows: int) -> list[str]:

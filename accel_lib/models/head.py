@@ -46,6 +46,23 @@ def read_activation(folder: Path, config: Any) -> Activation:
     return "sigmoid" if config.problem_type == "multi_label_classification" or config.num_labels == 1 else "softmax"
 
 
+def read_labels(folder: Path, names: dict[int, Any]) -> tuple[str, ...]:
+    """Names of a head's numbers, in their order; `names` is ``id2label`` of its configuration.
+
+    Raises
+    ------
+    ModelError
+        A number has no name: which one each of the others belongs to would be a guess.
+    """
+    if sorted(names) != list(range(len(names))):
+        raise refused(
+            folder,
+            f"labels with the numbers {', '.join(map(str, sorted(names)))}, not 0 to {len(names) - 1}",
+            fix="number id2label and label2id in its config.json from 0, as the head was trained",
+        )
+    return tuple(str(names[index]) for index in range(len(names)))
+
+
 def cross_encoder_settings(folder: Path) -> dict[str, Any]:
     """What sentence-transformers' CrossEncoder wrote, in any of its three layouts; empty where it wrote nothing."""
     general = optional_json(folder / "config_sentence_transformers.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,11 @@ from accel_lib.errors import ModelError
 from accel_lib.models import load_model
 from accel_lib.models.quiet import quiet
 from tests.families import FAMILIES
+from tests.model_table import refusals, works
 
 TEXTS = ["a small cat sleeps on the warm mat", "dog", "the quick brown fox jumps over a lazy dog and " * 9]
 LONG = "music " * 600
 UNLIMITED = 10**30  # what transformers writes for "no limit"
-REFUSED = {
-    "big-bird": "random blocks",
-    "clip": "several parts .*text, vision",
-    "convbert": "changes with padding",
-    "fnet": "changes with padding",
-    "funnel": "changes with padding",
-    "gemma3-vision": "several parts .*text, vision",
-    "nystromformer": "changes with padding",
-}
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}}
 LONGROPE = {
     "rope_parameters": {
@@ -54,7 +47,7 @@ def _far(folder: Path, texts: list[str], **asked: Any) -> float:
     return float(np.abs(model.encode(texts) - model.reference(texts)).max())
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - REFUSED.keys()))
+@pytest.mark.parametrize("family", works("Embeds"))
 def test_a_family_equals_sentence_transformers_and_is_cut_where_that_cuts(tmp_path: Path, family: str) -> None:
     model = load_model(FAMILIES[family](tmp_path / family, kind="sentence", model_max_length=UNLIMITED))
     theirs = model.reference.loaded.max_seq_length
@@ -62,9 +55,11 @@ def test_a_family_equals_sentence_transformers_and_is_cut_where_that_cuts(tmp_pa
     assert np.abs(model.encode(TEXTS) - model.reference(TEXTS)).max() < 1e-5
 
 
-@pytest.mark.parametrize("family", sorted(REFUSED))
-def test_a_network_that_is_no_encoder_of_single_texts_is_refused_by_what_it_is(tmp_path: Path, family: str) -> None:
-    with pytest.raises(ModelError, match=REFUSED[family]):
+@pytest.mark.parametrize(("family", "words"), refusals("Embeds").items())
+def test_a_network_that_is_no_encoder_of_single_texts_is_refused_by_what_it_is(
+    tmp_path: Path, family: str, words: str
+) -> None:
+    with pytest.raises(ModelError, match=re.escape(words)):
         load_model(FAMILIES[family](tmp_path / family))
 
 
@@ -185,6 +180,22 @@ def test_a_tokenizer_without_a_padding_token_is_refused(tmp_path: Path) -> None:
     folder = FAMILIES["gpt2"](tmp_path / "gpt2")
     _edit(folder / "tokenizer_config.json", pad_token=None)
     with pytest.raises(ModelError, match=r"without a padding token[\s\S]*tokenizer.pad_token = "):
+        load_model(folder)
+
+
+def test_a_tokenizer_that_fails_on_unknown_words_is_refused(tmp_path: Path) -> None:
+    folder = FAMILIES["bert"](tmp_path / "bert")
+    layout = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    _edit(folder / "tokenizer.json", model=layout["model"] | {"unk_token": "[NONE]"})
+    with pytest.raises(ModelError, match=r"fails on unknown words .*\n.*give its vocabulary a token"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("names", [{"1": "bad", "2": "good"}, {"0": "bad", "5": "good"}])
+def test_labels_that_are_not_numbered_from_zero_are_refused(tmp_path: Path, names: dict[str, str]) -> None:
+    folder = FAMILIES["bert"](tmp_path / "bert", kind="SequenceClassification", num_labels=2)
+    _edit(folder / "config.json", id2label=names, label2id={label: int(index) for index, label in names.items()})
+    with pytest.raises(ModelError, match="not 0 to 1"):
         load_model(folder)
 
 

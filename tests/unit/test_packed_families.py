@@ -1,7 +1,6 @@
 """Without padding, family by family: the padded numbers up to the longest text, or a refusal that names the cause."""
 
 import pytest
-import torch
 import transformers
 
 from accel_lib import load_model, load_texts, open_engine, to_onnx, to_torch, validate
@@ -11,39 +10,15 @@ from accel_lib.models import packed
 from accel_lib.models.attention import EVERYTHING, difference
 from accel_lib.models.network import Encoder
 from accel_lib.models.packed import pack
-from accel_lib.models.segments import flatten, segment
-from accel_lib.ragged import Ragged
+from accel_lib.models.segments import segment
 from tests.families import FAMILIES
+from tests.model_table import FORMS, LONGEST, refusals, without_padding, works
 
-LONGEST = 96  # tokens: beyond every window of the tiny folders
 ALL, CAUSAL = {EVERYTHING}, {(-1, 0)}
 WINDOWS = {
-    "bert": ALL, "roberta": ALL, "xlm-roberta": ALL, "camembert": ALL, "distilbert": ALL, "albert": ALL, "electra": ALL,
-    "nomic-bert": ALL, "gte": ALL, "jina-v3": ALL, "eurobert": ALL, "ernie": ALL, "data2vec-text": ALL,
-    "roberta-prelayernorm": ALL, "xlm-roberta-xl": ALL, "xmod": ALL, "esm": ALL,
     "modernbert": {EVERYTHING, (8, 8)}, "gemma3": {EVERYTHING, (8, 8)},
     "mistral": {(15, 0)}, "qwen2": CAUSAL, "qwen3": CAUSAL, "llama": CAUSAL, "gemma": CAUSAL, "gpt2": CAUSAL,
 }  # fmt: skip
-OWN = "attention by code of its own"
-CAUSES = {
-    "mpnet": OWN, "deberta": OWN, "deberta-v2": OWN, "umt5": OWN, "ibert": OWN,
-    "rembert": OWN, "xlnet": OWN, "roformer": OWN, "squeezebert": OWN,
-    "megatron-bert": OWN, "longformer": f"{OWN} .*, with a window of 16", "t5": "position bias",
-    "mt5": "position bias", "bart": "takes no position ids", "mobilebert": "looks at other tokens",
-}  # fmt: skip
-CLASSIFIERS = [
-    "bert",
-    "roberta",
-    "distilbert",
-    "albert",
-    "electra",
-    "modernbert",
-    "nomic-bert",
-    "qwen3",
-    "gemma3",
-    "gpt2",
-]
-FORMS = [pack, segment]
 
 
 @pytest.fixture(scope="module")
@@ -58,48 +33,38 @@ def load(tmp_path_factory):
     return loaded
 
 
-def without_padding(form, module, longest=LONGEST):
-    """The network as ``(ids, mask) -> numbers``, and its windows."""
-    made = form(module, longest=longest)
-    windows = {part.accel_window for part in made.modules() if hasattr(part, "accel_window")}
-    if form is pack:
-        return made, windows
-
-    def numbers(*inputs):
-        rows = Ragged.from_padded(*(each.numpy() for each in inputs))
-        return made(*map(torch.from_numpy, flatten(rows, segments=len(inputs) > 2)))
-
-    return numbers, windows
+def windows(module):
+    return {part.accel_window for part in module.modules() if hasattr(part, "accel_window")}
 
 
-@pytest.mark.parametrize("family", WINDOWS)
+@pytest.mark.parametrize("family", works("Packed"))
 def test_a_packed_family_gives_the_padded_numbers_up_to_its_longest_text(load, family):
     module = load(family, kind="sentence").module
     for form in FORMS:
-        numbers, windows = without_padding(form, module)
-        assert windows == WINDOWS[family]
-        assert difference(module, numbers, (LONGEST, 3, 17, 2 * LONGEST // 3)) < 1e-5
+        packed_module = without_padding(form, module)
+        assert windows(packed_module) == WINDOWS.get(family, ALL)
+        assert difference(module, packed_module, (LONGEST, 3, 17, 2 * LONGEST // 3)) < 1e-5
 
 
-@pytest.mark.parametrize("family", CAUSES)
-def test_a_family_that_cannot_be_packed_is_refused_by_its_cause(load, family):
+@pytest.mark.parametrize(("family", "words"), refusals("Packed").items())
+def test_a_family_that_cannot_be_packed_is_refused_by_its_cause(load, family, words):
     model = load(family, kind="sentence")
     for convert in (to_onnx, to_torch):
-        with pytest.raises(ModelError, match=rf"(?s)cannot be packed.*{CAUSES[family]}.*leave out packed=True"):
+        with pytest.raises(ModelError, match=rf"(?s)cannot be packed.*{words}.*leave out packed=True"):
             convert(model, packed=True, progress=False)
 
 
-@pytest.mark.parametrize("family", CLASSIFIERS)
+@pytest.mark.parametrize("family", works("Packed classifier"))
 def test_a_packed_classifier_gives_the_padded_logits(load, family):
     module = load(family, kind="SequenceClassification", num_labels=3).module
     for form in FORMS:
-        assert difference(module, without_padding(form, module)[0], (LONGEST, 3, 17, 1)) < 1e-5
+        assert difference(module, without_padding(form, module), (LONGEST, 3, 17, 1)) < 1e-5
 
 
 def test_a_head_that_reads_the_mean_of_all_tokens_is_packed(load):
     module = load("modernbert", kind="SequenceClassification", num_labels=2, classifier_pooling="mean").module
     for form in FORMS:
-        assert difference(module, without_padding(form, module)[0], (LONGEST, 3, 17, 1)) < 1e-5
+        assert difference(module, without_padding(form, module), (LONGEST, 3, 17, 1)) < 1e-5
 
 
 def test_a_head_that_works_on_each_token_is_packed_for_a_cpu_and_refused_for_a_gpu(load):
@@ -151,7 +116,7 @@ def test_attention_with_more_than_a_window_is_refused_by_its_name(config, change
 
 def test_a_window_that_hides_nothing_costs_nothing(load):
     module = load("gemma3", kind="sentence", sliding_window=200).module
-    assert without_padding(pack, module)[1] == ALL
+    assert windows(without_padding(pack, module)) == ALL
 
 
 @pytest.mark.parametrize(
