@@ -1,0 +1,29 @@
+"""Unit tests that `make check` leaves out: what converts, trains or executes something of real size."""
+
+SLOW = {
+    "test_build",
+    "test_choice",
+    "test_convert",
+    "test_course",
+    "test_deploy",
+    "test_fp16",
+    "test_launchers",
+    "test_loading",
+    "test_memory",
+    "test_model_table",
+    "test_models",
+    "test_more",
+    "test_packed",
+    "test_packed_families",
+    "test_scores",
+    "test_sentiment",
+    "test_steps",
+    "test_tensorrt",
+    "test_validate",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
