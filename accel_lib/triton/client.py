@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,9 +21,6 @@ from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
 from accel_lib.triton.statistics import STAGES, Statistics, Timeline
-
-if TYPE_CHECKING:
-    from accel_lib.triton.server import Server
 
 _MESSAGE_BYTES = 2**31 - 1
 _CHANNEL = (
@@ -106,10 +103,33 @@ class Connection:
             self._grpc_client.close()
 
 
+class Host(Protocol):
+    """The server that a model runs on, as far as a handle on the model needs it."""
+
+    repository: Path
+    connection: Connection
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def grpc_url(self) -> str: ...
+    @property
+    def http_url(self) -> str: ...
+    @property
+    def metrics_url(self) -> str: ...
+    def model(self, name: str, version: int | str = "") -> ServedModel: ...
+    def load(self, name: str, config: ModelConfig | None = None) -> None: ...
+    def unload(self, name: str) -> None: ...
+    def config(self, name: str) -> ModelConfig: ...
+    def resets(self, name: str) -> int: ...
+
+
 class ServedModel:
     """A handle on one model of a running server; made by ``server.model`` or ``server.add``."""
 
-    def __init__(self, server: Server, name: str, version: str = "") -> None:
+    def __init__(self, server: Host, name: str, version: str = "") -> None:
         self.server = server
         self._connection = server.connection
         self.name = name
