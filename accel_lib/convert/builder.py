@@ -45,8 +45,8 @@ def parsed(library: Library, onnx_file: Path) -> Iterator[tuple[Any, Any]]:
     yield builder, network
 
 
-def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, progress: bool) -> bytes:
-    """Build an engine for a compute capability and return it serialized.
+def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, progress: bool) -> memoryview:
+    """Build an engine for a compute capability and return it serialized, in the builder's own memory.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def build(library: Library, onnx_file: Path, target: str, profiles: Sequence[Pro
 
 def _plan(
     library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile], *, show: bool = False
-) -> bytes | None:
+) -> memoryview | None:
     """A serialized engine, or None where the builder gave up; the library keeps its complaint."""
     trt = library.module
     with parsed(library, onnx_file) as (builder, network):
@@ -93,7 +93,7 @@ def _plan(
             plan = builder.build_serialized_network(network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
-    return None if plan is None else bytes(plan)
+    return None if plan is None else memoryview(plan)
 
 
 def _rows_that_fit(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile]) -> int:

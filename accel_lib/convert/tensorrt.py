@@ -21,6 +21,7 @@ from accel_lib.artifact import MODEL_FILES, ONNX_FILES, TOKENIZER_FILE, Artifact
 from accel_lib.atomic import writing
 from accel_lib.convert.builder import build, parsed
 from accel_lib.convert.cache import built_on, cached, weights_digest
+from accel_lib.convert.room import check_engine_room
 from accel_lib.convert.targets import check_precision, choose_library, resolve_target
 from accel_lib.engines.trt import LIBRARIES, Library, built_with, load_library
 from accel_lib.errors import ArtifactError, ConversionError, OutputError
@@ -111,6 +112,8 @@ def to_tensorrt(
         reason = f"the cached engine was not used: {reason}"
         if progress:
             print(reason, flush=True)
+    graph = [file for name in ONNX_FILES if (file := artifact.folder / name).is_file()]
+    check_engine_room(sum(file.stat().st_size for file in graph), folder)
     started = time.monotonic()
     if progress:
         shapes = ", ".join(f"up to {profile.max[0]} × {profile.max[1]} tokens" for profile in chosen)
@@ -118,14 +121,13 @@ def to_tensorrt(
     with writing(folder, foreign=foreign_files if output else None) as draft:
         plan = build(library, onnx_file, target, chosen, progress=progress)
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
-        for name in (*ONNX_FILES, TOKENIZER_FILE):
-            if (artifact.folder / name).is_file():
-                shutil.copy2(artifact.folder / name, draft / name)
+        for file in (*graph, artifact.folder / TOKENIZER_FILE):
+            shutil.copy2(file, draft / file.name)
         seconds = time.monotonic() - started
         notes = (*wanted.notes, *([reason] if reason else []))
         manifest = seal(draft, dataclasses.replace(wanted, seconds=seconds, notes=notes))
     if progress:
-        print(f"built for {target} in {seconds:.1f} s: {len(plan) / 1e6:.1f} MB", flush=True)
+        print(f"built for {target} in {seconds:.1f} s: {plan.nbytes / 1e6:.1f} MB", flush=True)
     return Artifact(folder, manifest)
 
 

@@ -214,6 +214,14 @@ def test_a_builder_without_memory_names_a_batch_size_that_builds(fp16, tmp_path,
     assert tried == [32, 16, 8]
 
 
+def test_a_build_without_memory_is_refused_with_numbers_before_it_begins(fp16, tmp_path, monkeypatch):
+    monkeypatch.setattr("accel_lib.convert.room.free_memory_bytes", lambda: 2**20)
+    monkeypatch.setattr("accel_lib.convert.tensorrt.build", None)
+    with pytest.raises(ConversionError, match=r"more memory than is free[\s\S]*GiB are free"):
+        to_tensorrt(fp16, target="t4", output=tmp_path / "plan", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_engine_of_a_large_model_keeps_its_weights_and_knows_them(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("accel_lib.convert.storage.EXTERNAL_FROM_BYTES", 1)
     large = to_onnx(tiny_model, precision="fp16", output=tmp_path / "fp16", progress=False)
