@@ -41,7 +41,7 @@ def texts_up_to(model: Model, texts: Sequence[str], *, longest: int) -> list[str
 
 
 def _of_length(model: Model, words: Sequence[str], length: int) -> str:
-    """So many of the words, over and over, that they have `length` tokens or a few more."""
+    """The words, repeated until they have `length` tokens or a few more."""
     count, text = length, ""
     for _ in range(_TRIES):
         text = " ".join(itertools.islice(itertools.cycle(words), count))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MEMORY = {"fp32": 0.3, "fp16": 1.0, "int8": 1.5, "int8-qdq": 3.0}
 _MEMORY_FOR_COPIES = 1.0  # packing, and PyTorch programs, copy the network
 _DISK = {"fp32": 1.0, "fp16": 0.5, "int8": 1.7, "int8-qdq": 2.7}  # with INT8 the FP32 file is written too
-_ENGINE_MEMORY = 4.0  # sizes of the ONNX file that TensorRT-RTX's builder takes, as measured on the same model in FP16
+_ENGINE_MEMORY = 4.0  # sizes of the ONNX file; TensorRT-RTX's builder took 3.0 on that model in FP16
 _ENGINE_DISK = 2.2  # the engine, and a copy of the ONNX file
 _SPARE_BYTES = 256 * 2**20
 

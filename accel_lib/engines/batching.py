@@ -151,7 +151,7 @@ def run_batches(
         is `packed`, tokens are counted without padding; one that has `run_ragged` is given none, another one on a CPU,
         which pads around attention, gets long texts apart from short ones.
     rows
-        One int64 array of token ids a text, or all of them behind each other; only those carry segment ids.
+        One int64 array of token ids per text, or all of them concatenated; only those carry segment ids.
     pad_id
         Token that fills the shorter rows; None takes the engine's own. It is masked, but some heads look for it.
     max_batch_tokens, max_batch_size, sort

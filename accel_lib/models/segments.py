@@ -205,7 +205,7 @@ def segment_attention(
 ) -> Tensor:
     """Attention inside each segment; ``[tokens, heads, width]`` each, offsets int32 ``[texts + 1]``.
 
-    Keys and values may have fewer heads, each for several of the queries'. A token sees so many tokens `before` it and
+    Keys and values may have fewer heads, each for several of the queries'. A token sees `before` tokens before it and
     `behind` it, -1 meaning all. On a GPU this is one kernel of FlashAttention 2 (compute capability 8.0 and up, half
     precision); on a CPU a loop, which is there to be compared with.
     Source: https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
