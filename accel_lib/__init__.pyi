@@ -11,7 +11,7 @@ from .engines import open_engine as open_engine
 from .errors import AccelError as AccelError
 from .load.runner import load_test as load_test
 from .models import load_model as load_model
-from .models.sentiment import train_classifier as train_classifier
+from .models.classifier import train_classifier as train_classifier
 from .service.gateway import serve_gateway as serve_gateway
 from .show.quiz import check as check
 from .show.quiz import guess as guess

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from accel_lib.atomic import is_draft, recover, write_text, writing
+from accel_lib.atomic import atomic_directory, is_draft, recover, write_text
 from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
@@ -225,7 +225,7 @@ class Artifact:
             The folder holds anything but an artifact, or the disk is full.
         """
         manifest = dataclasses.replace(self.manifest, recipe=recipe)
-        with writing(folder, foreign=foreign_files) as draft:
+        with atomic_directory(folder, foreign=foreign_files) as draft:
             for name in self.manifest.files:
                 shutil.copy2(self.folder / name, draft / name)
             (draft / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -266,7 +266,7 @@ def foreign_files(folder: Path) -> list[str]:
     return sorted(each.name for each in others if not is_draft(each.name))
 
 
-def seal(draft: Path, manifest: Manifest) -> Manifest:
+def write_manifest(draft: Path, manifest: Manifest) -> Manifest:
     """Hash the files in a draft folder, write the manifest beside them, and return it completed."""
     files = {
         file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}

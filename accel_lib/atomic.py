@@ -49,7 +49,7 @@ def replaceable(folder: str | Path, foreign: Callable[[Path], Sequence[str]]) ->
 
 
 @contextlib.contextmanager
-def writing(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | None = None) -> Iterator[Path]:
+def atomic_directory(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | None = None) -> Iterator[Path]:
     """Yield an empty draft folder that replaces `folder` on success and is removed on error.
 
     At every moment, also if this process is killed, the old folder exists or the new one. `foreign` is as for
@@ -66,7 +66,7 @@ def writing(folder: str | Path, *, foreign: Callable[[Path], Sequence[str]] | No
 
 
 @contextlib.contextmanager
-def writing_file(path: str | Path, *, ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def atomic_file(path: str | Path, *, ours: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield where to write a file that replaces `path` on success and is removed on error.
 
     Its folder is made; a link is followed. `ours` says whether this library wrote the file that exists (None: it did).
@@ -91,8 +91,8 @@ def check_ours(path: str | Path, ours: Callable[[Path], bool]) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all; raises `OutputError` as `writing_file` does."""
-    with writing_file(path) as draft:
+    """Write a file in UTF-8, whole or not at all; raises `OutputError` as `atomic_file` does."""
+    with atomic_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 

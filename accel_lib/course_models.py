@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from accel_lib.artifact import MANIFEST_FILE, Artifact, Format, Manifest
 from accel_lib.atomic import locked
-from accel_lib.convert.cache import unfit
+from accel_lib.convert.cache import incompatibility
 from accel_lib.engines.onnxruntime import weight_bits
 from accel_lib.engines.select import choices
 from accel_lib.errors import AccelError, ArtifactError, OutputError, ServerError, require
@@ -253,7 +253,7 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
 def _recipes() -> _Recipes:
     if not _torch_has_a_gpu():
         return _ON_CPU
-    from accel_lib.engines.graphs import supported
+    from accel_lib.engines.cuda_graphs import supported
 
     half = _PACKED_HALF if supported("cuda:0") else _HALF
     engine = _Recipe(name="TensorRT engine", format="tensorrt", precision="fp16", instead=half)
@@ -265,20 +265,20 @@ def _torch_has_a_gpu() -> bool:
 
 
 def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
-    from accel_lib.models.places import DEFAULT, locate
+    from accel_lib.models.hub import DEFAULT, resolve
 
     try:
         artifact = Artifact.load(model / str(version) / ARTIFACT_FOLDER)
     except ArtifactError:
         return False
     held = artifact.manifest
-    if recipe.format == "tensorrt" and held.format == "tensorrt" and (reason := unfit(held)):
+    if recipe.format == "tensorrt" and held.format == "tensorrt" and (reason := incompatibility(held)):
         print(f"the engine in {model.name} is built again: {reason}", flush=True)
         return False
     as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
     for_this_cpu = held.weight_bits == (weight_bits() if held.precision == "int8" else 0)
     fits = (held.recipe == recipe.name or as_made) and for_this_cpu
-    return artifact.validated and fits and held.source.startswith(locate(DEFAULT).source)
+    return artifact.validated and fits and held.source.startswith(resolve(DEFAULT).source)
 
 
 def _embedding() -> tuple[Model, Sequence[str]]:
@@ -291,7 +291,7 @@ def _embedding() -> tuple[Model, Sequence[str]]:
 
 def _sentiment() -> tuple[Model, Sequence[str]]:
     from accel_lib.models import load_model
-    from accel_lib.models.sentiment import train_classifier
+    from accel_lib.models.classifier import train_classifier
     from accel_lib.texts import load_texts
 
     texts = load_texts("sentiment-train")

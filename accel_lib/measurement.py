@@ -75,7 +75,7 @@ _TEXT = """
     name strategy instance_count threads max_batch_size preferred_batch_size engine batch_size role device batching
     request concurrency replicas_max changes workload setting kind bottleneck rows executions errors"""
 _NUMBER = """
-    measured_mb predicted_mb sentences_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
+    measured_mb predicted_mb texts_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
     p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms
     received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms"""
 _WHOLE = "max_queue_delay_us max_batch_tokens tokens requests bytes_each load"
@@ -90,7 +90,7 @@ _WRITE: dict[str, Callable[[Any], str]] = (
     | dict.fromkeys(["cosine_mean", "cosine_min"], "{:.4f}".format)
     | dict.fromkeys(["throughput_error", "p95_error"], "{:+.1%}".format)
 )
-_HIGHER = "right sentences_per_s tokens_per_s speedup"
+_HIGHER = "right texts_per_s tokens_per_s speedup"
 _LOWER = "ms_at_batch_1 p50_ms p95_ms p99_ms size_mb total_ms bytes_each late cost_per_million"
 _UNITS = {"_ms": ", ms", "_us": ", µs", "_mb": ", MB", "_kb": ", KB", "_per_s": "/s", "_count": "s"}
 _HEADINGS = {
@@ -99,7 +99,7 @@ _HEADINGS = {
     "client_ms": "client and transport, ms",
     "top10_overlap": "10 nearest kept", "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
     "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
-    "offered_per_s": "offered, sentences/s", "simulated_per_s": "simulated, sentences/s",
+    "offered_per_s": "offered, texts/s", "simulated_per_s": "simulated, texts/s",
     "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",
 }  # fmt: skip
 

@@ -104,7 +104,7 @@ def main():
     table = pd.DataFrame(
         {
             "": names,
-            "sentences/s": [np.median(rates[name]).round(1) for name in names],
+            "texts/s": [np.median(rates[name]).round(1) for name in names],
             "p95, ms": [np.median([p95 for _, p95 in seen[name]]).round(0) for name in names],
             "of in process": [np.median(rates[name] / rates["in process"]).round(3) for name in names],
             "of Triton": [np.median(rates[name] / rates["Triton, gRPC"]).round(3) for name in names],

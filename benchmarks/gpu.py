@@ -26,7 +26,7 @@ import torch
 
 import accel_lib as accel
 from accel_lib.engines.batching import GPU_BATCH_TOKENS, plan_batches, run_batches
-from accel_lib.engines.graphs import bucket
+from accel_lib.engines.cuda_graphs import bucket
 from accel_lib.errors import AccelError
 from accel_lib.load.generator import Generator
 from accel_lib.load.runner import load_test
@@ -85,7 +85,7 @@ def measure(model: Model, rate: float, *, compiling: bool) -> list[dict[str, Any
             run_batches(engine, ids)  # captures what it needs
             ms = median_ms(lambda engine=engine: run_batches(engine, ids), calls=5)
             lengths = np.array([len(one) for one in ids])
-            row["mixed_sentences_per_s"] = len(ids) / ms * 1e3
+            row["mixed_texts_per_s"] = len(ids) / ms * 1e3
             row["mixed_padding"] = padding(lengths, packed=engine.packed)  # type: ignore[attr-defined]
             row["mixed_of_matrix_rate"] = work(model, lengths) / (ms / 1e3) / rate / 1e12
             rows.append(row)
@@ -181,11 +181,11 @@ def through_triton() -> list[dict[str, Any]]:
         engine = accel.open_engine(accel.Artifact.load(Path(folder, "artifact")))
         chunks = [ids[start : start + 256] for start in range(0, len(ids), 256)]
         ms = median_ms(lambda: [run_batches(engine, chunk, max_batch_tokens=32_768) for chunk in chunks], calls=10)
-    rows = [{"what": f"in process, {engine.name}, 256 rows a call", "sentences_per_s": len(ids) / ms * 1e3}]
+    rows = [{"what": f"in process, {engine.name}, 256 rows a call", "texts_per_s": len(ids) / ms * 1e3}]
     for instances, size, run in runs:
         what = f"Triton, {instances} instances, {size} rows a request, {run.concurrency} under way"
-        rows.append({"what": what, "sentences_per_s": run.throughput, "p50_ms": run.p50_ms, "p95_ms": run.p95_ms})
-    rows.append({"what": "Triton, an echo in Python, 1 row a request, 256 under way", "sentences_per_s": ceiling})
+        rows.append({"what": what, "texts_per_s": run.throughput, "p50_ms": run.p50_ms, "p95_ms": run.p95_ms})
+    rows.append({"what": "Triton, an echo in Python, 1 row a request, 256 under way", "texts_per_s": ceiling})
     for row in rows:
         print(row, flush=True)
     return rows
@@ -233,8 +233,8 @@ def verdict(rows: list[dict[str, Any]], served: list[dict[str, Any]]) -> list[st
     waste = max((r["mixed_padding"] for r in rows if "packed" in r["engine"]), default=float("nan"))
     lines.append(f"padding on mixed lengths: {waste:.1%}, target under 10%: {'reached' if waste < 0.1 else 'missed'}")
     if served:
-        most = max(row["sentences_per_s"] for row in served if "256 rows a request" in row["what"])
-        kept = most / served[0]["sentences_per_s"]
+        most = max(row["texts_per_s"] for row in served if "256 rows a request" in row["what"])
+        kept = most / served[0]["texts_per_s"]
         lines.append(f"Triton keeps {kept:.0%} of the in-process throughput, target 90%: {reached(kept / 0.9)}")
     return lines
 

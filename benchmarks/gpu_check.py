@@ -25,7 +25,7 @@ import torch
 import accel_lib as accel
 from accel_lib.bench.memory import fit_memory
 from accel_lib.engines.batching import GPU_BATCH_TOKENS, run_batches
-from accel_lib.engines.memory import safe_tokens
+from accel_lib.engines.oom import safe_tokens
 from accel_lib.load.experiment import vary
 from accel_lib.load.monitor import watch
 from accel_lib.machine import inspect_machine

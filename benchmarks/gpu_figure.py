@@ -74,19 +74,19 @@ def _lines(step: dict):
 
 def _by_load(step: dict, ax, what: str = "") -> None:
     for color, load, rows in _lines(step):
-        ax.plot([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], "o-", color=color)
+        ax.plot([row["setting"] for row in rows], [row["texts_per_s"] for row in rows], "o-", color=color)
         for place, row in enumerate(rows):
             words = f"p95 {number(row['p95_ms'])} ms" if place == 0 else number(row["p95_ms"])
-            ax.annotate(words, (place, row["sentences_per_s"]), (0, -13), ha="center", textcoords="offset points",
+            ax.annotate(words, (place, row["texts_per_s"]), (0, -13), ha="center", textcoords="offset points",
                         color=color, fontsize=8)  # fmt: skip
-        most = max(range(len(rows)), key=lambda place: rows[place]["sentences_per_s"])
-        ax.annotate(f"{load:.0f} requests under way", (most, rows[most]["sentences_per_s"]), (0, 6),
+        most = max(range(len(rows)), key=lambda place: rows[place]["texts_per_s"])
+        ax.annotate(f"{load:.0f} requests under way", (most, rows[most]["texts_per_s"]), (0, 6),
                     ha="right" if most == len(rows) - 1 else "center", textcoords="offset points", color=color,
                     fontsize=9)  # fmt: skip
     ax.margins(x=0.12, y=0.15)
     ax.set_ylim(0, None)
     ax.yaxis.set_major_formatter("{x:,.0f}")
-    ax.set_ylabel("sentences/s")
+    ax.set_ylabel("texts/s")
     _title(ax, step, what)
 
 
@@ -97,10 +97,10 @@ def _delay(step: dict, ax) -> None:
 
 def _batch_size(step: dict, ax) -> None:
     rows = step["rows"]
-    bars = ax.bar([row["setting"] for row in rows], [row["sentences_per_s"] for row in rows], color=BLUE, width=0.6)
-    ax.bar_label(bars, [f"{row['sentences_per_s']:,.0f}\np95 {number(row['p95_ms'])} ms" for row in rows], fontsize=8)
+    bars = ax.bar([row["setting"] for row in rows], [row["texts_per_s"] for row in rows], color=BLUE, width=0.6)
+    ax.bar_label(bars, [f"{row['texts_per_s']:,.0f}\np95 {number(row['p95_ms'])} ms" for row in rows], fontsize=8)
     ax.margins(y=0.2)
     ax.set_xlabel("max_batch_size")
-    ax.set_ylabel("sentences/s")
+    ax.set_ylabel("texts/s")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     _title(ax, step, "Largest batch ")

@@ -70,7 +70,7 @@ class Fidelity(Result):
     Parameters
     ----------
     frame
-        ``workload``, ``setting``, ``sentences_per_s`` and ``p95_ms`` measured, ``simulated_per_s`` and
+        ``workload``, ``setting``, ``texts_per_s`` and ``p95_ms`` measured, ``simulated_per_s`` and
         ``simulated_p95_ms``, ``throughput_error`` and ``p95_error`` (simulated over measured, less 1), ``requests``,
         ``others``: share of the cores that other processes took meanwhile.
     throughput_spread, p95_spread
@@ -184,7 +184,7 @@ def _both(
 
 def _row(measured: Run, simulated: Run) -> dict[str, Any]:
     return {
-        "sentences_per_s": measured.throughput,
+        "texts_per_s": measured.throughput,
         "simulated_per_s": simulated.throughput,
         "throughput_error": simulated.throughput / measured.throughput - 1,
         "p95_ms": measured.p95_ms,

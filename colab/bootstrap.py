@@ -130,7 +130,7 @@ def install_project(project):
     install("--no-deps", CLIENT[min(max(protobuf, 5), 6)])
     sys.path.insert(0, str(project))
     importlib.invalidate_caches()
-    from accel_lib.engines.trt import ensure_installed, requirement
+    from accel_lib.engines.tensorrt_runtime import ensure_installed, requirement
     from accel_lib.machine import inspect_machine
     from accel_lib.triton import ensure_tritonserver
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 import accel_lib as accel
-from accel_lib.models.places import DEFAULT, locate
+from accel_lib.models.hub import DEFAULT, resolve
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,7 +55,7 @@ def tiny_folder(tmp_path_factory):
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     transformers.BertModel(transformers.BertConfig(**shape)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        shutil.copy(locate(DEFAULT).folder / name, folder)
+        shutil.copy(resolve(DEFAULT).folder / name, folder)
     return folder
 
 

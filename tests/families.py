@@ -20,7 +20,7 @@ import torch
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from accel_lib.models.quiet import quiet
+from accel_lib._logging import silenced
 
 WORDS = 400
 _TEXTS = [
@@ -130,7 +130,7 @@ def write(
     made = getattr(transformers, config)(**ids | shape)
     own_class = kind in ("bare", "sentence")
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with silenced(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if own_class and model:
             network = getattr(transformers, model)(made)

@@ -26,7 +26,7 @@ from accel_lib.errors import AccelError
 from accel_lib.models import Model
 from accel_lib.models.attention import difference
 from accel_lib.models.packed import pack
-from accel_lib.models.segments import flatten, segment
+from accel_lib.models.varlen import flatten, to_varlen
 from accel_lib.ragged import Ragged
 from tests.families import FAMILIES
 
@@ -34,7 +34,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 COLUMNS = ("Embeds", "Classifies", "Packed", "Packed classifier", "ONNX", "FP16", "T4 engine")
 YES, NONE = "yes", "–"
 LONGEST = 96  # tokens: beyond every window of the tiny folders
-FORMS = (pack, segment)
+FORMS = (pack, to_varlen)
 _CLOSE = 1e-5
 
 

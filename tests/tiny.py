@@ -13,10 +13,10 @@ import torch
 import transformers
 from onnx import TensorProto, helper, numpy_helper
 
-from accel_lib.artifact import Artifact, Manifest, Profile, seal
-from accel_lib.atomic import writing
+from accel_lib.artifact import Artifact, Manifest, Profile, write_manifest
+from accel_lib.atomic import atomic_directory
 from accel_lib.models import Model
-from accel_lib.models.places import DEFAULT, locate
+from accel_lib.models.hub import DEFAULT, resolve
 from accel_lib.models.tokenizer import Tokenizer
 
 WORDS, WIDTH, LONGEST = 200, 16, 64
@@ -112,14 +112,14 @@ def tiny_artifact(
         labels=labels, packed=packed,
         profiles=(Profile(min=(1, 2), opt=(8, 16), max=(8, LONGEST)),) if form == "tensorrt" else (),
     )  # fmt: skip
-    with writing(folder) as draft:
+    with atomic_directory(folder) as draft:
         onnx.save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), draft / "model.onnx"
         )
         if form == "tensorrt":
             (draft / "model.plan").write_bytes(b"not for this machine")
         tokenizer().save(draft / "tokenizer.json")
-        seal(draft, manifest)
+        write_manifest(draft, manifest)
     made = Artifact.load(folder)
     return made.record_validation({"passed": True}) if validated else made
 
@@ -132,5 +132,5 @@ def classifier_folder(folder, *, labels=2, seed=0, network=None, **config):
     network = network or transformers.BertForSequenceClassification(transformers.BertConfig(**facts))
     network.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(locate(DEFAULT).folder / name, folder)
+        shutil.copy(resolve(DEFAULT).folder / name, folder)
     return folder

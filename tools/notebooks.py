@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from accel_lib.atomic import write_text, writing_file
+from accel_lib.atomic import atomic_file, write_text
 from accel_lib.errors import OutputError, require
 from accel_lib.machine import cache_dir, inspect_machine, project_root
 
@@ -150,7 +150,7 @@ def keep_outputs(path: Path, copy: Path) -> None:
 
 def _keep_figure(cell: Any, file: Path) -> None:
     figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-    with writing_file(file) as draft:
+    with atomic_file(file) as draft:
         draft.write_bytes(base64.b64decode(figures[-1]))
 
 

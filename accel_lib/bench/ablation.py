@@ -64,7 +64,7 @@ def ablate(
         for name, one, how in zip(STEPS, field, strategies, strict=True):
             row: dict[str, Any] = {"name": name, "over": STEPS[0] if rows else "", "device": one.device}
             row |= {"precision": one.precision, "batching": how.name, "padding": one.padding(some, how)}
-            row |= columns("sentences_per_s", len(some) / taken[name])
+            row |= columns("texts_per_s", len(some) / taken[name])
             row |= columns("speedup", taken[STEPS[0]] / taken[name])
             rows.append(row | {"size_mb": one.size_bytes / 1e6} | agreement(seen[name], truth, task=model.task))
     progress.done(f"{len(some)} texts, {len(STEPS)} steps")

@@ -25,7 +25,7 @@ class Batching(Result):
     def headline(self) -> str:
         """What the second strategy does to the first one's throughput, its padding, and which is best."""
         first, second = self.frame.iloc[:2].to_dict("records")
-        best = highest(self.frame, "sentences_per_s")
+        best = highest(self.frame, "texts_per_s")
         effect = change(second, "speedup", f"throughput of {first['strategy']}")
         said = f"{second['strategy']}: {effect}, {percent(second['padding'])} of its tokens are padding"
         if best["strategy"] in (first["strategy"], second["strategy"]):
@@ -56,7 +56,7 @@ def compare_batching(
     Returns
     -------
     Batching
-        One row a strategy: ``sentences_per_s``, ``tokens_per_s`` (real), ``padded_tokens_per_s`` (all computed),
+        One row a strategy: ``texts_per_s``, ``tokens_per_s`` (real), ``padded_tokens_per_s`` (all computed),
         ``padding``, ``speedup``; each with its interval in ``_low`` and ``_high`` where it was measured.
 
     Examples
@@ -78,6 +78,6 @@ def compare_batching(
         spent, padding = taken[strategy.name], one.padding(texts, strategy)
         rate = float(np.median(lengths.sum() / spent))
         row = {"tokens_per_s": rate, "padded_tokens_per_s": rate / (1 - padding), "padding": padding}
-        speed = columns("sentences_per_s", len(texts) / spent) | row | columns("speedup", first / spent)
+        speed = columns("texts_per_s", len(texts) / spent) | row | columns("speedup", first / spent)
         rows.append({"strategy": strategy.name, "device": one.device, **speed})
     return Batching(frame=to_frame(rows))

@@ -31,8 +31,8 @@ class Comparison(Result):
     @property
     def headline(self) -> str:
         """Which candidate is fastest, by how much, and what it keeps of the reference."""
-        best = highest(self.frame[self.frame["over"] != ""], "sentences_per_s")
-        speed = f"{best['name']} encodes {ratio(best, 'speedup')} as many sentences/s as {best['over']}"
+        best = highest(self.frame[self.frame["over"] != ""], "texts_per_s")
+        speed = f"{best['name']} encodes {ratio(best, 'speedup')} as many texts/s as {best['over']}"
         if not differs(best, "speedup"):
             speed = f"{capital(UNCHANGED)} in speed between {best['name']} and {best['over']}"
         return f"{speed}, and keeps {_kept(best)}"
@@ -74,7 +74,7 @@ def compare(
     Returns
     -------
     Comparison
-        Columns for speed (``sentences_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
+        Columns for speed (``texts_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
         with how it was batched), size (``size_mb``) and agreement with the reference on ``texts_compared`` texts
         (``cosine_mean``, ``cosine_min``, ``top10_overlap``; ``same_label`` for classifiers).
 
@@ -154,7 +154,7 @@ def decide(field: Sequence[Candidate], timings: Sequence[Timing]) -> tuple[int, 
     ratios = [columns("x", timings[first].rates / timing.rates) for timing in timings]
     alike = [i for i, x in enumerate(ratios) if not x["x_low"] > 1]
     taken = min(alike, key=lambda i: (_PRECISIONS.index(field[i].precision), i))
-    why = f"{field[taken].name}: {number(medians[taken])} sentences/s here"
+    why = f"{field[taken].name}: {number(medians[taken])} texts/s here"
     if len(alike) > 1:
         others = listed([field[i].name for i in alike if i != taken])
         return taken, f"{why}, no significant difference to {others}, and none of them is more precise"
@@ -217,7 +217,7 @@ def _speed(field: Sequence[Candidate], timings: Sequence[Timing], index: int) ->
         "device": one.device,
     }
     rates = timings[index].rates
-    return row | columns("sentences_per_s", rates) | columns("speedup", rates / timings[over].rates)
+    return row | columns("texts_per_s", rates) | columns("speedup", rates / timings[over].rates)
 
 
 def _admit(artifact: Artifact) -> Candidate:

@@ -119,7 +119,7 @@ def load(
     print(run)
     print(run.explanation)
     if target_ms is not None:
-        print(f"{run.goodput(target_ms):,.0f} sentences/s within {target_ms:g} ms")
+        print(f"{run.goodput(target_ms):,.0f} texts/s within {target_ms:g} ms")
     if save:
         print(f"kept in {run.save(save).name}")
     raise typer.Exit(1 if run.stopped else 0)
@@ -141,13 +141,15 @@ def convert(
 ) -> None:
     """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
     from accel_lib.artifact import foreign_files
-    from accel_lib.atomic import writing
+    from accel_lib.atomic import atomic_directory
     from accel_lib.convert.onnx import to_onnx
     from accel_lib.convert.validate import validate
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
-    with writing(output, foreign=foreign_files) as draft:  # what is there stays until the new artifact is validated
+    with atomic_directory(
+        output, foreign=foreign_files
+    ) as draft:  # what is there stays until the new artifact is validated
         sample = load_texts(texts, column=column, limit=256)
         loaded = load_model(model, revision=revision, token=token)
         onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_lib.artifact import Profile
-from accel_lib.engines.trt import Library
+from accel_lib.engines.tensorrt_runtime import Library
 from accel_lib.errors import ConversionError
 from accel_lib.progress import watched
 

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from accel_lib.artifact import MANIFEST_FILE, ONNX_FILES, Artifact, Manifest
-from accel_lib.engines.trt import LIBRARIES, built_with, compute_target, installed, load_library
+from accel_lib.engines.tensorrt_runtime import LIBRARIES, built_with, compute_target, installed, load_library
 from accel_lib.errors import ArtifactError
 from accel_lib.machine import inspect_machine
 
@@ -64,7 +64,7 @@ def refusal(found: Manifest, wanted: Manifest, weights: str) -> str:
     return next((f"it was built {how} {old}, now it is {new}" for how, old, new in compared if old != new), "")
 
 
-def unfit(found: Manifest) -> str:
+def incompatibility(found: Manifest) -> str:
     """Why an engine that was built somewhere cannot be used on this machine; empty if nothing is against it."""
     gpus = inspect_machine().gpus
     name = built_with(found)

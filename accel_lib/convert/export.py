@@ -49,11 +49,11 @@ def save_program(program: Any, path: Path) -> None:
     torch.export.save(program, path)
 
 
-def segment_program(module: torch.nn.Module, model: Model) -> Any:
-    """A `SegmentEncoder` as a ``torch.export`` program for any number of tokens and texts."""
+def varlen_program(module: torch.nn.Module, model: Model) -> Any:
+    """A `VarlenEncoder` as a ``torch.export`` program for any number of tokens and texts."""
     import torch
 
-    from accel_lib.models.segments import flatten
+    from accel_lib.models.varlen import flatten
     from accel_lib.ragged import SEGMENTS, Ragged
 
     tokens, ends = (

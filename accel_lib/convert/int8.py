@@ -65,13 +65,13 @@ def to_int8(
     """
     onnx = require("onnx", extra="convert")
     model = onnx.load(fp32.path, load_external_data=False)
-    quantize(model, fp32.folder, kept, loud_channels(fp32, texts))
+    quantize(model, fp32.folder, kept, outlier_channels(fp32, texts))
     write_proto(model, fp32.path, path)
     scheme = "8-bit weights" if weight_bits() == 8 else "7-bit weights, this CPU has no VNNI"
     return (f"INT8 by channel and token, {scheme}; {len(kept)} matrix products kept in FP32",)
 
 
-def loud_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors:
+def outlier_channels(fp32: Artifact, texts: Sequence[str] | None = None) -> Factors:
     """By what to divide each channel in front of a product, and multiply its weights, so that both round evenly.
 
     Returns
@@ -97,10 +97,10 @@ def calibration_rows(fp32: Artifact, texts: Sequence[str]) -> tuple[Ragged, int]
     """
     inputs = fp32.manifest.inputs
     tokenizer = Tokenizer.load(fp32.folder / TOKENIZER_FILE, segments=SEGMENTS in inputs)
-    singles = tokenizer.counted(texts)[0]
+    singles = tokenizer.encode_with_lengths(texts)[0]
     if SEGMENTS not in inputs or len(texts) < 2:
         return singles, tokenizer.pad_id
-    pairs = tokenizer.counted(texts[: len(texts) // 2], seconds=texts[-(len(texts) // 2) :])[0]
+    pairs = tokenizer.encode_with_lengths(texts[: len(texts) // 2], seconds=texts[-(len(texts) // 2) :])[0]
     return Ragged.concat([singles, pairs]), tokenizer.pad_id
 
 

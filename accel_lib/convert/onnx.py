@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, foreign_files, seal
-from accel_lib.atomic import writing
+from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, foreign_files, write_manifest
+from accel_lib.atomic import atomic_directory
 from accel_lib.convert import precision as precisions
-from accel_lib.convert.export import export_graph, failing_as, program_of, save_program, segment_program
+from accel_lib.convert.export import export_graph, failing_as, program_of, save_program, varlen_program
 from accel_lib.convert.fp16 import to_fp16
-from accel_lib.convert.overflow import check_fp16_graph, check_fp16_range
+from accel_lib.convert.fp16_range import check_fp16_graph, check_fp16_range
 from accel_lib.convert.room import check_room
 from accel_lib.convert.storage import read_graph, write_graph
 from accel_lib.engines.onnxruntime import weight_bits
@@ -121,7 +121,7 @@ def to_torch(
     precision
         ``"fp32"``, or ``"fp16"`` for GPUs: the transformer in half precision, pooling in FP32.
     packed
-        Compute real tokens only, with attention by segments (`accel_lib.models.segments`): for GPUs of compute
+        Compute real tokens only, with attention by segments (`accel_lib.models.varlen`): for GPUs of compute
         capability 8.0 and up, in fp16.
 
     Returns
@@ -141,15 +141,15 @@ def to_torch(
 
     def write(path: Path) -> tuple[str, ...]:
         from accel_lib.engines.torch import halve
-        from accel_lib.models.segments import segment
+        from accel_lib.models.varlen import to_varlen
 
         range_notes = check_fp16_range(model) if precision == "fp16" else ()
-        module = segment(model.module, longest=model.max_length) if packed else model.module
+        module = to_varlen(model.module, longest=model.max_length) if packed else model.module
         with failing_as("export"):
             if precision == "fp16":
                 module = copy.deepcopy(module)
                 halve(module)
-            program = segment_program(module, model) if packed else program_of(module, model)
+            program = varlen_program(module, model) if packed else program_of(module, model)
             save_program(program, path)
         return range_notes
 
@@ -205,11 +205,11 @@ def _make(
         return found
     check_room(model, folder, facts["format"], facts["precision"], packed=facts["packed"])
     started = time.monotonic()
-    with writing(folder, foreign=foreign_files if output else None) as draft:
+    with atomic_directory(folder, foreign=foreign_files if output else None) as draft:
         notes = write(draft / MODEL_FILES[facts["format"]])
         model.tokenizer.save(draft / TOKENIZER_FILE)
         seconds = time.monotonic() - started
-        manifest = seal(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
+        manifest = write_manifest(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
     artifact = Artifact(folder, manifest)
     if progress:
         print(f"{artifact.name}: {artifact.size_bytes / 1e6:.1f} MB in {manifest.seconds:.1f} s", flush=True)

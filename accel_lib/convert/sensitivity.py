@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
-from accel_lib.convert.int8 import calibration_rows, loud_channels, quantize, weighted_products
+from accel_lib.convert.int8 import calibration_rows, outlier_channels, quantize, weighted_products
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 from accel_lib.errors import ConversionError, require
@@ -104,7 +104,7 @@ def _moved(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> 
 def _trials(fp32: Artifact) -> _Encode:
     """A function that encodes rows with everything in INT8 but the named nodes."""
     onnx = require("onnx", extra="convert")
-    loud = loud_channels(fp32)
+    loud = outlier_channels(fp32)
 
     def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
         model = onnx.load(fp32.path, load_external_data=False)

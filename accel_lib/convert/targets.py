@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from accel_lib.artifact import Manifest
-from accel_lib.engines.trt import Library, compute_target, installed, load_library
+from accel_lib.engines.tensorrt_runtime import Library, compute_target, installed, load_library
 from accel_lib.errors import ConversionError, MissingDependencyError
 from accel_lib.machine import inspect_machine
 

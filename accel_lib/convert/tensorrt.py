@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import MODEL_FILES, ONNX_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, seal
-from accel_lib.atomic import writing
+from accel_lib.artifact import MODEL_FILES, ONNX_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, write_manifest
+from accel_lib.atomic import atomic_directory
 from accel_lib.convert.builder import build, parsed
 from accel_lib.convert.cache import built_on, cached, weights_digest
 from accel_lib.convert.room import check_engine_room
 from accel_lib.convert.targets import check_precision, choose_library, resolve_target
-from accel_lib.engines.trt import LIBRARIES, Library, built_with, load_library
+from accel_lib.engines.tensorrt_runtime import LIBRARIES, Library, built_with, load_library
 from accel_lib.errors import ArtifactError, ConversionError, OutputError
 from accel_lib.machine import cache_dir, inspect_machine
 
@@ -118,14 +118,14 @@ def to_tensorrt(
     if progress:
         shapes = ", ".join(f"up to {profile.max[0]} × {profile.max[1]} tokens" for profile in chosen)
         print(f"{library.name} {library.version} builds for {target}: {shapes}", flush=True)
-    with writing(folder, foreign=foreign_files if output else None) as draft:
+    with atomic_directory(folder, foreign=foreign_files if output else None) as draft:
         plan = build(library, onnx_file, target, chosen, progress=progress)
         (draft / MODEL_FILES["tensorrt"]).write_bytes(plan)
         for file in (*graph, artifact.folder / TOKENIZER_FILE):
             shutil.copy2(file, draft / file.name)
         seconds = time.monotonic() - started
         notes = (*wanted.notes, *([reason] if reason else []))
-        manifest = seal(draft, dataclasses.replace(wanted, seconds=seconds, notes=notes))
+        manifest = write_manifest(draft, dataclasses.replace(wanted, seconds=seconds, notes=notes))
     if progress:
         print(f"built for {target} in {seconds:.1f} s: {plan.nbytes / 1e6:.1f} MB", flush=True)
     return Artifact(folder, manifest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.engines.memory import out_of_memory, remember_safe_tokens, safe_tokens
+from accel_lib.engines.oom import out_of_memory, remember_safe_tokens, safe_tokens
 from accel_lib.errors import EngineError
 from accel_lib.ragged import IDS_AND_MASK, SEGMENTS, Ragged, by_name
 

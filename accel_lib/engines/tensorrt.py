@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact, Profile
 from accel_lib.engines.batching import check_batch
-from accel_lib.engines.trt import Library, built_with, load_library
+from accel_lib.engines.tensorrt_runtime import Library, built_with, load_library
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import inspect_machine
 from accel_lib.ragged import by_name

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch, plan_batches
-from accel_lib.engines.graphs import Graphs, bucket, supported
+from accel_lib.engines.cuda_graphs import Graphs, bucket, supported
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import cores
 from accel_lib.ragged import SEGMENTS, Ragged, by_name
@@ -49,7 +49,7 @@ class TorchEngine:
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     packed
         For a `Model`: compute real tokens only, texts behind each other. On a GPU (compute capability 8.0 and up, in
-        fp16) always with CUDA graphs, of few sizes: see `accel_lib.engines.graphs`. An artifact has its own.
+        fp16) always with CUDA graphs, of few sizes: see `accel_lib.engines.cuda_graphs`. An artifact has its own.
     compiled
         Let ``torch.compile`` generate the kernels, once for all sizes: some minutes on first use, for long runs.
     """
@@ -128,7 +128,7 @@ class TorchEngine:
         """Rows without padding, at most `max_length` each, to float32 ``[rows, dimension]``."""
         import torch
 
-        from accel_lib.models.segments import flatten
+        from accel_lib.models.varlen import flatten
 
         flat = functools.partial(flatten, segments=SEGMENTS in self._inputs)
         if self._graphs is None:
@@ -216,9 +216,9 @@ def _module(candidate: Model | Artifact, device: str, *, packed: bool) -> Any:
     if isinstance(candidate, Artifact):
         return _read(candidate, device)
     if packed:
-        from accel_lib.models.segments import segment
+        from accel_lib.models.varlen import to_varlen
 
-        return segment(candidate.module, longest=candidate.max_length).to(device)
+        return to_varlen(candidate.module, longest=candidate.max_length).to(device)
     return candidate.module if device == "cpu" else copy.deepcopy(candidate.module).to(device)
 
 
@@ -254,7 +254,7 @@ def _read(artifact: Artifact, device: str) -> torch.nn.Module:
     from torch.export.passes import move_to_device_pass
 
     if artifact.manifest.packed:
-        importlib.import_module("accel_lib.models.segments")  # registers the operator that the program calls
+        importlib.import_module("accel_lib.models.varlen")  # registers the operator that the program calls
     try:
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch 2.11 reads weights in place
             program = torch.export.load(artifact.path)

@@ -32,7 +32,7 @@ class RateCurve(Result):
     Parameters
     ----------
     frame
-        ``share`` of the capacity, then the columns of a load run's summary: ``offered_per_s``, ``sentences_per_s``,
+        ``share`` of the capacity, then the columns of a load run's summary: ``offered_per_s``, ``texts_per_s``,
         ``p95_ms`` with its interval, ``naive_p95_ms`` (from when a request was really sent), ``queue_ms``,
         ``compute_infer_ms``, ``client_ms`` and so on, ``late_ms`` (mean time that requests were sent late), and
         ``generator_bound``.

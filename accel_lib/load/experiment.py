@@ -65,7 +65,7 @@ class Experiment(Result):
             said.append(f"{worst['setting']}: {percent(worst['refused'])} of the requests rejected {_at(worst)}")
         if not said and others.empty:
             first = frame.iloc[0]
-            said = [f"{base}: {number(first['sentences_per_s'])} sentences/s at a p95 of {number(first['p95_ms'])} ms"]
+            said = [f"{base}: {number(first['texts_per_s'])} texts/s at a p95 of {number(first['p95_ms'])} ms"]
         if not said:
             said = [f"{capital(UNCHANGED)} between {listed(list(dict.fromkeys(frame['setting'])))}"]
         if frame["generator_bound"].any():

@@ -77,7 +77,7 @@ class Watched(Result):
     Parameters
     ----------
     frame
-        ``time_s`` (its end, since the start), ``seconds``, ``requests_per_s``, ``sentences_per_s``,
+        ``time_s`` (its end, since the start), ``seconds``, ``requests_per_s``, ``texts_per_s``,
         ``mean_batch_size``, ``queue_ms`` a request, ``busy`` (share of the instances' time), and ``reset``: a reload
         set the counts back.
     metrics
@@ -170,7 +170,7 @@ class Watch:
         return {
             "seconds": seconds,
             "requests_per_s": counted.requests / seconds,
-            "sentences_per_s": counted.inferences / seconds,
+            "texts_per_s": counted.inferences / seconds,
             "mean_batch_size": counted.mean_batch_size,
             "queue_ms": counted.queue_ms,
             "busy": counted.busy(seconds, config.instance_count),

@@ -32,7 +32,7 @@ class ParallelResult(Result):
     def headline(self) -> str:
         """What the second device gave."""
         first, second = self.frame.to_dict("records")
-        return f"{second['name']}: {ratio(second, 'speedup')} as many sentences/s as {first['name']}."
+        return f"{second['name']}: {ratio(second, 'speedup')} as many texts/s as {first['name']}."
 
 
 def compare_gpu_split(
@@ -109,7 +109,7 @@ def compared(rates: Mapping[str, NDArray[np.float64]]) -> ParallelResult:
     """Rates of two ways, one value a turn, as a result; speed-ups are over the first."""
     first = next(iter(rates.values()))
     rows: list[dict[str, Any]] = [
-        {"name": name, **columns("sentences_per_s", rate), **columns("speedup", rate / first)}
+        {"name": name, **columns("texts_per_s", rate), **columns("speedup", rate / first)}
         for name, rate in rates.items()
     ]
     return ParallelResult(frame=to_frame(rows))

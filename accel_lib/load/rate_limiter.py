@@ -58,7 +58,7 @@ def compare_rate_limits(
     -------
     Ways
         One row a setting, and one for the quick model alone: its ``p50_ms``, ``p95_ms`` and ``p95_ratio``, the busy
-        one's ``sentences_per_s`` and ``speedup``, and ``busy``, the share of the time that both worked, summed.
+        one's ``texts_per_s`` and ``speedup``, and ``busy``, the share of the time that both worked, summed.
     """
     alone = load_test(quick, texts, concurrency=1, seconds=max(seconds / 2, 0.5), warmup_s=0.3)
     least, most = (part * alone.throughput for part in _SHARES)
@@ -123,7 +123,7 @@ def _row(
     throughput = speed(working) | ratios(working, base[1]) if working else {}
     row: dict[str, Any] = {"workload": "both models", "setting": setting}
     row |= {name: value for name, value in latency.items() if name.startswith(("p50", "p95"))}
-    for name in ("sentences_per_s", "speedup"):
+    for name in ("texts_per_s", "speedup"):
         row |= {end: throughput.get(end, float("nan")) for end in (name, f"{name}_low", f"{name}_high")}
     return row | {"busy": _busy(asked) + (_busy(working) if working else 0.0)}
 

@@ -26,7 +26,7 @@ class Run(Result):
     concurrency
         Closed loop: requests in flight at any time. 0 in an open loop.
     offered
-        Open loop: sentences/s that were due. NaN in a closed loop.
+        Open loop: texts/s that were due. NaN in a closed loop.
     seconds
         How long was measured.
     """
@@ -75,8 +75,8 @@ class Run(Result):
     def summary(self) -> pd.DataFrame:
         """The run in one row: throughput and percentiles with intervals, where the time went, mean batch, errors."""
         row: dict[str, Any] = {"concurrency": self.concurrency} if self.concurrency else {"offered_per_s": self.offered}
-        row["sentences_per_s"] = self.throughput
-        row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(self.rates())
+        row["texts_per_s"] = self.throughput
+        row["texts_per_s_low"], row["texts_per_s_high"] = median_interval(self.rates())
         ms = self._answered["ms"].to_numpy()
         for q in (50, 90, 95, 99):
             row[f"p{q}_ms"] = self.percentile(q)

@@ -121,12 +121,12 @@ def whole(run: LoadRun) -> LoadRun:
 def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str, float]:
     """Throughput and latencies of runs together, as columns.
 
-    ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``, ``p50_ms``, ``goodput_per_s`` (within `target_ms`),
+    ``texts_per_s`` and ``p95_ms`` with ``_low`` and ``_high``, ``p50_ms``, ``goodput_per_s`` (within `target_ms`),
     and ``refused``, the share of the requests that failed.
     """
     ms = _latencies(runs)
-    row = {"sentences_per_s": float(np.mean([run.throughput for run in runs]))}
-    row["sentences_per_s_low"], row["sentences_per_s_high"] = median_interval(_rates(runs))
+    row = {"texts_per_s": float(np.mean([run.throughput for run in runs]))}
+    row["texts_per_s_low"], row["texts_per_s_high"] = median_interval(_rates(runs))
     row |= {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
     row["p95_ms_low"], row["p95_ms_high"] = percentile_interval(ms, 95)
     row["goodput_per_s"] = float(np.mean([run.goodput(target_ms) for run in runs]))

@@ -86,9 +86,9 @@ class LoadRun(Run):
         run = self.summary.iloc[0]
         load = f"with {in_flight(self.concurrency)}"
         if not self.concurrency:
-            load = f"of {number(self.offered)} sentences/s offered"
+            load = f"of {number(self.offered)} texts/s offered"
         latency = f"p50 {number(self.p50_ms)} ms, p95 {number(self.p95_ms)} ms"
-        said = f"{number(self.throughput)} sentences/s {load}: {latency}"
+        said = f"{number(self.throughput)} texts/s {load}: {latency}"
         if "queue_ms" in run:
             spent = run[list(_SPENT)].astype(float)
             said += f"; {percent(spent.max() / spent.sum())} of the time goes into {_SPENT[str(spent.idxmax())]}"

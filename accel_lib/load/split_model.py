@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.engines.part import Part
+from accel_lib.engines.onnx_session import Part
 from accel_lib.formatting import number, percent
 from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, whole
 from accel_lib.load.runner import LoadRun, load_test
@@ -33,7 +33,7 @@ _Counted = tuple[LoadRun, float, int]
 def write_layouts(model: Artifact, halves: Sequence[Artifact]) -> Path:
     """Write a repository, in the cache, with a model in three layouts that share the cores evenly: see `LAYOUTS`.
 
-    The halves are what `accel_lib.convert.halves.cut` made of the whole model, an ONNX artifact.
+    The halves are what `accel_lib.convert.partition.cut` made of the whole model, an ONNX artifact.
     """
     repository = cache_dir("scratch", "layouts")
     cores = inspect_machine().cores
@@ -77,7 +77,7 @@ def compare_layouts(
         row["threads"] = server.model(_PARTS[way][0]).config.threads
         row |= speed(runs) | ratios(runs, [run for run, *_ in base])
         row["text_ms"] = sum(text_ms for _, text_ms, _ in counted) / len(counted)
-        row["busy"] = min(row["text_ms"] * row["sentences_per_s"] / 1e3 / counted[0][2], 1.0)
+        row["busy"] = min(row["text_ms"] * row["texts_per_s"] / 1e3 / counted[0][2], 1.0)
         rows.append(row)
     frame = to_frame(sorted(rows, key=lambda row: list(workloads).index(row["workload"])))
     return Ways(frame=frame, explanation=_why(frame), stopped=stopped)

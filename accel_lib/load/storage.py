@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from accel_lib.atomic import check_ours, writing_file
+from accel_lib.atomic import atomic_file, check_ours
 from accel_lib.errors import AccelError, require
 from accel_lib.machine import inspect_machine
 
@@ -25,13 +25,13 @@ def write(path: Path, frame: pd.DataFrame, facts: dict[str, Any]) -> Path:
     }
     if _suffix(path) == ".json":
         columns = json.loads(frame.to_json(orient="split", double_precision=15, index=False))
-        with writing_file(path, ours=_holds_a_run) as draft:
+        with atomic_file(path, ours=_holds_a_run) as draft:
             draft.write_text(json.dumps(about | {"table": columns}), encoding="utf-8")
     else:
         require("pyarrow", extra="parquet")
         kept = frame.copy()
         kept.attrs = about  # pandas writes them into the file
-        with writing_file(path, ours=_holds_a_run) as draft:
+        with atomic_file(path, ours=_holds_a_run) as draft:
             kept.to_parquet(draft, index=False)
     return path
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from accel_lib.errors import ModelError, require
+from accel_lib.models.hub import CATALOGUE, DEFAULT, Entry, resolve
 from accel_lib.models.model import Model, Task
-from accel_lib.models.places import CATALOGUE, DEFAULT, Entry, locate
 
 __all__ = ["Entry", "Model", "Task", "catalogue", "load_model"]
 
@@ -56,9 +56,9 @@ def load_model(
             seen=repr(task),
             fix="pass task='embedding' or task='classification', or leave it out",
         )
-    place = locate(name, revision=revision, token=token)
+    place = resolve(name, revision=revision, token=token)
     require("torch", extra="models")
-    from accel_lib.models.build import build_model
+    from accel_lib.models.loader import build_model
 
     return build_model(place, task=task, max_length=max_length)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from accel_lib.errors import ModelError, require
 from accel_lib.machine import inspect_machine
-from accel_lib.models.network import Classifier, Encoder, Head
+from accel_lib.models.modules import Classifier, Encoder, Head
 
 Window = tuple[int, int]  # tokens that may be seen before a token and behind it, as FlashAttention counts; -1: all
 EVERYTHING: Window = (-1, -1)

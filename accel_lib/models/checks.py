@@ -11,7 +11,7 @@ from torch import nn
 
 from accel_lib.errors import ModelError
 from accel_lib.models.files import refused
-from accel_lib.models.sentence import Recipe
+from accel_lib.models.spec import ModelSpec
 from accel_lib.models.tokenizer import pad
 
 _ONCE_REMOTE = ("eurobert", "nomic_bert")  # whose code, named by published folders, transformers has taken over
@@ -102,7 +102,7 @@ def check_mask(folder: Path, module: nn.Module, tokenizer: Any, tokens: int) -> 
         )
 
 
-def check_tokens(recipe: Recipe, tokenizer: Any) -> None:
+def check_tokens(recipe: ModelSpec, tokenizer: Any) -> None:
     """Refuse a tokenizer of transformers that is not Rust's, cannot pad, or needs code of its own."""
     folder = recipe.transformer
     if "AutoTokenizer" in (tokenizer.init_kwargs.get("auto_map") or {}):

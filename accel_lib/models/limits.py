@@ -8,7 +8,7 @@ from typing import Any
 
 from accel_lib.errors import ModelError
 from accel_lib.models.files import refused
-from accel_lib.models.sentence import Recipe
+from accel_lib.models.spec import ModelSpec
 
 _CHOSEN_TOKENS = 512  # where nothing limits a text: what T5, the commonest such network, was trained with
 _ENDLESS = 1_000_000  # transformers stands for "no limit" by 1e30
@@ -39,7 +39,7 @@ class Limit:
     notes: tuple[str, ...] = ()
 
 
-def length_limit(recipe: Recipe, network: Any, tokenizer: Any, asked: int | None) -> Limit:
+def length_limit(recipe: ModelSpec, network: Any, tokenizer: Any, asked: int | None) -> Limit:
     """The original's own limit, or `asked`, as far as the network has positions.
 
     sentence-transformers cuts at ``max_seq_length`` of its folder, else at the tokenizer's ``model_max_length`` or the

@@ -135,7 +135,7 @@ class Model:
                 fix="leave out the second texts, or load a cross-encoder",
             )
         asked = prompt_text(self.prompts, self.default_prompt, prompt)
-        return self.tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
+        return self.tokenizer.encode_with_lengths(texts, prompt=asked, seconds=seconds)[0]
 
     def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Tokens a text, special tokens and default prompt included, after truncation; int64 ``[n]``."""

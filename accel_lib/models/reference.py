@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib._logging import silenced
 from accel_lib.errors import require
 from accel_lib.models.head import cross_encoder_settings
 from accel_lib.models.model import Reference
-from accel_lib.models.quiet import quiet
 
 
 class SentenceReference:
@@ -30,7 +30,7 @@ class SentenceReference:
     def loaded(self) -> Any:
         """The ``SentenceTransformer``."""
         library = require("sentence_transformers", extra="models")
-        with quiet():
+        with silenced():
             encoder = library.SentenceTransformer(str(self._folder), device="cpu", trust_remote_code=False)
         if self._max_length is not None:
             encoder.max_seq_length = self._max_length
@@ -60,7 +60,7 @@ class ClassifierReference:
         """The classifier; its tokenizer is ``loaded.tokenizer``."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        with quiet():
+        with silenced():
             classifier = AutoModelForSequenceClassification.from_pretrained(self._folder, trust_remote_code=False)
             classifier.tokenizer = AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False)
         return classifier.float().eval()
@@ -71,7 +71,7 @@ class ClassifierReference:
         if not cross_encoder_settings(self._folder):
             return None
         library = require("sentence_transformers", extra="models")
-        with quiet():
+        with silenced():
             encoder = library.CrossEncoder(str(self._folder), device="cpu", trust_remote_code=False)
         if self._max_length is not None:
             encoder.max_seq_length = self._max_length

@@ -59,9 +59,9 @@ class Tokenizer:
         TextError
             A text is blank, not a string, holds lone surrogates, or leaves no token at all.
         """
-        return list(self.counted(texts, prompt=prompt)[0])
+        return list(self.encode_with_lengths(texts, prompt=prompt)[0])
 
-    def counted(
+    def encode_with_lengths(
         self, texts: Sequence[str], *, prompt: str = "", seconds: Sequence[str | None] | None = None
     ) -> tuple[Ragged, NDArray[np.int64]]:
         """Tokenize texts or pairs, and count the tokens each had before it was cut.

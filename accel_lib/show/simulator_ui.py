@@ -49,7 +49,7 @@ class Knobs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the measure button found: latencies in ms, executions by batch size, sentences a second."""
+    """What the measure button found: latencies in ms, executions by batch size, texts/s."""
 
     ms: NDArray[np.float64]
     batch_sizes: pd.Series[Any]
@@ -68,7 +68,7 @@ class Measured:
         ends = f" ({number(low)}–{number(high)})" if np.isfinite([low, high]).all() else ""
         p99 = f", p99 {number(float(np.percentile(self.ms, 99)))} ms" if len(self.ms) >= FOR_P99 else ""
         p95 = number(float(np.percentile(self.ms, 95)))
-        return f"Measured: {number(self.throughput)} sentences/s, p95 {p95} ms{ends}{p99}, {len(self.ms):,} requests"
+        return f"Measured: {number(self.throughput)} texts/s, p95 {p95} ms{ends}{p99}, {len(self.ms):,} requests"
 
 
 class Playground:
@@ -173,9 +173,7 @@ class Playground:
         """The answer in a sentence: within the target or not, and what sets it."""
         met = "within" if run.p95_ms <= self.p95_ms else "over"
         rate, p95 = number(run.throughput), number(run.p95_ms)
-        said = (
-            f"{rate} sentences/s, p95 {p95} ms: {met} the target of {self.p95_ms:g} ms. The limit is {run.bottleneck}"
-        )
+        said = f"{rate} texts/s, p95 {p95} ms: {met} the target of {self.p95_ms:g} ms. The limit is {run.bottleneck}"
         return said if self.measured is None else f"{said}. {self.measured.said}"
 
     def shown(self, run: SimulatedRun) -> dict[str, tuple[NDArray[np.float64], pd.Series[Any]]]:

@@ -30,7 +30,7 @@ class Curve(Result):
     ``p50_ms``, ``p95_ms`` with ``_low`` and ``_high``.
     """
 
-    capacity: float  # sentences/s of a model that always has enough waiting
+    capacity: float  # texts/s of a model that always has enough waiting
 
     @property
     def headline(self) -> str:

@@ -58,7 +58,7 @@ class SimulatedRun(Run):
     def headline(self) -> str:
         """Throughput and latency, and what sets them."""
         asked = f"with {self.concurrency} in flight" if self.concurrency else f"of {number(self.offered)} offered"
-        said = f"Simulated: {number(self.throughput)} sentences/s {asked}, p95 {number(self.p95_ms)} ms"
+        said = f"Simulated: {number(self.throughput)} texts/s {asked}, p95 {number(self.p95_ms)} ms"
         rejected = f"; rejected: {sum(self.errors.values()):,}" if self.errors else ""
         return f"{said}{rejected}. The limit is {self.bottleneck}{_FULL_QUEUE if QUEUE_FULL in self.errors else ''}"
 

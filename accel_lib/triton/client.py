@@ -281,7 +281,7 @@ class ServedModel:
                 fix="serve a cross-encoder; one that an older version converted, convert again: accel.to_onnx(model)",
             )
         asked = prompt_text(manifest.prompts, manifest.default_prompt, prompt)
-        rows: Ragged = tokenizer.counted(texts, prompt=asked, seconds=seconds)[0]
+        rows: Ragged = tokenizer.encode_with_lengths(texts, prompt=asked, seconds=seconds)[0]
         return rows
 
     @property

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accel_lib.artifact import MANIFEST_FILE, TOKENIZER_FILE, Artifact
-from accel_lib.atomic import writing
-from accel_lib.convert.halves import HIDDEN
+from accel_lib.atomic import atomic_directory
+from accel_lib.convert.partition import HIDDEN
 from accel_lib.errors import require
 from accel_lib.triton.config import ModelConfig, TensorSpec
 from accel_lib.triton.repository import ARTIFACT_FOLDER, MODEL_FILE, foreign_version, write_config
@@ -27,7 +27,7 @@ def write_part(repository: Path, name: str, part: Artifact, *, instance_count: i
     """
     tokens = (-1,) if part.manifest.output_name == HIDDEN else ()
     output = TensorSpec(name=part.manifest.output_name, data_type="FP32", dims=(*tokens, part.manifest.dimension))
-    with writing(repository / name / "1", foreign=foreign_version) as draft:
+    with atomic_directory(repository / name / "1", foreign=foreign_version) as draft:
         (draft / MODEL_FILE).write_text(_CODE, encoding="utf-8")
         part.copy_to(draft / ARTIFACT_FOLDER)
     config = ModelConfig(
@@ -51,7 +51,7 @@ def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, th
     repository, name
         Where they go.
     parts
-        The two that `accel_lib.convert.halves.cut` returns.
+        The two that `accel_lib.convert.partition.cut` returns.
     threads
         CPU threads of each part's instance.
 
@@ -75,7 +75,7 @@ def write_ensemble(repository: Path, name: str, parts: Sequence[Artifact], *, th
             step.input_map[tensor.name] = tensor.name
         step.output_map[part.manifest.output_name] = part.manifest.output_name
     config = ModelConfig.from_protobuf(message).replace(inputs=inputs, outputs=(output,))
-    with writing(repository / name / "1", foreign=foreign_version) as draft:  # the client's tokenizer
+    with atomic_directory(repository / name / "1", foreign=foreign_version) as draft:  # the client's tokenizer
         (draft / ARTIFACT_FOLDER).mkdir()
         for file in (MANIFEST_FILE, TOKENIZER_FILE):
             shutil.copy2(parts[-1].folder / file, draft / ARTIFACT_FOLDER / file)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from accel_lib.artifact import MODEL_FILES, Artifact
-from accel_lib.atomic import writing_file
+from accel_lib.atomic import atomic_file
 from accel_lib.errors import ServerError
 from accel_lib.machine import repository_url
 from accel_lib.ragged import SEGMENTS
@@ -76,7 +76,7 @@ def write_export(
     path = Path(path)
     if path.is_dir():
         raise ServerError("An export is one file.", seen=f"{path.name} is a folder", fix='.export("export.zip")')
-    with writing_file(path, ours=_is_export) as aside:
+    with atomic_file(path, ours=_is_export) as aside:
         root = aside.with_name("root")
         write_model(root / _REPOSITORY, config.name, artifact, version=version, config=config)
         (root / "README.md").write_text(_readme(artifact, config, version, measured), encoding="utf-8")

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 
 from accel_lib.artifact import sha256
-from accel_lib.atomic import locked, writing
+from accel_lib.atomic import atomic_directory, locked
 from accel_lib.errors import MachineError, ServerError
 from accel_lib.machine import cache_dir, thread_environment
 
@@ -137,7 +137,7 @@ def _install(root: Path) -> None:
         end=" ",
         flush=True,
     )
-    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=root.parent) as folder, writing(root) as draft:
+    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=root.parent) as folder, atomic_directory(root) as draft:
         wheel = _checked(Path(given)) if given else _download(Path(folder))
         try:
             with zipfile.ZipFile(wheel) as archive:

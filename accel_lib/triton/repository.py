@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from accel_lib.artifact import Artifact, foreign_files
-from accel_lib.atomic import draft_beside, is_draft, put, replaceable, write_text, writing
+from accel_lib.atomic import atomic_directory, draft_beside, is_draft, put, replaceable, write_text
 from accel_lib.errors import ArtifactError, ServerError
 from accel_lib.triton.config import CONFIG_FILE, ModelConfig, TensorSpec
 
@@ -146,7 +146,7 @@ def write_model(
         )
     written.to_text()  # what cannot be written is refused before anything is
     unchanged = (model / CONFIG_FILE).is_file() and written == read_config(model)
-    with writing(model / str(version), foreign=foreign_version) as draft:
+    with atomic_directory(model / str(version), foreign=foreign_version) as draft:
         (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
         artifact.copy_to(draft / ARTIFACT_FOLDER, recipe=recipe)
     if not unchanged:

@@ -46,7 +46,7 @@ def config_fields(setting: Mapping[str, int]) -> dict[str, Any]:
 class Sweep(Result):
     """What `sweep` measured.
 
-    `frame` has one row a setting: its values, ``sentences_per_s``, ``p50_ms``, ``p95_ms``, and its throughput over the
+    `frame` has one row a setting: its values, ``texts_per_s``, ``p50_ms``, ``p95_ms``, and its throughput over the
     fastest within the target, ``over_best``, each with ``_low`` and ``_high``; ``runs``.
     """
 
@@ -64,18 +64,18 @@ class Sweep(Result):
     @property
     def throughput(self) -> float:
         """Sentences/s of the best setting."""
-        return float(self._best["sentences_per_s"])
+        return float(self._best["texts_per_s"])
 
     @property
     def slowest(self) -> dict[str, int]:
         """The setting with the least throughput."""
-        return self._setting(lowest(self.frame, "sentences_per_s"))
+        return self._setting(lowest(self.frame, "texts_per_s"))
 
     @property
     def front(self) -> pd.DataFrame:
         """The settings that no other one beats in both p95 and throughput, by p95."""
-        ordered = self.frame.sort_values(["p95_ms", "sentences_per_s"], ascending=[True, False])
-        rates = ordered["sentences_per_s"]
+        ordered = self.frame.sort_values(["p95_ms", "texts_per_s"], ascending=[True, False])
+        rates = ordered["texts_per_s"]
         rows: pd.DataFrame = ordered[rates > rates.cummax().shift(fill_value=-1.0)]
         return rows
 
@@ -147,14 +147,14 @@ class Sweep(Result):
 
 
 def _speed(row: Mapping[Any, Any]) -> str:
-    return f"{number(row['sentences_per_s'])} sentences/s at a p95 of {number(row['p95_ms'])} ms"
+    return f"{number(row['texts_per_s'])} texts/s at a p95 of {number(row['p95_ms'])} ms"
 
 
 def _effect(row: Mapping[Any, Any], best: Mapping[Any, Any]) -> str:
     """``"0.50× the throughput and 2.0× the p95, batches of 1.0 against 6.0"``."""
     changed = [
         f"{times(row[name] / best[name])} the {words}"
-        for name, words in (("sentences_per_s", "throughput"), ("p95_ms", "p95"))
+        for name, words in (("texts_per_s", "throughput"), ("p95_ms", "p95"))
         if row[f"{name}_low"] > best[f"{name}_high"] or row[f"{name}_high"] < best[f"{name}_low"]
     ]
     sizes = [number(one["mean_batch_size"]) for one in (row, best) if one.get("mean_batch_size", 0) > 0]

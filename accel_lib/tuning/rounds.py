@@ -76,7 +76,7 @@ def pooled(rounds: Rounds) -> dict[str, Any]:
     """Rounds of one setting as one row: means, with their interval, or the runs' own where there are few."""
     rows = pd.DataFrame(list(rounds))
     row: dict[str, Any] = {"runs": len(rows), "errors": int(rows["errors"].sum())}
-    for name in ("sentences_per_s", "p50_ms", "p95_ms"):
+    for name in ("texts_per_s", "p50_ms", "p95_ms"):
         low, high = float(rows[f"{name}_low"].min()), float(rows[f"{name}_high"].max())
         if len(rows) >= _ENOUGH:
             low, high = mean_interval(rows[name].to_numpy())
@@ -89,7 +89,7 @@ def pooled(rounds: Rounds) -> dict[str, Any]:
 def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int) -> list[int]:
     """Settings to measure once more; none when the leader is known to be the fastest, or cannot be within `repeats`.
 
-    A round has its number (``round``), ``sentences_per_s`` and ``p95_ms`` with ``_low`` and ``_high``.
+    A round has its number (``round``), ``texts_per_s`` and ``p95_ms`` with ``_low`` and ``_high``.
     """
     if not rounds:
         return []
@@ -99,7 +99,7 @@ def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int) -> 
         return [index for index in closest if len(rounds[index]) < min(repeats, _LOST)]
     if len(rounds[first]) >= repeats:
         return []
-    others = sorted((i for i in rounds if i != first), key=lambda index: -_mean(rounds[index], "sentences_per_s"))
+    others = sorted((i for i in rounds if i != first), key=lambda index: -_mean(rounds[index], "texts_per_s"))
     rivals = [i for i in others if len(rounds[i]) < repeats and _open(rounds[first], rounds[i], p95_ms)]
     if not rivals and len(rounds[first]) == 1:  # the winner of one round is a little lucky: once more
         return [first, *others[:1]]
@@ -109,7 +109,7 @@ def next_round(rounds: Mapping[int, Rounds], p95_ms: float, *, repeats: int) -> 
 def leader(rounds: Mapping[int, Rounds], p95_ms: float) -> int | None:
     """The setting with most throughput among those within the target."""
     meets = [index for index in rounds if _mean(rounds[index], "p95_ms") <= p95_ms]
-    return max(meets, key=lambda index: _mean(rounds[index], "sentences_per_s"), default=None)
+    return max(meets, key=lambda index: _mean(rounds[index], "texts_per_s"), default=None)
 
 
 def over(rounds: Rounds, best: Rounds) -> tuple[float, float, float]:
@@ -121,10 +121,10 @@ def over(rounds: Rounds, best: Rounds) -> tuple[float, float, float]:
         return 1.0, 1.0, 1.0
     logs = _logs(rounds, best)
     if len(logs) < _ENOUGH:
-        least = min(run["sentences_per_s_low"] for run in best)  # 0 of a run too short to say more
-        low = min(run["sentences_per_s_low"] for run in rounds) / max(run["sentences_per_s_high"] for run in best)
-        high = max(run["sentences_per_s_high"] for run in rounds) / least if least > 0 else np.inf
-        return _mean(rounds, "sentences_per_s") / _mean(best, "sentences_per_s"), float(low), float(high)
+        least = min(run["texts_per_s_low"] for run in best)  # 0 of a run too short to say more
+        low = min(run["texts_per_s_low"] for run in rounds) / max(run["texts_per_s_high"] for run in best)
+        high = max(run["texts_per_s_high"] for run in rounds) / least if least > 0 else np.inf
+        return _mean(rounds, "texts_per_s") / _mean(best, "texts_per_s"), float(low), float(high)
     low, high = mean_interval(logs)
     return float(np.exp(logs.mean())), float(np.exp(low)), float(np.exp(high))
 
@@ -140,8 +140,8 @@ def _open(best: Rounds, rival: Rounds, p95_ms: float) -> bool:
 
 def _logs(rounds: Rounds, best: Rounds) -> NDArray[np.float64]:
     """Logarithms of the throughput's ratios, in the rounds that both have."""
-    theirs = {run["round"]: run["sentences_per_s"] for run in best}
-    return np.array([np.log(run["sentences_per_s"] / theirs[run["round"]]) for run in rounds if run["round"] in theirs])
+    theirs = {run["round"]: run["texts_per_s"] for run in best}
+    return np.array([np.log(run["texts_per_s"] / theirs[run["round"]]) for run in rounds if run["round"] in theirs])
 
 
 def _mean(rounds: Rounds, name: str) -> float:

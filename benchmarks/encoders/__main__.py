@@ -23,7 +23,7 @@ import numpy as np
 import accel_lib as accel
 from accel_lib.measurement import machine_line
 from accel_lib.models import Model
-from accel_lib.models.places import DEFAULT, locate
+from accel_lib.models.hub import DEFAULT, resolve
 from benchmarks.encoders import inprocess, kernels, quality, report, served, startup
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def main() -> None:
         "flop_per_sentence": work(model, lengths),
     }
     turns = 3 if options.quick else 7
-    common = {"artifacts": artifacts, "texts": list(texts), "folder": locate(DEFAULT).folder, "build": BUILD}
+    common = {"artifacts": artifacts, "texts": list(texts), "folder": resolve(DEFAULT).folder, "build": BUILD}
     common["reference"] = model.reference(list(texts))
     seconds, rounds = (0.7, 3) if options.quick else (4, 5)
     seconds, rounds = options.seconds or seconds, options.rounds or rounds

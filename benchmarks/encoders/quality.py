@@ -6,7 +6,7 @@ from typing import Any
 
 import accel_lib as accel
 from accel_lib.engines.batching import run_batches
-from accel_lib.models.sentiment import accuracy
+from accel_lib.models.classifier import accuracy
 
 
 def measure() -> list[dict[str, Any]]:

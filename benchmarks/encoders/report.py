@@ -38,7 +38,7 @@ def inprocess_table(results: dict[str, Any]) -> list[str]:
     """Rows by contender, the limit last."""
     flop, limit = results["facts"]["flop_per_sentence"], results["limits"]["FP32"] * 1e9
     rows = [
-        "| in one process | best batching | sentences/s | in sorted 32s | of FP32 limit | cosine | 10 nearest |",
+        "| in one process | best batching | texts/s | in sorted 32s | of FP32 limit | cosine | 10 nearest |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in results["inprocess"]:

@@ -138,7 +138,7 @@ def triton(
 def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
     """Give a model the instances and threads with which it answers most, and say which those are."""
     found = share_cores(served, texts, concurrency=TUNED_AT, seconds=seconds, repeats=3).frame
-    fastest = found.loc[found["sentences_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
+    fastest = found.loc[found["texts_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
     served.configure(**fastest.to_dict())
     return described(fastest)
 

@@ -92,7 +92,7 @@ def test_a_reload_while_watching_is_noticed_and_nothing_is_negative(tiny):
         accel_lib.load_test(tiny, TEXTS, concurrency=4, seconds=0.3, warmup_s=0)
     tiny.configure(max_queue_delay_us=0)
     assert seen.result.frame["reset"].sum() == 1
-    assert (seen.result.frame[["requests_per_s", "sentences_per_s", "queue_ms"]] >= 0).all(axis=None)
+    assert (seen.result.frame[["requests_per_s", "texts_per_s", "queue_ms"]] >= 0).all(axis=None)
     assert "Loaded again once" in seen.result.headline
 
 
@@ -222,8 +222,8 @@ def test_the_command_puts_load_on_a_model_and_keeps_the_run(artifact, tmp_path):
     how = ["--rate", "100", "--seconds", "0.5", "--target-ms", "1000", "--save", str(tmp_path / "run.json")]
     done = CliRunner().invoke(app, ["load", "tiny", *where, *how])
     assert done.exit_code == 0, done.output
-    assert "sentences/s offered" in done.output
-    assert "sentences/s within 1000 ms" in done.output
+    assert "texts/s offered" in done.output
+    assert "texts/s within 1000 ms" in done.output
     assert LoadRun.open(tmp_path / "run.json").throughput > 0
 
 

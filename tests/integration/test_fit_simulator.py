@@ -65,7 +65,7 @@ def test_calibrating_puts_the_own_configuration_back(tiny):
 
 def test_simulated_and_measured_runs_answer_the_same_questions(tiny, service):
     run, guess = accel_lib.load_test(tiny, TEXTS, rate=50, seconds=1, warmup_s=0.1), simulate(service, rate=50)
-    shared = {"sentences_per_s", "p95_ms", "queue_ms", "compute_infer_ms", "client_ms", "mean_batch_size", "errors"}
+    shared = {"texts_per_s", "p95_ms", "queue_ms", "compute_infer_ms", "client_ms", "mean_batch_size", "errors"}
     assert shared <= set(run.summary) & set(guess.summary)
 
 

@@ -6,13 +6,13 @@ import pytest
 from accel_lib import ensure, load_model, load_test, open_engine, serve, to_onnx, to_tensorrt, to_torch, validate
 from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
-from accel_lib.engines.graphs import supported
-from accel_lib.engines.memory import safe_tokens
-from accel_lib.engines.trt import compute_target, installed
+from accel_lib.engines.cuda_graphs import supported
+from accel_lib.engines.oom import safe_tokens
+from accel_lib.engines.tensorrt_runtime import compute_target, installed
 from accel_lib.errors import EngineError
 from accel_lib.load.monitor import read_metrics
 from accel_lib.machine import inspect_machine
-from accel_lib.models.segments import segment_attention
+from accel_lib.models.varlen import varlen_attention
 from tests.families import FAMILIES
 
 GPUS = inspect_machine().gpus
@@ -84,9 +84,9 @@ def test_flash_attention_sees_the_window_that_the_cpu_sees(window, shared):
     lengths = (70, 1, 40, 9)
     query, key, value = (torch.randn(sum(lengths), heads, 16).half() for heads in (4, 4 // shared, 4 // shared))
     offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    exact = segment_attention(query.float(), key.float(), value.float(), offsets, 70, 0.3, *window)
+    exact = varlen_attention(query.float(), key.float(), value.float(), offsets, 70, 0.3, *window)
     on_gpu = (each.cuda() for each in (query, key, value, offsets))
-    seen = segment_attention(*on_gpu, 70, 0.3, *window).float().cpu()
+    seen = varlen_attention(*on_gpu, 70, 0.3, *window).float().cpu()
     assert seen.numpy() == pytest.approx(exact.numpy(), abs=4e-3)
 
 

@@ -6,7 +6,7 @@ import pytest
 from accel_lib import open_engine, serve, to_torch, validate
 from accel_lib.bench.memory import fit_memory, free_bytes, instance_bytes, room_for
 from accel_lib.engines.batching import run_batches
-from accel_lib.engines.memory import safe_tokens
+from accel_lib.engines.oom import safe_tokens
 from accel_lib.machine import inspect_machine
 
 pytestmark = [

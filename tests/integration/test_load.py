@@ -75,7 +75,7 @@ def test_percentiles_are_in_order_and_inside_their_intervals(run):
     row = run.summary.iloc[0]
     assert 0 < run.p50_ms <= run.p95_ms <= run.p99_ms
     assert row["p50_ms_low"] <= run.p50_ms <= row["p50_ms_high"]
-    assert row["sentences_per_s_low"] <= row["sentences_per_s_high"]
+    assert row["texts_per_s_low"] <= row["texts_per_s_high"]
 
 
 def test_a_closed_loop_obeys_littles_law(run):
@@ -103,7 +103,7 @@ def test_the_time_splits_into_client_queue_and_model(run):
 
 def test_a_run_shows_units_its_finding_and_the_machine(run):
     page = run._repr_html_()
-    for words in ("p95, ms", "sentences/s", "queue, ms", run.headline, run.machine):
+    for words in ("p95, ms", "texts/s", "queue, ms", run.headline, run.machine):
         assert words in page
     assert "8 requests in flight" in run.headline
 
@@ -167,7 +167,7 @@ def test_an_open_loop_sends_when_requests_are_due_and_answers_them_all(tiny, pro
     assert open_run.statistics.inferences == pytest.approx(len(open_run.frame), abs=tiny.config.max_batch_size + 2)
     assert open_run.offered == pytest.approx(150, rel=0.2)
     assert not open_run.concurrency
-    assert f"of {open_run.offered:,.0f} sentences/s offered" in open_run.headline
+    assert f"of {open_run.offered:,.0f} texts/s offered" in open_run.headline
 
 
 def test_latency_counts_from_when_a_request_was_due(tiny):
@@ -232,7 +232,7 @@ def test_tuning_measures_every_setting_and_puts_the_own_one_back(tiny):
     assert tiny.config == before
     assert tuning.frame["max_batch_tokens"].tolist() == [64, 2_048]
     assert tuning.frame["runs"].tolist() == [2, 2]
-    assert "sentences/s at a p95 of" in tuning.headline
+    assert "texts/s at a p95 of" in tuning.headline
     assert f'string_value: "{tuning.best["max_batch_tokens"]}"' in tuning.config
     assert tuning.apply().max_batch_tokens == tuning.best["max_batch_tokens"]
     assert tiny.config.max_batch_tokens == tuning.best["max_batch_tokens"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import accel_lib
-from accel_lib.convert.halves import cut
+from accel_lib.convert.partition import cut
 from accel_lib.errors import ServerError
 from accel_lib.load import (
     LAYOUTS,

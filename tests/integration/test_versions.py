@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import accel_lib
-from accel_lib.artifact import Artifact, seal
+from accel_lib.artifact import Artifact, write_manifest
 from accel_lib.errors import ArtifactError, RequestError, ServerError
 from accel_lib.triton.config import TensorSpec
 from accel_lib.triton.repository import default_config, unbuilt, write_model
@@ -79,7 +79,7 @@ def test_an_unloaded_model_says_so_and_can_be_loaded_again(server):
 
 def garbage(folder, artifact):
     (folder / "model.onnx").write_bytes(b"not a graph" * 9)
-    seal(folder, artifact.manifest)
+    write_manifest(folder, artifact.manifest)
     Artifact.load(folder).record_validation({"passed": True})
 
 
@@ -88,7 +88,7 @@ def truncated(folder, _):
 
 
 def unvalidated(folder, artifact):
-    seal(folder, artifact.manifest)
+    write_manifest(folder, artifact.manifest)
 
 
 @pytest.mark.parametrize(

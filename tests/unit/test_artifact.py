@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from accel_lib.artifact import Artifact, Manifest, Profile, seal
-from accel_lib.atomic import writing
+from accel_lib.artifact import Artifact, Manifest, Profile, write_manifest
+from accel_lib.atomic import atomic_directory
 from accel_lib.errors import ArtifactError
 
 MANIFEST = Manifest(
@@ -28,10 +28,10 @@ MANIFEST = Manifest(
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
-    with writing(tmp_path / "tiny") as draft:
+    with atomic_directory(tmp_path / "tiny") as draft:
         (draft / "model.onnx").write_bytes(b"weights" * 100)
         (draft / "tokenizer.json").write_text("{}")
-        manifest = seal(draft, MANIFEST)
+        manifest = write_manifest(draft, MANIFEST)
     return Artifact(tmp_path / "tiny", manifest)
 
 
@@ -79,14 +79,14 @@ def test_a_manifest_field_of_a_later_version_is_refused_not_ignored(artifact: Ar
 
 
 def test_an_interrupted_write_leaves_no_folder(tmp_path: Path):
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "tiny") as draft:
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "tiny") as draft:
         (draft / "model.onnx").write_bytes(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_rewrite_keeps_the_old_artifact(artifact: Artifact):
-    with pytest.raises(RuntimeError), writing(artifact.folder) as draft:
+    with pytest.raises(RuntimeError), atomic_directory(artifact.folder) as draft:
         (draft / "model.onnx").write_bytes(b"half")
         raise RuntimeError
     assert Artifact.load(artifact.folder).manifest == artifact.manifest
@@ -94,9 +94,9 @@ def test_a_failed_rewrite_keeps_the_old_artifact(artifact: Artifact):
 
 
 def test_a_rewrite_replaces_the_old_artifact_whole(artifact: Artifact):
-    with writing(artifact.folder) as draft:
+    with atomic_directory(artifact.folder) as draft:
         (draft / "model.onnx").write_bytes(b"new")
-        seal(draft, dataclasses.replace(MANIFEST, precision="fp32"))
+        write_manifest(draft, dataclasses.replace(MANIFEST, precision="fp32"))
     assert Artifact.load(artifact.folder).manifest.precision == "fp32"
     assert [path.name for path in artifact.folder.parent.iterdir()] == ["tiny"]
 
@@ -105,9 +105,9 @@ def test_a_recorded_validation_is_read_back_and_a_new_seal_forgets_it(artifact: 
     assert not artifact.validated
     artifact.record_validation({"passed": True})
     assert Artifact.load(artifact.folder).validated
-    with writing(artifact.folder) as draft:
+    with atomic_directory(artifact.folder) as draft:
         (draft / "model.onnx").write_bytes(b"new")
-        seal(draft, dataclasses.replace(MANIFEST, validation={"passed": True}))
+        write_manifest(draft, dataclasses.replace(MANIFEST, validation={"passed": True}))
     assert not Artifact.load(artifact.folder).validated
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from accel_lib import atomic
 from accel_lib.artifact import Artifact, foreign_files
-from accel_lib.atomic import locked, write_text, writing, writing_file
+from accel_lib.atomic import atomic_directory, atomic_file, locked, write_text
 from accel_lib.errors import ConversionError, OutputError
 from accel_lib.triton.repository import write_model
 from tests.tiny import NOISE, TABLE, tiny_artifact
@@ -35,7 +35,7 @@ def step(real):
     return taken
 atomic.shutil.rmtree = step(atomic.shutil.rmtree)
 atomic._exchange, Path.rename = step(atomic._exchange), step(Path.rename)
-with atomic.writing(sys.argv[1]) as draft:
+with atomic.atomic_directory(sys.argv[1]) as draft:
     for name in ("model.onnx", "manifest.json", "tokenizer.json"):
         (draft / name).write_bytes(Path(sys.argv[4], name).read_bytes())
 print("whole")
@@ -76,7 +76,7 @@ def test_a_killed_writer_leaves_the_old_artifact_or_the_new_one_and_no_rubbish(t
 
 
 def test_the_draft_of_a_living_writer_is_left_alone(tmp_path, made):
-    with writing(tmp_path / "tiny") as draft:
+    with atomic_directory(tmp_path / "tiny") as draft:
         made[0].copy_to(tmp_path / "tiny")
         assert draft.is_dir()
         (draft / "only").write_text("later")
@@ -149,21 +149,21 @@ def test_a_full_disk_is_called_so_and_leaves_nothing(tmp_path, made, monkeypatch
 
 
 def test_a_full_disk_is_called_so_whatever_a_library_makes_of_it(tmp_path, monkeypatch):
-    with pytest.raises(OutputError, match="disk is full"), writing(tmp_path / "tiny"):
+    with pytest.raises(OutputError, match="disk is full"), atomic_directory(tmp_path / "tiny"):
         try:
             raise OSError(errno.EDQUOT, "quota")
         except OSError as error:
             raise ConversionError("The export failed.", fix="an operator that ONNX has") from error
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(OutputError, match="disk is full"), writing_file(tmp_path / "file"):
+    with pytest.raises(OutputError, match="disk is full"), atomic_file(tmp_path / "file"):
         raise RuntimeError("PytorchStreamWriter failed writing file data")
     assert names(tmp_path) == []
 
 
 def test_an_error_of_something_else_is_not_called_one_of_writing(tmp_path):
-    with pytest.raises(FileNotFoundError), writing(tmp_path / "tiny"):
+    with pytest.raises(FileNotFoundError), atomic_directory(tmp_path / "tiny"):
         (tmp_path / "weights").read_bytes()
-    with pytest.raises(ConnectionError), writing(tmp_path / "tiny"):
+    with pytest.raises(ConnectionError), atomic_directory(tmp_path / "tiny"):
         raise ConnectionError("the hub does not answer")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from accel_lib import course_models, to_onnx, to_torch
 from accel_lib.artifact import Artifact
-from accel_lib.convert.overflow import FP16_MAX, check_fp16_range
+from accel_lib.convert.fp16_range import FP16_MAX, check_fp16_range
 from accel_lib.engines.select import choices
 from accel_lib.errors import ConversionError
 from accel_lib.machine import Gpu, inspect_machine
@@ -96,7 +96,7 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(course_models, "_recipes", lambda: {2: engine})
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
-    monkeypatch.setattr("accel_lib.models.places.locate", lambda _name: place)
+    monkeypatch.setattr("accel_lib.models.hub.locate", lambda _name: place)
     return tmp_path / "embedding" / "2" / "artifact"
 
 

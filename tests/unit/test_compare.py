@@ -48,7 +48,7 @@ def test_a_comparison_has_a_row_a_candidate_after_the_baseline(comparison):
 
 def test_it_always_has_speed_size_and_agreement(comparison):
     frame = comparison.frame
-    assert (frame[["sentences_per_s", "ms_at_batch_1", "size_mb", "speedup"]] > 0).all(axis=None)
+    assert (frame[["texts_per_s", "ms_at_batch_1", "size_mb", "speedup"]] > 0).all(axis=None)
     assert frame[["cosine_mean", "cosine_min", "top10_overlap"]].notna().all(axis=None)
 
 
@@ -76,7 +76,7 @@ def test_every_candidate_says_how_it_was_batched(comparison):
 
 def test_a_comparison_shows_units_the_finding_and_the_machine(comparison):
     page = comparison._repr_html_()
-    for words in ("sentences/s", "one text, ms", "size, MB", comparison.headline, comparison.machine, "<b>"):
+    for words in ("texts/s", "one text, ms", "size, MB", comparison.headline, comparison.machine, "<b>"):
         assert words in page
     assert comparison.headline in repr(comparison)
 
@@ -166,15 +166,13 @@ def test_the_fastest_is_taken_when_the_interval_tells_it_from_the_next():
     steady = [50, 51, 49, 50, 51, 50, 49]
     index, why = decide(*field([2 * rate for rate in steady], steady))
     assert index == 0
-    assert why == "number 0: 100 sentences/s here, 2.0× as many as number 1"
+    assert why == "number 0: 100 texts/s here, 2.0× as many as number 1"
 
 
 def test_of_equals_the_most_precise_is_taken():
     index, why = decide(*field([52, 48, 52, 48, 52, 48, 52], [50] * 7, [10] * 7))
     assert index == 1
-    assert (
-        why == "number 1: 50 sentences/s here, no significant difference to number 0, and none of them is more precise"
-    )
+    assert why == "number 1: 50 texts/s here, no significant difference to number 0, and none of them is more precise"
 
 
 def test_no_choice_is_an_error_that_names_every_candidate(tmp_path, texts):
@@ -190,7 +188,7 @@ def test_batching_counts_real_and_padded_tokens(candidate, request, texts, model
     assert list(frame.index) == ["one by one", "32 as they come", "32 sorted by length", "sorted, ≤ 512 tokens"]
     assert frame.loc["one by one", "padding"] == 0
     assert frame.loc["32 as they come", "padding"] > frame.loc["32 sorted by length", "padding"]
-    per_text = frame["tokens_per_s"] / frame["sentences_per_s"]
+    per_text = frame["tokens_per_s"] / frame["texts_per_s"]
     assert per_text.to_numpy() == pytest.approx(model.lengths(texts).mean(), rel=1e-6)
     assert (frame["padded_tokens_per_s"] * (1 - frame["padding"])).to_numpy() == pytest.approx(frame["tokens_per_s"])
     assert result.headline.startswith("32 as they come: ")
@@ -233,7 +231,7 @@ def test_a_few_texts_stand_for_all_lengths():
 def frame_of(rates, precision="fp32"):
     rows = [("sentence-transformers", "", 1.0), (f"onnx {precision}", "sentence-transformers", rates)]
     frame = pd.DataFrame(rows, columns=["name", "over", "speedup"])
-    frame["sentences_per_s"] = 30 * frame["speedup"]
+    frame["texts_per_s"] = 30 * frame["speedup"]
     return frame.assign(
         speedup_low=frame["speedup"] * 0.95, speedup_high=frame["speedup"] * 1.05, cosine_mean=0.99, top10_overlap=0.88
     )

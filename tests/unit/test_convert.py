@@ -13,7 +13,7 @@ import torch
 
 from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier
 from accel_lib.artifact import Artifact
-from accel_lib.convert import graph, room, storage
+from accel_lib.convert import onnx_ops, room, storage
 from accel_lib.convert.precision import PRECISIONS, graph_precision
 from accel_lib.engines import onnxruntime as ort_engine
 from accel_lib.errors import AccelError, ArtifactError, ConversionError, EngineError
@@ -154,14 +154,14 @@ def test_the_dynamic_sizes_are_called_batch_and_sequence(tiny_model, fp32):
 
 
 def test_operators_are_counted_in_the_file_and_as_they_are_run(fp32):
-    held, run = graph.operators([fp32]), graph.operators([fp32], executed=True)
+    held, run = onnx_ops.operators([fp32]), onnx_ops.operators([fp32], executed=True)
     assert held["onnx fp32"].to_dict() == dict(collections.Counter(operators(fp32)))
     assert run["onnx fp32"].sum() < held["onnx fp32"].sum()
 
 
 def test_half_precision_runs_with_more_casts_on_a_cpu(tiny_model, fp32):
     half = to_onnx(tiny_model, precision="fp16", progress=False)
-    casts = graph.operators([fp32, half], executed=True).loc["Cast"]
+    casts = onnx_ops.operators([fp32, half], executed=True).loc["Cast"]
     assert casts["onnx fp16"] > casts["onnx fp32"]
 
 
@@ -240,7 +240,7 @@ def test_weights_of_a_large_model_lie_beside_its_graph_and_every_reader_finds_th
     assert beside.path.stat().st_size < 0.3 * beside.size_bytes
     onnx.checker.check_model(str(beside.path), full_check=True)
     assert graph_precision(beside.path) == beside.manifest.precision
-    assert graph.operators([beside], executed=True).sum().item() > 10
+    assert onnx_ops.operators([beside], executed=True).sum().item() > 10
     ids, mask = batch(4, 16)
     moved = Artifact.load(beside.copy_to(tmp_path / "copy").folder)
     with torch.inference_mode():

@@ -11,9 +11,9 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 import accel_lib as accel
-from accel_lib.artifact import Artifact, seal
-from accel_lib.atomic import writing
-from accel_lib.convert.overflow import check_fp16_range
+from accel_lib.artifact import Artifact, write_manifest
+from accel_lib.atomic import atomic_directory
+from accel_lib.convert.fp16_range import check_fp16_range
 from accel_lib.errors import ConversionError, ValidationError
 from accel_lib.models.tokenizer import pad
 from tests.families import FAMILIES
@@ -66,10 +66,10 @@ def test_validation_passes_it_and_refuses_one_that_only_a_cpu_computes(converted
     assert accel.validate(artifact, reference=model, texts=WORDS).passed
     fp32 = accel.to_onnx(model, output=tmp_path / "fp32", progress=False)
     everywhere = convert_float_to_float16(onnx.load(fp32.path), keep_io_types=True, op_block_list=["Softmax"])
-    with writing(tmp_path / "careless") as draft:
+    with atomic_directory(tmp_path / "careless") as draft:
         onnx.save(everywhere, draft / "model.onnx")
         shutil.copy(fp32.folder / "tokenizer.json", draft)
-        manifest = seal(draft, dataclasses.replace(fp32.manifest, precision="fp16"))
+        manifest = write_manifest(draft, dataclasses.replace(fp32.manifest, precision="fp16"))
     careless = Artifact(tmp_path / "careless", manifest)
     assert np.isfinite(accel.open_engine(careless, device="cpu").run(*pad(model.tokenizer(WORDS), 1))).all()
     with pytest.raises(ValidationError, match="must not be served"):

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "accel_lib"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FLOORS = (
     (
+        "_logging",
         "errors",
         "version",
         "machine",

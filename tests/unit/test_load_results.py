@@ -45,12 +45,12 @@ def settings(speedup=1.0, p95_ratio=1.0, *, spread=0.05, **second):
     """Two settings with 16 requests in flight; `second` changes what Triton counted for the second one."""
     inside = {"queue_ms": 4.0, "mean_batch_size": 8.0, "text_ms": 2.0, "busy": 0.95}
     row = {"load": 16, "open": False, "instances": 1, "refused": 0.0, "p50_ms": 20.0, "generator_bound": False} | inside
-    base = {"setting": "plain", "speedup": 1.0, "p95_ratio": 1.0, "sentences_per_s": 500.0, "p95_ms": 30.0} | row
+    base = {"setting": "plain", "speedup": 1.0, "p95_ratio": 1.0, "texts_per_s": 500.0, "p95_ms": 30.0} | row
     other = base | {"setting": "other", "speedup": speedup, "p95_ratio": p95_ratio} | second
-    other |= {"sentences_per_s": 500.0 * speedup, "p95_ms": 30.0 * p95_ratio}
+    other |= {"texts_per_s": 500.0 * speedup, "p95_ms": 30.0 * p95_ratio}
     frame = pd.DataFrame([base, other])
-    frame["goodput_per_s"] = frame["sentences_per_s"]
-    for name in ("speedup", "p95_ratio", "sentences_per_s", "p95_ms"):
+    frame["goodput_per_s"] = frame["texts_per_s"]
+    for name in ("speedup", "p95_ratio", "texts_per_s", "p95_ms"):
         frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] * (1 - spread), frame[name] * (1 + spread)
     return frame
 
@@ -208,7 +208,7 @@ def test_priorities_are_drawn_with_the_p95_of_the_most_urgent():
 
 def intervals(queue_ms, **columns):
     frame = pd.DataFrame({"time_s": [1.0, 2.0, 3.0], "seconds": 1.0, "queue_ms": queue_ms})
-    frame = frame.assign(requests_per_s=20.0, sentences_per_s=20.0, mean_batch_size=2.0, reset=False)
+    frame = frame.assign(requests_per_s=20.0, texts_per_s=20.0, mean_batch_size=2.0, reset=False)
     return frame.assign(**columns)
 
 

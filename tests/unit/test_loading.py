@@ -14,9 +14,9 @@ import torch
 import transformers
 from sentence_transformers import CrossEncoder
 
+from accel_lib._logging import silenced
 from accel_lib.errors import ModelError
 from accel_lib.models import load_model
-from accel_lib.models.quiet import quiet
 from tests.families import FAMILIES
 from tests.model_table import refusals, works
 
@@ -145,7 +145,7 @@ def test_code_that_transformers_took_over_is_passed_over_with_a_note_if_the_weig
 def test_a_cross_encoder_of_modules_loads_as_a_classifier_with_its_prompt(tmp_path: Path) -> None:
     plain = FAMILIES["bert"](tmp_path / "plain", kind="SequenceClassification", num_labels=1)
     prompts = {"prompts": {"find": "find: "}, "default_prompt_name": "find"}
-    with quiet():
+    with silenced():
         theirs = CrossEncoder(str(plain), device="cpu", max_length=80, **prompts)
         theirs.save_pretrained(str(tmp_path / "saved"))
     model = load_model(tmp_path / "saved")
@@ -214,7 +214,7 @@ def test_a_special_token_of_another_kind_of_network_is_read_as_plain_characters(
     layout = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     image = layout["added_tokens"][0] | {"id": rows, "content": "<image>"}
     _edit(folder / "tokenizer.json", added_tokens=[*layout["added_tokens"], image])
-    with quiet():
+    with silenced():
         network = transformers.AutoModel.from_pretrained(folder)
         network.resize_token_embeddings(rows)
         network.save_pretrained(folder)

@@ -10,7 +10,7 @@ import pytest
 
 from accel_lib import machine as machine_module
 from accel_lib.checkup import doctor
-from accel_lib.engines.trt import requirement
+from accel_lib.engines.tensorrt_runtime import requirement
 from accel_lib.errors import MachineError
 from accel_lib.machine import Gpu, inspect_machine
 

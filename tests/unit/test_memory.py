@@ -7,7 +7,7 @@ import pytest
 
 from accel_lib.bench.memory import MemoryModel, fit_memory
 from accel_lib.engines.batching import run_batches
-from accel_lib.engines.memory import out_of_memory, safe_tokens
+from accel_lib.engines.oom import out_of_memory, safe_tokens
 from accel_lib.errors import AccelError, EngineError
 from tests.tiny import TABLE, tiny_artifact
 

@@ -25,7 +25,7 @@ from tokenizers.models import BPE
 
 from accel_lib.errors import MissingDependencyError, ModelError
 from accel_lib.models import Model, catalogue, load_model
-from accel_lib.models.places import locate
+from accel_lib.models.hub import resolve
 from accel_lib.models.tokenizer import pad
 
 TEXTS = [
@@ -57,7 +57,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def _wordpiece() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(locate("all-MiniLM-L6-v2").folder)
+    return transformers.AutoTokenizer.from_pretrained(resolve("all-MiniLM-L6-v2").folder)
 
 
 def _byte_pairs() -> Any:

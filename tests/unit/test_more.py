@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from accel_lib.artifact import Artifact
-from accel_lib.convert.halves import HIDDEN, cut
-from accel_lib.engines.part import Part
+from accel_lib.convert.partition import HIDDEN, cut
+from accel_lib.engines.onnx_session import Part
 from accel_lib.errors import AccelError, ConversionError, EngineError
 from accel_lib.load.rate_limiter import MEASURES
 from accel_lib.load.response_cache import CacheGain, Lookups, zipf_traffic
@@ -59,7 +59,7 @@ def test_a_hit_is_compared_with_a_miss():
 def limiter_table(p95, throughput):
     names = ("no limiter", "one at a time")
     frame = pd.DataFrame({"workload": "both models", "setting": names, "p50_ms": 3.0, "busy": (1.6, 1.0)})
-    frame = frame.assign(**measured("p95_ms", (20, 15, 30)), **measured("sentences_per_s", (40, 30, 50)))
+    frame = frame.assign(**measured("p95_ms", (20, 15, 30)), **measured("texts_per_s", (40, 30, 50)))
     frame = frame.assign(**measured("p95_ratio", (1, 1, 1)), **measured("speedup", (1, 1, 1)))
     for column, ends in (("p95_ratio", p95), ("speedup", throughput)):
         frame.loc[1, list(measured(column, ends))] = ends
@@ -83,7 +83,7 @@ def test_the_limiter_s_headline_names_who_gains_and_who_pays():
 def layouts(halves):
     rows = []
     for setting, ends in (("two instances", (1, 1, 1)), ("two halves", halves)):
-        row = {"workload": "mixed documents", "setting": setting, "sentences_per_s": 100.0, "p95_ms": 40.0}
+        row = {"workload": "mixed documents", "setting": setting, "texts_per_s": 100.0, "p95_ms": 40.0}
         rows.append(row | measured("speedup", ends) | measured("p95_ratio", NULL))
     return Ways(frame=pd.DataFrame(rows), explanation="")
 

@@ -10,16 +10,16 @@ import transformers
 
 from accel_lib import load_texts, open_engine, to_onnx, to_torch, train_classifier, validate
 from accel_lib.convert import sensitivity
-from accel_lib.convert.graph import operators
+from accel_lib.convert.onnx_ops import operators
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.engines.batching import run_batches
-from accel_lib.engines.graphs import bucket
+from accel_lib.engines.cuda_graphs import bucket
 from accel_lib.errors import ConversionError
-from accel_lib.models.network import Encoder, Normalize
+from accel_lib.models.classifier import accuracy
+from accel_lib.models.modules import Encoder, Normalize
 from accel_lib.models.packed import pack
-from accel_lib.models.segments import flatten, segment
-from accel_lib.models.sentiment import accuracy
 from accel_lib.models.tokenizer import pad
+from accel_lib.models.varlen import flatten, to_varlen
 from accel_lib.ragged import Ragged
 from accel_lib.stats import cosine as row_cosine
 from accel_lib.stats import overlap
@@ -194,7 +194,7 @@ def test_texts_behind_each_other_give_the_numbers_of_the_padded_network(lengths,
     ids, mask = ragged(lengths)
     batch = map(torch.from_numpy, flatten(Ragged.from_padded(ids.numpy(), mask.numpy()), tokens=64, texts=8))
     with torch.inference_mode():
-        answer = segment(module, longest=64)(*batch)[: len(lengths)]
+        answer = to_varlen(module, longest=64)(*batch)[: len(lengths)]
         assert answer.numpy() == pytest.approx(module(ids, mask).numpy(), abs=1e-5)
 
 

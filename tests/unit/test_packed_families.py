@@ -8,9 +8,9 @@ from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ModelError, ValidationError
 from accel_lib.models import packed
 from accel_lib.models.attention import EVERYTHING, difference
-from accel_lib.models.network import Encoder
+from accel_lib.models.modules import Encoder
 from accel_lib.models.packed import pack
-from accel_lib.models.segments import segment
+from accel_lib.models.varlen import to_varlen
 from tests.families import FAMILIES
 from tests.model_table import FORMS, LONGEST, refusals, without_padding, works
 
@@ -71,7 +71,7 @@ def test_a_head_that_works_on_each_token_is_packed_for_a_cpu_and_refused_for_a_g
     module = load("eurobert", kind="SequenceClassification", num_labels=2, clf_pooling="late").module
     assert difference(module, pack(module, longest=LONGEST), (LONGEST, 3)) < 1e-5
     with pytest.raises(ModelError, match="gives the numbers of its head"):
-        segment(module, longest=LONGEST)
+        to_varlen(module, longest=LONGEST)
 
 
 @pytest.mark.parametrize("family", ["modernbert", "gemma3", "mistral"])

@@ -31,4 +31,4 @@ def test_whole_and_split_take_turns_and_the_finding_names_both(tiny_model, texts
     result = compare_gpu_split(tiny_model, texts, ("cpu", "cpu"), repeats=6)
     assert result.frame["name"].tolist() == ["whole on cpu", "split over cpu and cpu"]
     assert result.frame["speedup"][0] == 1
-    assert "as many sentences/s as whole on cpu" in result.headline
+    assert "as many texts/s as whole on cpu" in result.headline

@@ -39,18 +39,18 @@ def intervals(frame, column, spread=0.04):
 
 def strategies(rates, padding):
     frame = pd.DataFrame({"strategy": ["one by one", "32 as they come", "sorted"][: len(rates)], "padding": padding})
-    frame["sentences_per_s"] = np.array(rates, dtype=float)
-    frame["tokens_per_s"] = frame["sentences_per_s"] * 40
-    frame["speedup"] = frame["sentences_per_s"] / rates[0]
+    frame["texts_per_s"] = np.array(rates, dtype=float)
+    frame["tokens_per_s"] = frame["texts_per_s"] * 40
+    frame["speedup"] = frame["texts_per_s"] / rates[0]
     return intervals(frame, "speedup")
 
 
 def candidates(rates, kept, cosine=(1.0, 0.99)):
     frame = pd.DataFrame({"name": [BASELINE, "onnx int8"], "over": ["", BASELINE]})
-    frame["sentences_per_s"] = np.array(rates, dtype=float)
-    frame["speedup"] = frame["sentences_per_s"] / rates[0]
+    frame["texts_per_s"] = np.array(rates, dtype=float)
+    frame["speedup"] = frame["texts_per_s"] / rates[0]
     frame["size_mb"], frame["cosine_mean"], frame["top10_overlap"] = [90.4, 58.6], cosine, kept
-    return intervals(intervals(frame, "sentences_per_s"), "speedup")
+    return intervals(intervals(frame, "texts_per_s"), "speedup")
 
 
 def sizes(speedups):
@@ -61,10 +61,10 @@ def sizes(speedups):
 
 def settings(rates, p95, target):
     frame = pd.DataFrame({"instance_count": [1, 2], "max_queue_delay_us": [0, 2000], "max_batch_tokens": [512, 512]})
-    frame["sentences_per_s"], frame["p95_ms"] = rates, p95
-    frame = intervals(intervals(frame, "sentences_per_s"), "p95_ms")
-    best = frame[frame["p95_ms"] <= target]["sentences_per_s_low"].max()
-    frame["over_best_high"] = frame["sentences_per_s_high"] / best
+    frame["texts_per_s"], frame["p95_ms"] = rates, p95
+    frame = intervals(intervals(frame, "texts_per_s"), "p95_ms")
+    best = frame[frame["p95_ms"] <= target]["texts_per_s_low"].max()
+    frame["over_best_high"] = frame["texts_per_s_high"] / best
     return Sweep(frame=frame, served=None, base=None, p95_ms=target, unloaded_latency_ms=1.0)
 
 
@@ -96,16 +96,16 @@ def test_padding_is_drawn_beside_the_real_tokens():
 def test_the_waterfall_names_winner_and_agreement():
     ax = plots.comparison(candidates([30, 63], [1, 0.88]))
     assert title(ax) == (
-        "onnx int8 encodes 2.1× (2.0–2.2×) as many sentences/s as sentence-transformers, "
+        "onnx int8 encodes 2.1× (2.0–2.2×) as many texts/s as sentence-transformers, "
         "and keeps 88% of the ten nearest neighbours"
     )
     assert {"59 MB", "88%"} <= set(words(ax))
-    assert "sentences per second" in ax.get_xlabel()
+    assert "texts/s" in ax.get_xlabel()
 
 
 def test_a_step_of_the_waterfall_counts_from_the_fastest_before_it():
     lost = candidates([60, 30], [1, 1])
-    frame = pd.concat([lost, lost.iloc[1:].assign(sentences_per_s=90)])
+    frame = pd.concat([lost, lost.iloc[1:].assign(texts_per_s=90)])
     assert "90, step 1.5×" in words(plots.comparison(frame))
 
 
@@ -198,9 +198,9 @@ def test_the_timeline_tells_what_serving_costs():
 
 def test_the_tuned_setting_is_the_fastest_within_the_target():
     ax = plots.tuning(settings([60, 80], [100, 200], 250))
-    assert title(ax) == "2 instances, 2 ms queue delay, ≤ 512 tokens a batch: 80 sentences/s at a p95 of 200 ms"
+    assert title(ax) == "2 instances, 2 ms queue delay, ≤ 512 tokens a batch: 80 texts/s at a p95 of 200 ms"
     assert "chosen" in words(ax)
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("p95 latency, ms", "throughput, sentences per second")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("p95 latency, ms", "throughput, texts/s")
 
 
 def test_a_fast_setting_over_the_target_is_not_taken():

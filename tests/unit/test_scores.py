@@ -12,7 +12,7 @@ import transformers
 
 from accel_lib import load_model, load_texts, to_onnx, to_torch
 from accel_lib.artifact import Manifest
-from accel_lib.convert.halves import cut
+from accel_lib.convert.partition import cut
 from accel_lib.engines import open_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.errors import ModelError
@@ -142,7 +142,7 @@ def test_what_is_cut_is_cut_from_ids_and_segments_alike(cross, side):
     pairs = ["one two three four " * 12], ["five six seven " * 9]
     theirs = cross.reference.loaded.tokenizer
     short = Tokenizer(theirs.backend_tokenizer, max_length=24, pad_id=0, segments=True).cutting(side)
-    rows, lengths = short.counted(pairs[0], seconds=pairs[1])
+    rows, lengths = short.encode_with_lengths(pairs[0], seconds=pairs[1])
     theirs.truncation_side = side
     expected = theirs(*pairs, truncation=True, max_length=24)
     theirs.truncation_side = "right"

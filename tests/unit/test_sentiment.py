@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from accel_lib.errors import ModelError, TextError
 from accel_lib.models import Model
-from accel_lib.models.sentiment import accuracy, train_classifier
+from accel_lib.models.classifier import accuracy, train_classifier
 from accel_lib.texts import Texts, load_texts
 
 COLOURS = Texts(

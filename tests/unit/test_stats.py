@@ -99,8 +99,8 @@ def test_shifted_data_differs_and_the_sentence_knows_which_way_is_better() -> No
     assert verdict.significant
     assert verdict.low < verdict.ratio == 2 < verdict.high
     assert verdict.sentence("fp32", "fp16", "ms", better="lower").startswith("fp16 is better than fp32: fp32 ")
-    assert verdict.sentence("fp16", "fp32", "sentences/s").startswith("fp16 is better than fp32: fp16 ")
-    assert "a ratio of 2.00 (95% interval 1." in verdict.sentence("fp16", "fp32", "sentences/s")
+    assert verdict.sentence("fp16", "fp32", "texts/s").startswith("fp16 is better than fp32: fp16 ")
+    assert "a ratio of 2.00 (95% interval 1." in verdict.sentence("fp16", "fp32", "texts/s")
 
 
 def test_four_samples_a_side_are_too_few_to_tell() -> None:

@@ -18,7 +18,7 @@ def ablated(tiny_model, texts):
 def test_every_step_has_its_row_over_the_first(ablated):
     assert ablated.frame["name"].tolist() == list(STEPS)
     assert ablated.frame["over"].tolist() == ["", *["PyTorch"] * 5]
-    assert (ablated.frame["sentences_per_s"] > 0).all()
+    assert (ablated.frame["texts_per_s"] > 0).all()
     assert ablated.frame.attrs["machine"]
 
 

@@ -11,13 +11,13 @@ import onnx
 import pytest
 
 from accel_lib import open_engine, to_onnx, to_tensorrt
-from accel_lib.artifact import Artifact, Profile, seal
-from accel_lib.atomic import writing
-from accel_lib.convert.cache import refusal, unfit, weights_digest
+from accel_lib.artifact import Artifact, Profile, write_manifest
+from accel_lib.atomic import atomic_directory
+from accel_lib.convert.cache import incompatibility, refusal, weights_digest
 from accel_lib.convert.tensorrt import choose_profiles, inspect_engine
-from accel_lib.engines import trt
+from accel_lib.engines import tensorrt_runtime
 from accel_lib.engines.tensorrt import profile_for
-from accel_lib.engines.trt import installed
+from accel_lib.engines.tensorrt_runtime import installed
 from accel_lib.errors import ArtifactError, ConversionError, EngineError, MissingDependencyError
 from accel_lib.machine import inspect_machine
 
@@ -56,7 +56,7 @@ def test_an_engine_can_be_built_again_from_what_it_carries(t4: Artifact, tmp_pat
 def test_an_engine_belongs_to_the_library_that_built_it_last(t4: Artifact, tmp_path):
     by_another = changed(t4, versions=t4.manifest.versions | {"tensorrt": "10.0"})
     again = to_tensorrt(by_another, target="l4", output=tmp_path / "l4", progress=False)
-    assert trt.built_with(again.manifest) == "tensorrt_rtx"
+    assert tensorrt_runtime.built_with(again.manifest) == "tensorrt_rtx"
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,22 @@ def test_a_profile_that_no_engine_can_have_is_refused_before_building(fp16, prof
 
 
 def test_an_installed_tensorrt_is_named_and_left_alone(monkeypatch, capsys):
-    monkeypatch.setattr(trt.subprocess, "run", None)
-    trt.ensure_installed()
+    monkeypatch.setattr(tensorrt_runtime.subprocess, "run", None)
+    tensorrt_runtime.ensure_installed()
     assert re.search(r"tensorrt_rtx \d+\.\d+", capsys.readouterr().out)
 
 
 def test_a_missing_tensorrt_is_installed_by_pip(monkeypatch, capsys):
     answers = iter([[], ["tensorrt_rtx"], ["tensorrt_rtx"]])
-    monkeypatch.setattr(trt, "installed", lambda: next(answers))
-    trt.ensure_installed()
+    monkeypatch.setattr(tensorrt_runtime, "installed", lambda: next(answers))
+    tensorrt_runtime.ensure_installed()
     assert "installing tensorrt-rtx-cu12>=1.7" in capsys.readouterr().out
 
 
 def test_when_pip_fails_its_own_words_are_passed_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(trt, "installed", list)
+    monkeypatch.setattr(tensorrt_runtime, "installed", list)
     with pytest.raises(MissingDependencyError, match="no-such-wheel"):
-        trt.ensure_installed(str(tmp_path / "no-such-wheel.whl"))
+        tensorrt_runtime.ensure_installed(str(tmp_path / "no-such-wheel.whl"))
 
 
 def test_matrix_products_are_half_and_norms_are_full_precision(t4: Artifact):
@@ -110,7 +110,7 @@ def test_without_a_driver_nothing_is_said_about_validity(t4: Artifact):
 
 
 def test_ctrl_c_ends_a_build_even_inside_a_callback_and_leaves_nothing(fp16, tmp_path, monkeypatch):
-    library = trt.load_library("tensorrt_rtx")
+    library = tensorrt_runtime.load_library("tensorrt_rtx")
     before = signal.getsignal(signal.SIGINT)
     sent = []
 
@@ -182,10 +182,10 @@ def test_what_cannot_be_built_is_refused_before_building(fp16, fields, target, s
 def test_a_graph_the_parser_refuses_is_reported_by_node_and_leaves_nothing(fp16, tmp_path):
     graph = onnx.load(fp16.path)
     graph.graph.node[3].op_type = "NoSuchOperator"
-    with writing(tmp_path / "broken") as draft:
+    with atomic_directory(tmp_path / "broken") as draft:
         onnx.save(graph, draft / "model.onnx")
         shutil.copy(fp16.folder / "tokenizer.json", draft)
-        manifest = seal(draft, fp16.manifest)
+        manifest = write_manifest(draft, fp16.manifest)
     with pytest.raises(ConversionError, match="NoSuchOperator"):
         to_tensorrt(Artifact(tmp_path / "broken", manifest), target="t4", output=tmp_path / "plan", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
@@ -207,7 +207,9 @@ def test_a_builder_without_memory_names_a_batch_size_that_builds(fp16, tmp_path,
         return b"plan" if tried[-1] <= 8 else None
 
     monkeypatch.setattr("accel_lib.convert.builder._plan", plan)
-    monkeypatch.setattr(trt.Library, "complaint", lambda _: "Error Code 2: OutOfMemory (Requested size was 4294996688)")
+    monkeypatch.setattr(
+        tensorrt_runtime.Library, "complaint", lambda _: "Error Code 2: OutOfMemory (Requested size was 4294996688)"
+    )
     with pytest.raises(ConversionError, match="OutOfMemory") as refusal:
         to_tensorrt(fp16, target="t4", output=tmp_path / "plan", progress=False)
     assert refusal.value.fix == "max_batch_size=8, which builds"
@@ -314,6 +316,6 @@ def test_a_damaged_cached_engine_is_built_again(cache, capsys):
 
 
 def test_a_kept_engine_of_another_tensorrt_is_unfit_here_with_the_reason(t4):
-    assert unfit(t4.manifest) == ""
+    assert incompatibility(t4.manifest) == ""
     old = dataclasses.replace(t4.manifest, versions={"tensorrt_rtx": "1.0.0"})
-    assert "by tensorrt_rtx 1.0.0" in unfit(old)
+    assert "by tensorrt_rtx 1.0.0" in incompatibility(old)

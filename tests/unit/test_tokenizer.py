@@ -13,10 +13,10 @@ import tokenizers
 from transformers import AutoTokenizer
 
 from accel_lib.errors import ArtifactError, ModelError, TextError
-from accel_lib.models.places import locate
+from accel_lib.models.hub import resolve
 from accel_lib.models.tokenizer import Tokenizer, pad, prompt_text
 
-FOLDER = locate("all-MiniLM-L6-v2").folder
+FOLDER = resolve("all-MiniLM-L6-v2").folder
 HARD = {
     "a plain sentence": "The quick brown fox jumps over the lazy dog.",
     "a hundred thousand characters": "length " * 14_286,
@@ -110,9 +110,9 @@ tokenizer = Tokenizer.load(sys.argv[1], 256)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 tokenizer(["a cat"])
 before = peak()
-tokenizer.counted(["a " * 2_000], seconds=["b " * 50_000])
-tokenizer.counted(["a " * 20] * 2_048, seconds=["b " * 2_000] * 2_048)
-tokenizer.counted(["a " * 2_000_000])
+tokenizer.encode_with_lengths(["a " * 2_000], seconds=["b " * 50_000])
+tokenizer.encode_with_lengths(["a " * 20] * 2_048, seconds=["b " * 2_000] * 2_048)
+tokenizer.encode_with_lengths(["a " * 2_000_000])
 print(peak() - before)
 """
 

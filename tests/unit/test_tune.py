@@ -20,8 +20,8 @@ MEASURED = {"model": "tiny", "seconds": 1}
 def rounds(*rates, p95_ms=40.0, spread=0.1, first=1):
     return [
         {
-            "round": number, "errors": 0, "sentences_per_s": rate, "sentences_per_s_low": rate * (1 - spread),
-            "sentences_per_s_high": rate * (1 + spread), "p95_ms": p95_ms, "p95_ms_low": p95_ms * 0.9,
+            "round": number, "errors": 0, "texts_per_s": rate, "texts_per_s_low": rate * (1 - spread),
+            "texts_per_s_high": rate * (1 + spread), "p95_ms": p95_ms, "p95_ms_low": p95_ms * 0.9,
             "p95_ms_high": p95_ms * 1.1, "p50_ms": 10.0, "p50_ms_low": 9.0, "p50_ms_high": 11.0,
         }
         for number, rate in enumerate(rates, first)
@@ -82,8 +82,8 @@ def test_a_ratio_of_few_common_rounds_is_as_wide_as_both_settings_runs_allow():
 
 def test_the_interval_of_three_rounds_is_that_of_their_mean():
     row = pooled(rounds(90, 100, 110))
-    assert (row["sentences_per_s_low"], row["sentences_per_s_high"]) == mean_interval([90, 100, 110])
-    assert pooled(rounds(90, 110))["sentences_per_s_high"] == pytest.approx(121)
+    assert (row["texts_per_s_low"], row["texts_per_s_high"]) == mean_interval([90, 100, 110])
+    assert pooled(rounds(90, 110))["texts_per_s_high"] == pytest.approx(121)
 
 
 def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_path):
@@ -92,7 +92,7 @@ def test_a_sweep_that_was_cut_off_within_a_line_goes_on_with_the_whole_ones(tmp_
     journal.add({"max_batch_size": 8}, rounds(100)[0] | {"p99": np.float64(3.0)})
     file.write_text(file.read_text() + '{"setting": {"max_batch')
     again = Journal(file, MEASURED)
-    assert [run["sentences_per_s"] for run in again.rounds({"max_batch_size": 8})] == [100]
+    assert [run["texts_per_s"] for run in again.rounds({"max_batch_size": 8})] == [100]
     again.add({"max_batch_size": 8}, rounds(101)[0])
     assert len(Journal(file, MEASURED).rounds({"max_batch_size": 8})) == 2
     assert [json.loads(line) for line in file.read_text().splitlines()]
@@ -114,12 +114,12 @@ def test_a_journal_of_another_sweep_is_refused_and_says_what_differs(tmp_path):
 
 def sweep(rates, p95, batches, *, p95_ms=50, unloaded_latency_ms=8.0, **settings):
     """A sweep whose intervals are 5% to either side."""
-    frame = pd.DataFrame(settings | {"sentences_per_s": rates, "p95_ms": p95, "mean_batch_size": batches})
+    frame = pd.DataFrame(settings | {"texts_per_s": rates, "p95_ms": p95, "mean_batch_size": batches})
     frame.attrs["machine"] = "2 cores"
-    for name in ("sentences_per_s", "p95_ms"):
+    for name in ("texts_per_s", "p95_ms"):
         frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] * 0.95, frame[name] * 1.05
-    best = frame.loc[frame["p95_ms"] <= p95_ms, "sentences_per_s"].max()
-    frame["over_best_high"] = frame["sentences_per_s_high"] / (0.95 * best)
+    best = frame.loc[frame["p95_ms"] <= p95_ms, "texts_per_s"].max()
+    frame["over_best_high"] = frame["texts_per_s_high"] / (0.95 * best)
     return Sweep(frame=frame, served=None, base=None, p95_ms=p95_ms, unloaded_latency_ms=unloaded_latency_ms)
 
 
@@ -159,7 +159,7 @@ def test_a_target_below_what_one_request_takes_is_named_as_out_of_reach():
 
 def test_another_version_is_called_by_its_engine():
     found = sweep([100, 200], [20, 20], [2, 2], version=[1, 2], engine=["onnx fp32", "onnx int8"])
-    assert found.headline.startswith("onnx int8, version 2: 200 sentences/s")
+    assert found.headline.startswith("onnx int8, version 2: 200 texts/s")
     assert "(onnx fp32 instead of onnx int8)" in found.explanation
 
 
@@ -168,7 +168,7 @@ def test_ways_to_share_cores_are_told_apart_in_the_table_of_a_sweep():
     shown = str(sweep([328, 212, 179], [146, 125, 161], [2, 2, 2], p95_ms=np.inf, **settings)).splitlines()
     assert "instances threads" in shown[0]
     assert len({tuple(line.split()[:2]) for line in shown[1:4]}) == 3
-    assert shown[4].startswith("2 instances, 1 thread each: 328 sentences/s")
+    assert shown[4].startswith("2 instances, 1 thread each: 328 texts/s")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 96])

@@ -10,7 +10,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from accel_lib import load_model, load_texts, open_engine, to_onnx, to_torch, train_classifier, validate
-from accel_lib.artifact import Artifact, seal
+from accel_lib.artifact import Artifact, write_manifest
 from accel_lib.errors import ValidationError
 from tests.tiny import NOISE, TABLE, WIDTH, classifier_folder, tiny_artifact, tiny_model, tiny_texts
 
@@ -29,7 +29,7 @@ def sound(tmp_path):
 
 def resealed(artifact, **facts):
     """The artifact with a manifest that fits its files, as if somebody had made it so."""
-    return Artifact(artifact.folder, seal(artifact.folder, dataclasses.replace(artifact.manifest, **facts)))
+    return Artifact(artifact.folder, write_manifest(artifact.folder, dataclasses.replace(artifact.manifest, **facts)))
 
 
 def rewritten(artifact, change):

@@ -50,7 +50,7 @@ def batching(frame: pd.DataFrame) -> Axes:
     Parameters
     ----------
     frame
-        One row a strategy: ``strategy``, ``sentences_per_s``, ``tokens_per_s`` (real ones), ``padding`` (share of the
+        One row a strategy: ``strategy``, ``texts_per_s``, ``tokens_per_s`` (real ones), ``padding`` (share of the
         computed tokens), ``speedup``, ``speedup_low``, ``speedup_high`` over the first row.
     """
     ax = canvas(Batching(frame=frame).headline, rows=len(frame))
@@ -60,9 +60,9 @@ def batching(frame: pd.DataFrame) -> Axes:
     ax.barh(y, real, color=BLUE, height=0.62)
     some = padded > 0
     ax.barh(y[some], padded[some], left=real[some], height=0.62, **_WASTED)
-    for row, rate, share, end in zip(y, frame["sentences_per_s"], frame["padding"], real + padded, strict=True):
+    for row, rate, share, end in zip(y, frame["texts_per_s"], frame["padding"], real + padded, strict=True):
         waste = f", {percent(share)} padding" if share > 0 else ""
-        label(ax, end, row, f"{number(rate)} sentences/s{waste}")
+        label(ax, end, row, f"{number(rate)} texts/s{waste}")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("tokens computed per second (solid: text, hatched: padding)")
     return finish(ax, frame, right=(real + padded).max() * 1.5)
@@ -76,20 +76,20 @@ def comparison(frame: pd.DataFrame) -> Axes:
     Parameters
     ----------
     frame
-        One row a step, in order, as `accel_lib.compare` makes them: ``name``, ``over``, ``sentences_per_s`` with
+        One row a step, in order, as `accel_lib.compare` makes them: ``name``, ``over``, ``texts_per_s`` with
         ``_low`` and ``_high``, ``speedup`` with ``_low`` and ``_high``, ``size_mb``, ``cosine_mean``, and
         ``top10_overlap`` or ``same_label``.
     """
     ax = canvas(Comparison(frame=frame).headline, rows=len(frame))
-    rate = frame["sentences_per_s"].to_numpy()
+    rate = frame["texts_per_s"].to_numpy()
     before = np.maximum.accumulate(np.concatenate([rate[:1], rate[:-1]]))
     y = rows(ax, frame["name"])
     ax.barh(y, np.minimum(rate, before), color=LIGHT, height=0.62)
     up, down = rate > before, rate < before
     ax.barh(y[up], (rate - before)[up], left=before[up], color=GREEN, height=0.62)
     ax.barh(y[down], (before - rate)[down], left=rate[down], height=0.62, **_WASTED)
-    ax.errorbar(rate, y, xerr=ends(frame, "sentences_per_s"), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
-    reach = np.maximum(before, frame["sentences_per_s_high"])
+    ax.errorbar(rate, y, xerr=ends(frame, "texts_per_s"), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
+    reach = np.maximum(before, frame["texts_per_s_high"])
     for row, end, value, step in zip(y, reach, rate, rate / before, strict=True):
         label(ax, end, row, f"{number(value)}, step {times(step)}" if row else number(value))
     column = "same_label" if "same_label" in frame else "top10_overlap"
@@ -98,7 +98,7 @@ def comparison(frame: pd.DataFrame) -> Axes:
     for at, cells in ((1.02, ["size", *size]), (1.15, [head, *frame[column].map(percent)])):
         for row, words in zip([-0.75, *y], cells, strict=True):
             ax.text(at, row, words, transform=ax.get_yaxis_transform(), va="center", fontsize=10, color=BLUE)
-    ax.set_xlabel("sentences per second (green: gained, hatched: lost; whiskers: interval of the median)")
+    ax.set_xlabel("texts/s (green: gained, hatched: lost; whiskers: interval of the median)")
     return finish(ax, frame, right=reach.max() * 1.38)
 
 

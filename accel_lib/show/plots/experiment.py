@@ -43,8 +43,8 @@ def paths(experiment: Experiment) -> Axes:
     frame = experiment.frame
     ax = canvas(experiment.headline, rows=7)
     for color, (name, part) in zip(_COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
-        x, y = part["p95_ms"].to_numpy(), part["sentences_per_s"].to_numpy()
-        ax.errorbar(x, y, yerr=ends(part, "sentences_per_s"), fmt="none", ecolor=color, alpha=0.35, elinewidth=1.4)
+        x, y = part["p95_ms"].to_numpy(), part["texts_per_s"].to_numpy()
+        ax.errorbar(x, y, yerr=ends(part, "texts_per_s"), fmt="none", ecolor=color, alpha=0.35, elinewidth=1.4)
         ax.plot(x, y, color=color, marker="o", linewidth=1.8, label=str(name))
         for across, up, load in zip(x, y, part["load"], strict=True):
             ax.annotate(f"{load:.0f}", (across, up), (5, -11), textcoords="offset points", color=color, fontsize=9)
@@ -56,7 +56,7 @@ def paths(experiment: Experiment) -> Axes:
     ax.legend(frameon=False, fontsize=10, loc="best")
     unit = "requests per second" if frame["open"].any() else "requests under way"
     ax.set_xlabel(f"p95 latency, ms (numbers at the points: {unit})")
-    ax.set_ylabel("throughput, sentences per second")
+    ax.set_ylabel("throughput, texts/s")
     return finish(ax, frame)
 
 
@@ -71,22 +71,22 @@ def bars(experiment: Experiment) -> Axes:
     frame = experiment.frame[experiment.frame["load"] == experiment.frame["load"].max()].reset_index(drop=True)
     ax = canvas(experiment.headline, rows=len(frame))
     y = rows(ax, frame["setting"])
-    ax.barh(y, frame["sentences_per_s"], color=[GREY, *_COLORS * len(frame)][: len(frame)], height=0.62)
+    ax.barh(y, frame["texts_per_s"], color=[GREY, *_COLORS * len(frame)][: len(frame)], height=0.62)
     ax.errorbar(
-        frame["sentences_per_s"],
+        frame["texts_per_s"],
         y,
-        xerr=ends(frame, "sentences_per_s"),
+        xerr=ends(frame, "texts_per_s"),
         fmt="none",
         ecolor="black",
         elinewidth=1.2,
         capsize=3,
     )
-    reach = frame[["sentences_per_s", "sentences_per_s_high"]].max(axis=1)
+    reach = frame[["texts_per_s", "texts_per_s_high"]].max(axis=1)
     columns = (frame["p95_ms"], frame["mean_batch_size"], frame["refused"])
     for at, end, slow, size, refused in zip(y, reach, *columns, strict=True):
         lost = f", {percent(refused)} refused" if refused > 0 else ""
         label(ax, end, at, f"p95 {number(slow)} ms, {number(size)} rows a batch{lost}")
-    ax.set_xlabel("throughput, sentences per second (whiskers: interval of the median)")
+    ax.set_xlabel("throughput, texts/s (whiskers: interval of the median)")
     return finish(ax, experiment.frame, right=float(reach.max()) * 1.6)
 
 

@@ -146,10 +146,10 @@ def watching(seen: Watched) -> Axes:
     """
     frame = seen.frame
     ax = canvas(seen.headline, rows=6)
-    ax.plot(frame["time_s"], frame["sentences_per_s"], color=BLUE, linewidth=1.6)
+    ax.plot(frame["time_s"], frame["texts_per_s"], color=BLUE, linewidth=1.6)
     ax.set_xlabel("seconds")
-    ax.set_ylabel("answered, sentences per second", color=BLUE)
-    ax.set_ylim(0, float(frame["sentences_per_s"].max()) * 1.15)
+    ax.set_ylabel("throughput, texts/s", color=BLUE)
+    ax.set_ylim(0, float(frame["texts_per_s"].max()) * 1.15)
     waited = ax.twinx()
     waited.spines[["top"]].set_visible(False)
     told = frame[frame["requests_per_s"] > 0]  # without an answer there is no waiting time to show

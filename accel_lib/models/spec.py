@@ -35,7 +35,7 @@ _GENERATOR = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class ModelSpec:
     """Everything `folder` asks for; its network lies in `transformer`, and `steps` follow the pooling in order."""
 
     task: Task
@@ -57,7 +57,7 @@ class Recipe:
         return (f"{chosen}; for speed, not trained for similarity",) if self.bare else ()
 
 
-def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
+def read_spec(folder: Path, task: Task | None = None) -> ModelSpec:
     """Read a sentence-transformers folder, a classifier or a bare checkpoint.
 
     Raises
@@ -81,7 +81,7 @@ def read_recipe(folder: Path, task: Task | None = None) -> Recipe:
     return _read_checkpoint(folder, task)
 
 
-def _read_checkpoint(folder: Path, task: Task | None) -> Recipe:
+def _read_checkpoint(folder: Path, task: Task | None) -> ModelSpec:
     """A folder without modules, by the head that its first architecture names."""
     config = read_json(folder / "config.json", dict)
     name = str((config.get("architectures") or [""])[0])
@@ -92,7 +92,7 @@ def _read_checkpoint(folder: Path, task: Task | None) -> Recipe:
             fix="train one: accel.train_classifier(accel.load_model(...), accel.load_texts('sentiment-train'))",
         )
     if task != "embedding" and name.endswith("ForSequenceClassification"):
-        return Recipe(task="classification", folder=folder, transformer=folder)
+        return ModelSpec(task="classification", folder=folder, transformer=folder)
     if task is None and _HEAD.search(name) and not _PRETRAINING.search(name):
         what = "a text generator" if _GENERATOR.search(name) else "a head for another task"
         raise refused(
@@ -102,22 +102,22 @@ def _read_checkpoint(folder: Path, task: Task | None) -> Recipe:
         )
     causal = name.endswith("ForCausalLM") and config.get("is_causal", True)  # as sentence-transformers tells them apart
     pooling = "lasttoken" if causal else "mean"
-    return Recipe(
+    return ModelSpec(
         task="embedding", folder=folder, transformer=folder, bare=True, pooling=(pooling,), steps=("normalize",)
     )
 
 
-def _read_cross_encoder(folder: Path, general: dict[str, Any]) -> Recipe:
+def _read_cross_encoder(folder: Path, general: dict[str, Any]) -> ModelSpec:
     modules = _modules(folder)
     if modules != [("Transformer", folder.resolve())]:
         raise refused(
             folder, f"a CrossEncoder of the modules {_arrows(modules)}, not of one Transformer in the folder itself"
         )
     first = _transformer_settings(folder, folder, "classification")
-    return Recipe(task="classification", folder=folder, transformer=folder, **_text_side(folder, first, general))
+    return ModelSpec(task="classification", folder=folder, transformer=folder, **_text_side(folder, first, general))
 
 
-def _read_modules(folder: Path, general: dict[str, Any]) -> Recipe:
+def _read_modules(folder: Path, general: dict[str, Any]) -> ModelSpec:
     modules = _modules(folder)
     if [kind for kind, _ in modules[:2]] != ["Transformer", "Pooling"]:
         raise refused(folder, f"the modules {_arrows(modules)}, not Transformer → Pooling → …")
@@ -125,7 +125,7 @@ def _read_modules(folder: Path, general: dict[str, Any]) -> Recipe:
     first = _transformer_settings(folder, modules[0][1], "embedding")
     if general.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise refused(folder, f"a {general['model_type']}")
-    return Recipe(
+    return ModelSpec(
         task="embedding",
         folder=folder,
         transformer=modules[0][1],

@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from accel_lib._logging import silenced
 from accel_lib.errors import require
 from accel_lib.machine import cache_dir
-from accel_lib.models.quiet import quiet
 
 
 def random_folder(name: str, *, tokenizer: Path) -> Path:
@@ -20,7 +20,7 @@ def random_folder(name: str, *, tokenizer: Path) -> Path:
     torch, transformers = require("torch", extra="models"), require("transformers", extra="models")
     shape = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 1536}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, quiet(), torch.random.fork_rng(devices=[]):
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside, silenced(), torch.random.fork_rng(devices=[]):
         draft = Path(aside, name)
         torch.manual_seed(0)
         transformers.BertModel(transformers.BertConfig(**shape), add_pooling_layer=False).save_pretrained(draft)

@@ -119,7 +119,7 @@ def accuracy(predict: Model | Callable[[Sequence[str]], Sequence[str] | NDArray[
 def _with_head(model: Model, search: Any, texts: Texts) -> Model:
     import torch
 
-    from accel_lib.models.network import Head
+    from accel_lib.models.modules import Head
     from accel_lib.models.reference import HeadReference
 
     found = search.best_estimator_

@@ -19,7 +19,7 @@ class Part:
     Parameters
     ----------
     artifact
-        A whole model, or a part that `accel_lib.convert.halves.cut` made.
+        A whole model, or a part that `accel_lib.convert.partition.cut` made.
     threads
         For one operator; they do not spin while they wait, since parts share the cores.
     """

@@ -39,7 +39,7 @@ class Graphs:
     Parameters
     ----------
     module
-        Takes what `accel_lib.models.segments.flatten` gives, returns float32 ``[texts, dimension]``.
+        Takes what `accel_lib.models.varlen.flatten` gives, returns float32 ``[texts, dimension]``.
     device
         ``"cuda:N"``.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from accel_lib.artifact import TOKENIZER_FILE, Artifact, seal
-from accel_lib.atomic import writing
+from accel_lib.artifact import TOKENIZER_FILE, Artifact, write_manifest
+from accel_lib.atomic import atomic_directory
 from accel_lib.convert.export import failing_as
 from accel_lib.convert.storage import write_proto
-from accel_lib.engines.part import Part
+from accel_lib.engines.onnx_session import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir
 from accel_lib.models.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def _crossing(graph: Any, at: int) -> str:
 def _write(whole: Artifact, inputs: list[str], output: str, what: str) -> Artifact:
     onnx = require("onnx", extra="convert")
     folder = cache_dir("artifacts", whole.manifest.model.replace("/", "--"), f"onnx-{what.replace(' ', '-')}")
-    with writing(folder) as draft:
+    with atomic_directory(folder) as draft:
         path = draft / whole.path.name
         with failing_as("cut"):
             held = onnx.load(whole.path, load_external_data=False)
@@ -105,7 +105,7 @@ def _write(whole: Artifact, inputs: list[str], output: str, what: str) -> Artifa
         width = part.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
         changed = {"output_name": whole.manifest.output_name if last else HIDDEN, "dimension": width}
         manifest = dataclasses.replace(whole.manifest, notes=(*whole.manifest.notes, what), **changed)
-        return Artifact(folder, seal(draft, manifest))
+        return Artifact(folder, write_manifest(draft, manifest))
 
 
 def _rename(graph: Any, crossing: str) -> None:
@@ -121,7 +121,7 @@ def _rename(graph: Any, crossing: str) -> None:
 def _check(whole: Artifact, first: Artifact, second: Artifact) -> None:
     inputs = whole.manifest.inputs
     tokenizer = Tokenizer.load(whole.folder / TOKENIZER_FILE, whole.manifest.max_length, segments=SEGMENTS in inputs)
-    rows, _ = tokenizer.counted(_TRIED, seconds=_TRIED[::-1] if whole.manifest.pairs else None)
+    rows, _ = tokenizer.encode_with_lengths(_TRIED, seconds=_TRIED[::-1] if whole.manifest.pairs else None)
     tensors: dict[str, Any] = by_name(inputs, rows.padded(tokenizer.pad_id))
     wanted = Part(whole, threads=1).run(tensors)
     hidden = Part(first, threads=1).run(tensors)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Show only errors of transformers and sentence-transformers inside the block, and restore what was set."""
     theirs: Any = importlib.import_module("transformers.utils.logging")  # untyped
 

@@ -1,7 +1,7 @@
 """Without padding anywhere: texts concatenated, attention by segments, for GPUs whose kernels know segments.
 
 Sizes are the number of tokens and the number of texts, so a few graphs serve every mix of lengths; see
-`accel_lib.engines.graphs`. Compare `accel_lib.models.packed`, which brings padding back around attention.
+`accel_lib.engines.cuda_graphs`. Compare `accel_lib.models.packed`, which brings padding back around attention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from accel_lib.errors import EngineError
 from accel_lib.models.attention import CLOSE, EVERYTHING, Window, base_of, check_same, difference, refused
-from accel_lib.models.network import Classifier, Encoder, Head
+from accel_lib.models.modules import Classifier, Encoder, Head
 from accel_lib.models.packed import Pooler, first_position, with_packed_attention
 from accel_lib.ragged import Ragged, within
 
@@ -28,7 +28,7 @@ _READS = ("cls", "lasttoken", "mean")  # what heads of classifiers read, of all 
 _FEW = (5, 3, 1, 8)
 
 
-class Segments(NamedTuple):
+class VarlenBatch(NamedTuple):
     """Where texts begin and end: int32 ``[texts + 1]``, and the most tokens that one may have."""
 
     offsets: Tensor
@@ -37,11 +37,11 @@ class Segments(NamedTuple):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: Window) -> Tensor:
         """As `accel_lib.models.packed.Attends` says."""
         rows = (each.transpose(1, 2)[0] for each in (query, key, value))
-        mixed: Tensor = segment_attention(*rows, self.offsets, self.longest, scaling, *window)
+        mixed: Tensor = varlen_attention(*rows, self.offsets, self.longest, scaling, *window)
         return mixed[None]
 
 
-class SegmentEncoder(nn.Module):
+class VarlenEncoder(nn.Module):
     """A network over concatenated texts.
 
     Parameters
@@ -79,10 +79,10 @@ class SegmentEncoder(nn.Module):
         tokens = self.transformer(
             input_ids=ids[None],
             position_ids=positions[None] + self.first_position,
-            packing=Segments(offsets.to(torch.int32), self.longest),  # as the kernel takes them
+            packing=VarlenBatch(offsets.to(torch.int32), self.longest),  # as the kernel takes them
             **extra,
         ).last_hidden_state.float()[0]
-        pooled = [pool_segments(tokens, positions, texts, offsets, mode) for mode in self.pooling]
+        pooled = [pool_varlen(tokens, positions, texts, offsets, mode) for mode in self.pooling]
         vectors: Tensor = self.after(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1))
         return vectors
 
@@ -120,7 +120,7 @@ class _Given(nn.Module):
         return self.pooler(inputs_embeds)
 
 
-def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
+def to_varlen(module: nn.Module, *, longest: int) -> VarlenEncoder:
     """A copy of a network over concatenated texts, tried against the original on the CPU.
 
     Raises
@@ -129,9 +129,9 @@ def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
         The network is of a kind that cannot be packed, or gives other numbers.
     """
     for reads in _READS if isinstance(module, Classifier) else ("",):
-        made = _segmented(module, reads, longest).eval()
+        made = _varlen(module, reads, longest).eval()
 
-        def numbers(*inputs: Tensor, made: SegmentEncoder = made) -> Tensor:
+        def numbers(*inputs: Tensor, made: VarlenEncoder = made) -> Tensor:
             rows = Ragged.from_padded(*(each.numpy() for each in inputs))
             vectors: Tensor = made(*map(torch.from_numpy, flatten(rows, segments=len(inputs) > 2)))
             return vectors
@@ -142,21 +142,21 @@ def segment(module: nn.Module, *, longest: int) -> SegmentEncoder:
     raise refused("neither the first token, nor the last one, nor the mean of all gives the numbers of its head")
 
 
-def _segmented(module: nn.Module, reads: str, longest: int) -> SegmentEncoder:
+def _varlen(module: nn.Module, reads: str, longest: int) -> VarlenEncoder:
     """A copy of a network over concatenated texts; of a classifier, whose head reads so."""
     taken = copy.deepcopy(module)
     holder, name = base_of(taken)
     transformer = getattr(holder, name)
     if isinstance(taken, Classifier):
         after: nn.Module = ClassifierHead(taken.transformer)
-        return SegmentEncoder(transformer, pooling=[reads], after=after, segments=taken.segments, longest=longest)
+        return VarlenEncoder(transformer, pooling=[reads], after=after, segments=taken.segments, longest=longest)
     encoder = cast("Encoder", holder)
     after = nn.Sequential(*encoder.steps, *([taken.linear] if isinstance(taken, Head) else []))
-    return SegmentEncoder(transformer, pooling=encoder.pooling, after=after, segments=encoder.segments, longest=longest)
+    return VarlenEncoder(transformer, pooling=encoder.pooling, after=after, segments=encoder.segments, longest=longest)
 
 
 def flatten(rows: Ragged, *, tokens: int = 0, texts: int = 0, segments: bool = False) -> tuple[NDArray[np.int64], ...]:
-    """A batch as `SegmentEncoder` takes it, filled up to so many tokens and texts where that is more.
+    """A batch as `VarlenEncoder` takes it, filled up to so many tokens and texts where that is more.
 
     Returns
     -------
@@ -177,8 +177,8 @@ def flatten(rows: Ragged, *, tokens: int = 0, texts: int = 0, segments: bool = F
     return (*arrays[:3], offsets, *arrays[3:])
 
 
-def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, mode: str) -> Tensor:
-    """Token vectors ``[tokens, width]`` to ``[texts, width]``, as `accel_lib.models.network.pool` does it."""
+def pool_varlen(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, mode: str) -> Tensor:
+    """Token vectors ``[tokens, width]`` to ``[texts, width]``, as `accel_lib.models.modules.pool` does it."""
     count, last = offsets.shape[0] - 1, tokens.shape[0] - 1
     if mode in ("cls", "lasttoken"):
         places = offsets[:-1] if mode == "cls" else offsets[1:] - 1
@@ -192,8 +192,8 @@ def pool_segments(tokens: Tensor, positions: Tensor, texts: Tensor, offsets: Ten
     return sums / (weight.sqrt() if mode == "mean_sqrt_len_tokens" else weight)
 
 
-@torch.library.custom_op("accel_lib::segment_attention", mutates_args=())
-def segment_attention(
+@torch.library.custom_op("accel_lib::varlen_attention", mutates_args=())
+def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -227,7 +227,7 @@ def segment_attention(
     return output
 
 
-@segment_attention.register_fake
+@varlen_attention.register_fake
 def _(
     query: Tensor,
     key: Tensor,  # noqa: ARG001
