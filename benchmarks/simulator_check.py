@@ -22,7 +22,7 @@ from accel_lib.load.cpu_affinity import apart, neighbours
 from accel_lib.load.results import Run
 from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
-from accel_lib.show.plots.base import BLUE, GREY, LIGHT, VERMILLION, canvas, finish
+from accel_lib.show.plots.style import BLUE, GREY, LIGHT, VERMILLION, canvas, finish
 from accel_lib.simulation.curve import saturated
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.triton.client import ServedModel

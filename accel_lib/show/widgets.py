@@ -12,7 +12,7 @@ from typing import Any
 
 from accel_lib.errors import AccelError, require
 from accel_lib.progress import live_notebook
-from accel_lib.show.plots.simulator import Answer
+from accel_lib.show.plots.answer import Answer
 from accel_lib.show.simulator_ui import Knobs, Playground
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.triton.client import ServedModel
