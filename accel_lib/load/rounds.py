@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
@@ -67,6 +69,30 @@ class Ways(Result):
         if not differs(second, "speedup"):
             return UNCHANGED
         return str((second if second["speedup"] > 1 else first)["setting"])
+
+
+def compare(
+    ways: Mapping[str, Callable[[], object]],
+    loads: Mapping[K, Callable[[str, int], tuple[LoadRun, Mapping[str, float]]]],
+    *,
+    repeats: int,
+    slices: int = 0,
+) -> tuple[list[dict[str, Any]], str]:
+    """Rows for `Ways`, load by load, and why it ended early: `in_rounds`, each way over the first.
+
+    What measures gives a run and further columns, whose mean over the rounds is kept.
+    """
+    measured, stopped = in_rounds(ways, loads, repeats=repeats)
+    rows: list[dict[str, Any]] = []
+    for load, way in itertools.product(loads, ways):
+        found = measured.get((way, load))
+        if found:
+            base = [run for run, _ in measured.get((next(iter(ways)), load), found)]
+            runs = [run for run, _ in found]
+            more = pd.DataFrame([facts for _, facts in found]).mean().to_dict()
+            row: dict[str, Any] = {"workload": load, "setting": way} | more
+            rows.append(row | speed(runs) | ratios(runs, base, slices=slices))
+    return rows, stopped
 
 
 def in_rounds(

@@ -61,10 +61,10 @@ def render(root: Path) -> Path:
 
 def _with_helm(root: Path) -> str:
     """A Python that has Helm's engine; empty if there is none."""
-    if importlib.util.find_spec("helm_sdkpy"):
+    if importlib.util.find_spec("helm_python"):
         return sys.executable
     checks = root / "build" / "deploy-check" / "venv"
-    found = any(checks.glob("lib/python*/site-packages/helm_sdkpy"))
+    found = any(checks.glob("lib/python*/site-packages/helm_python"))
     return str(checks / "bin" / "python") if found else ""
 
 

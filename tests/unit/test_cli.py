@@ -60,7 +60,7 @@ def test_a_report_is_markdown_without_paths_or_names():
         (("convert", "--model", "no-such-model", "--output", "x"), "no-such-model", "all-MiniLM-L6-v2"),
         (("convert", "--model", "all-MiniLM-L6-v2", "--precision", "fp7", "--output", "x"), "fp7", "fp16"),
         (("convert", "--model", "all-MiniLM-L6-v2", "--texts", "no.csv", "--output", "x"), "no.csv", "fix:"),
-        (("simulate", "--model", "no-such-model"), "no-such-model", "embedding"),
+        (("load", "no-such-model"), "no-such-model", "embedding"),
     ],
 )
 def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):

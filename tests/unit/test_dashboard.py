@@ -11,7 +11,7 @@ from accel_lib.show.dashboard.api import Api, parse_metrics
 from accel_lib.show.dashboard.app import TABS, Dashboard, _weights
 from accel_lib.show.dashboard.live import Batches, Live, quantile
 from accel_lib.show.dashboard.server import secret
-from accel_lib.show.dashboard.simulator import fitted, predicted_sizes
+from accel_lib.show.dashboard.simulator import predicted_sizes
 
 STATUS = {
     "ready": True,
@@ -223,13 +223,6 @@ def test_batch_sizes_are_those_between_the_looks_and_begin_anew_after_a_reload()
     assert (seen.sizes, seen.requests_per_s, seen.rows_per_request) == ({4: 2}, 4.0, 1.0)
     seen.look(3.0, counted(2, {"2": 1}))
     assert (seen.sizes, seen.requests_per_s) == ({2: 1}, 0.0)
-
-
-def test_the_cost_of_an_execution_and_of_its_rows_are_told_apart_where_there_are_two_sizes():
-    assert fitted({1: 5.0, 4: 8.0}, {1: 10, 4: 10}) == pytest.approx((4.0, 1.0))
-    assert fitted({4: 8.0}, {4: 10}) == pytest.approx((0.0, 2.0))
-    assert fitted({1: 8.0, 4: 6.0}, {1: 10, 4: 10}) == pytest.approx((7.0, 0.0))
-    assert fitted({1: 1.0, 4: 8.0}, {1: 10, 4: 10})[0] == 0.0
 
 
 def test_a_longer_queue_delay_makes_larger_batches_in_the_simulator():
