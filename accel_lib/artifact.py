@@ -50,7 +50,7 @@ class Manifest:
     source
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
-        ``"embedding"`` (one unit vector a text) or ``"classification"`` (one row of logits a text).
+        ``"embedding"`` (one unit vector per text) or ``"classification"`` (one row of logits per text).
     format, precision
         What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension

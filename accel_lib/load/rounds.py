@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
@@ -80,7 +79,7 @@ def compare(
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows for `Ways`, load by load, and why it ended early: `in_rounds`, each way over the first.
 
-    What measures gives a run and further columns, whose mean over the rounds is kept.
+    A measurement gives a run and further columns, of which the mean over the rounds is kept.
     """
     measured, stopped = in_rounds(ways, loads, repeats=repeats)
     rows: list[dict[str, Any]] = []
@@ -89,8 +88,10 @@ def compare(
         if found:
             base = [run for run, _ in measured.get((next(iter(ways)), load), found)]
             runs = [run for run, _ in found]
-            more = pd.DataFrame([facts for _, facts in found]).mean().to_dict()
-            row: dict[str, Any] = {"workload": load, "setting": way} | more
+            row: dict[str, Any] = {"workload": load, "setting": way}
+            for name in found[0][1]:
+                values = [facts[name] for _, facts in found]
+                row[name] = values[0] if len(set(values)) == 1 else float(np.mean(values))
             rows.append(row | speed(runs) | ratios(runs, base, slices=slices))
     return rows, stopped
 
@@ -184,7 +185,7 @@ def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
 
 
 def _rates(runs: Sequence[LoadRun], slices: int = 0) -> NDArray[np.float64]:
-    """Sentences/s in slices of the runs."""
+    """Texts/s in slices of the runs."""
     counts = (slices or int(np.clip(r.seconds * 1e3 / (_SLICE_LATENCIES * r.p50_ms), 1, _MOST_SLICES)) for r in runs)
     return np.concatenate([run.rates(count) for run, count in zip(runs, counts, strict=True)])
 

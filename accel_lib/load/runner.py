@@ -214,7 +214,7 @@ def load_test(
         if first:
             raise request_error(served.name, first)
         fix = f"measure longer: accel_lib.load_test({served.name}, texts, seconds={seconds * 4:g})"
-        raise RequestError("No answer came within the measurement.", seen=f"{seconds:g} s", fix=fix)
+        raise RequestError("No response came within the measurement.", seen=f"{seconds:g} s", fix=fix)
     rows_due = np.resize([request.rows for request in requests], 0 if due is None else len(due))
     offered = float("nan") if due is None else float(rows_due.sum()) / length
     frame = to_frame([_row(served.name, reply, begin, requests[reply.index], protocol) for reply in replies])

@@ -66,7 +66,7 @@ def compare_layouts(
         text_ms = sum(part.text_ms for part in worked)
         instances_ms = 1e3 * sum(part.config.instance_count for part in parts)
         busy = min(text_ms * run.throughput / instances_ms, 1.0)
-        return run, {"threads": parts[0].config.threads, "text_ms": text_ms, "busy": busy}
+        return run, {"threads": parts[0].config.threads or 0, "text_ms": text_ms, "busy": busy}
 
     ways = {way: functools.partial(server.model, name, version=1) for way, name in LAYOUTS.items()}
     loads = {name: functools.partial(measure, texts) for name, texts in workloads.items()}

@@ -30,7 +30,7 @@ from accel_lib.triton.config import ModelConfig
 
 FOR_P99 = 1_000  # samples, under which a p99 says little
 _REQUESTS = 5_000
-_ALIKE = 32  # texts that stand for a length
+_ALIKE = 32  # texts that represent a length
 _PRECISE = 0.2  # width of the p95's interval over the p95, from which on a measurement suffices
 _BUTTONS = {
     "calibrate": "Calibrate, 20 s",
@@ -113,7 +113,7 @@ class Sliders:
 
     @property
     def config(self) -> ModelConfig:
-        """The configuration that the sliders stand for."""
+        """The configuration that the sliders describe."""
         setting = self.setting
         preferred = min(setting["preferred_batch_size"], setting["max_batch_size"])
         fields = {name: setting[name] for name in ("max_batch_size", "max_queue_delay_us", "instance_count")}

@@ -118,7 +118,7 @@ def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypat
     identity = key.split("_")[1]
     assert identity in listed
     assert "operator, viewer" in listed
-    assert key.rpartition("_")[2] not in listed
+    assert key.split("_", 2)[2] not in listed  # the secret itself may hold an underscore
     assert CliRunner().invoke(app, ["keys", "revoke", identity]).output == f"revoked: {identity}\n"
     assert CliRunner().invoke(app, ["keys", "revoke", identity]).exit_code == 2
     assert CliRunner().invoke(app, ["keys", "create", "x", "--role", "root"]).exit_code == 2

@@ -239,8 +239,8 @@ def test_requests_of_several_texts_make_batches_of_whole_requests_in_the_simulat
 
 
 def test_charts_say_in_words_what_they_draw():
-    chart = page.lines("Latency", "ms", {"half": [1.0, math.nan, 3.0], "95%": []}, 120)
-    assert 'aria-label="Latency, ms: half 3.0, 95% –"' in chart
+    chart = page.lines("Latency", "ms", {"p50": [1.0, math.nan, 3.0], "p95": []}, 120)
+    assert 'aria-label="Latency, ms: p50 3.0, p95 –"' in chart
     assert "No batch yet" in page.bars("Batch sizes", "share", {})
 
 

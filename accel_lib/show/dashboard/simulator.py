@@ -1,4 +1,4 @@
-"""The simulator beside the measurement: which batch sizes the present load would make under another setting."""
+"""The simulator beside the measurement: which batch sizes the present load makes under another setting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predicted_sizes(
     Parameters
     ----------
     rate
-        Requests a second.
+        Requests per second.
     rows
         Texts in a request.
     executions, batch_ms

@@ -94,7 +94,7 @@ def draw_bars(
 
 
 def stack(ax: Axes, y: ArrayLike, parts: Iterable[tuple[ArrayLike, Mapping[str, Any]]]) -> NDArray[np.float64]:
-    """Bars behind each other, each part with its look; a part of no length is not drawn. Returns where they end."""
+    """Bars end to end, each part with its look; a part of no length is not drawn. Returns where they end."""
     at = np.asarray(y)
     left = np.zeros(len(at))
     for lengths, look in parts:
