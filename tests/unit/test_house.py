@@ -30,7 +30,7 @@ FLOORS = (
     ),
     ("texts", "stats", "measurement"),
     ("models", "artifact", "atomic"),
-    ("engines",),
+    ("engines", "generate"),
     ("checkup",),
     ("convert",),
     ("triton",),
