@@ -90,7 +90,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stats:
-    """An engine at this moment; ``cache_use`` is a share of 0 to 1, and of prompts, ``cached_tokens`` were not computed."""
+    """An engine at this moment; ``cache_use`` is from 0 to 1; of prompts, ``cached_tokens`` were not computed again."""
 
     running: int
     waiting: int
