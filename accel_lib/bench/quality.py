@@ -61,11 +61,13 @@ def quality_judge(model: Model, *, texts: int = JUDGED_TEXTS) -> QualityJudge:
     linear_model = require("sklearn.linear_model", extra="models")
     judged, train = load_texts("mixed", limit=texts), load_texts("sentiment-train")
     labelled = load_texts("sentiment-test")
-    head = linear_model.LogisticRegression(max_iter=_MOST_ITERATIONS, C=10).fit(model.reference(train), train.labels)
+    head = linear_model.LogisticRegression(max_iter=_MOST_ITERATIONS, C=10).fit(
+        model.reference(list(train)), train.labels
+    )
     return QualityJudge(
         texts=judged,
-        vectors=model.reference(judged),
+        vectors=model.reference(list(judged)),
         labelled=labelled,
-        correct=head.predict(model.reference(labelled)) == np.array(labelled.labels),
+        correct=head.predict(model.reference(list(labelled))) == np.array(labelled.labels),
         predict=head.predict,
     )
