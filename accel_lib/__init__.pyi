@@ -1,5 +1,5 @@
 from .artifact import Artifact as Artifact
-from .bench.compare import choose as choose
+from .bench.choose import choose as choose
 from .bench.compare import compare as compare
 from .checkup import doctor as doctor
 from .convert.onnx import to_onnx as to_onnx

@@ -124,10 +124,11 @@ class OpenVINOEngine:
     def computed_precision(self) -> str:
         """The precision in which the compiled products with weights compute, or how many of them do in which."""
         nodes = self._all_cores.model.get_runtime_model().get_ops() if self._all_cores else []
-        facts = [{name: value.astype(str) for name, value in node.get_rt_info().items()} for node in nodes]
-        found = Counter(
-            _NAMES.get(f["runtimePrecision"], f["runtimePrecision"]) for f in facts if f["layerType"] in _PRODUCTS
-        )
+        found: Counter[str] = Counter()
+        for facts in (node.get_rt_info() for node in nodes):
+            if facts["layerType"].astype(str) in _PRODUCTS:
+                computed = str(facts["runtimePrecision"].astype(str))
+                found[_NAMES.get(computed, computed)] += 1
         if len(found) == 1:
             return next(iter(found))
         return ", ".join(f"{count} products in {name}" for name, count in found.items()) or "no matrix product"

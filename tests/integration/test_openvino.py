@@ -1,4 +1,4 @@
-"""A real Triton serves artifacts of OpenVINO through the Python backend: each version in the engine its format names."""
+"""A real Triton serves artifacts of OpenVINO: each version runs in the engine that its format names."""
 
 from __future__ import annotations
 
