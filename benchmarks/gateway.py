@@ -1,4 +1,4 @@
-"""What the gateway costs: sentences a second in process, through Triton, and through the gateway in front of it.
+"""What the gateway costs: texts/s in process, through Triton, and through the gateway in front of it.
 
     python -m benchmarks.gateway
 

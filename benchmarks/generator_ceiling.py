@@ -1,10 +1,10 @@
-"""How many requests a second one process can send to a model that only echoes, beside tritonclient's own client.
+"""How many requests/s one process can send to a model that only echoes, beside tritonclient's own client.
 
-The load generator and a plain ``tritonclient.grpc.aio`` client, 32 requests under way, take turns on one Triton:
+The load generator and a plain ``tritonclient.grpc.aio`` client, 32 requests in flight, take turns on one Triton:
 
     python -m benchmarks.generator_ceiling
 
-Prints requests a second of each turn, and the ratio of the medians. Under 4,000 on two cores the generator would only
+Prints requests/s of each turn, and the ratio of the medians. Under 4,000 on two cores the generator would only
 measure itself where a model is fast.
 """
 

@@ -183,9 +183,9 @@ def through_triton() -> list[dict[str, Any]]:
         ms = median_ms(lambda: [run_batches(engine, chunk, max_batch_tokens=32_768) for chunk in chunks], calls=10)
     rows = [{"what": f"in process, {engine.name}, 256 rows a call", "texts_per_s": len(ids) / ms * 1e3}]
     for instances, size, run in runs:
-        what = f"Triton, {instances} instances, {size} rows a request, {run.concurrency} under way"
+        what = f"Triton, {instances} instances, {size} rows a request, {run.concurrency} in flight"
         rows.append({"what": what, "texts_per_s": run.throughput, "p50_ms": run.p50_ms, "p95_ms": run.p95_ms})
-    rows.append({"what": "Triton, an echo in Python, 1 row a request, 256 under way", "texts_per_s": ceiling})
+    rows.append({"what": "Triton, an echo in Python, 1 row a request, 256 in flight", "texts_per_s": ceiling})
     for row in rows:
         print(row, flush=True)
     return rows

@@ -80,7 +80,7 @@ def _by_load(step: dict, ax, what: str = "") -> None:
             ax.annotate(words, (place, row["texts_per_s"]), (0, -13), ha="center", textcoords="offset points",
                         color=color, fontsize=8)  # fmt: skip
         most = max(range(len(rows)), key=lambda place: rows[place]["texts_per_s"])
-        ax.annotate(f"{load:.0f} requests under way", (most, rows[most]["texts_per_s"]), (0, 6),
+        ax.annotate(f"{load:.0f} requests in flight", (most, rows[most]["texts_per_s"]), (0, 6),
                     ha="right" if most == len(rows) - 1 else "center", textcoords="offset points", color=color,
                     fontsize=9)  # fmt: skip
     ax.margins(x=0.12, y=0.15)

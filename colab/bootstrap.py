@@ -8,7 +8,7 @@ ACCEL_SOURCE    where the project comes from: a repository, with @tag or @branch
                 of a .zip, on Drive say; the folder of a checkout. Default: an attached Kaggle dataset that holds the
                 project, else the repository below.
 ACCEL_TENSORRT  "rtx" (the default where there is a GPU), "full" (from NVIDIA's own index, over 1 GB) or "none".
-ACCEL_EXTRAS    in place of the extras below.
+ACCEL_EXTRAS    instead of the extras below.
 """
 
 import importlib

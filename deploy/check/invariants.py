@@ -95,7 +95,7 @@ def every_pod_may_use_what_it_uses(objects: list[Object]) -> Iterator[str]:
 
 
 def triton_admits_the_gateway_alone(objects: list[Object]) -> Iterator[str]:
-    """Whoever reaches Triton's own ports can do what the gateway refuses."""
+    """A client that reaches Triton's own ports can do what the gateway refuses."""
     policies = _of(objects, "NetworkPolicy")
     for owner, labels, pod in _pods(objects):
         if labels["app.kubernetes.io/component"] != "triton" or not policies:

@@ -180,7 +180,7 @@ LATENCY = {
             title="Estimated wait",
             queries={"{{model}}": 'max by (model) (accel_queue_wait_estimate_seconds{model=~"$model"})'},
             unit="s",
-            what="What admission believes a new request would wait. Past the deadline it is turned away.",
+            what="What admission believes a new request would wait. Past the deadline it is rejected.",
         ),
     ),
     "Where the time goes": (
