@@ -29,6 +29,7 @@ from accel_lib.triton.client import ServedModel
 _RESERVE = 0.1  # of the free memory, left to others
 _PROBE = "accel_lib.bench.memory_probe"
 _CONTEXT_BYTES = 512 * 2**20  # a CUDA context and its libraries
+_TIMEOUT_S = 300.0  # for all batch sizes
 _COPY = 1.2  # times what an instance holds now, while another is loaded beside it
 
 
@@ -122,7 +123,6 @@ def fit_memory(
     sizes: Sequence[int] = (8, 16, 32),
     check: int = 64,
     device: str = "auto",
-    timeout_s: float = 300,
 ) -> MemoryFit:
     """Run a few batch sizes, fit what they need, and check the fit on a larger one.
 
@@ -138,7 +138,7 @@ def fit_memory(
     >>> fit_memory(onnx, length=128).model.largest_batch(4 * 2**30)  # doctest: +SKIP
     """
     wanted = [*sorted(sizes), check]
-    measured, words, where = _probe(artifact, length, wanted, device, timeout_s)
+    measured, words, where = _probe(artifact, length, wanted, device)
     if len(measured) < 2 or len(set(sizes)) < 2:
         raise AccelError(
             "A fit needs two sizes that ran.",
@@ -171,7 +171,7 @@ def fit_memory(
 
 
 def _probe(
-    artifact: Artifact, length: int, sizes: Sequence[int], device: str, timeout_s: float
+    artifact: Artifact, length: int, sizes: Sequence[int], device: str
 ) -> tuple[list[tuple[int, int]], str, str]:
     """Batch and bytes at its peak, of each size that ran; last words; the device it became."""
     command = [sys.executable, "-m", _PROBE, str(artifact.folder), device, str(length), *map(str, sizes)]
@@ -179,10 +179,10 @@ def _probe(
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=_TIMEOUT_S, check=False)
         out, words = done.stdout, done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
     except subprocess.TimeoutExpired as late:
-        out, words = (late.stdout or b"").decode(), [f"no end within {timeout_s:g} s"]
+        out, words = (late.stdout or b"").decode(), [f"no end within {_TIMEOUT_S:g} s"]
     lines: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines() if line.endswith("}")]
     where = lines[0]["device"] if lines else "cpu"
     return [(line["batch"], line["peak"]) for line in lines[1:]], words[0], where

@@ -9,14 +9,15 @@ Source: S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
-from accel_lib.engines import Engine, open_engine
+from accel_lib.bench.timing import full_batch
+from accel_lib.engines import open_engine
 from accel_lib.errors import require
 from accel_lib.formatting import listed, number, times
 from accel_lib.measurement import Result, take_turns, to_frame
@@ -84,7 +85,7 @@ def crossover(
     batch_sizes = batch_sizes or (BATCH_SIZES if engine.device == "cpu" else GPU_BATCH_SIZES)
     sizes = [(batch, length) for batch in batch_sizes for length in lengths]
     try:
-        runs = {f"{batch} × {length}": _call(engine, batch, length) for batch, length in sizes}
+        runs = {f"{batch} × {length}": full_batch(engine, batch, length) for batch, length in sizes}
         take_turns(runs, repeats=1)
         taken = take_turns(runs, repeats=_TURNS, seconds=seconds)
     finally:
@@ -106,8 +107,3 @@ def fit(tokens: NDArray[np.float64], ms: NDArray[np.float64]) -> tuple[float, fl
     parts = np.stack([np.ones_like(tokens), tokens], axis=1) / ms[:, None]
     (batch_ms, token_ms), _ = require("scipy.optimize", extra="models").nnls(parts, np.ones_like(ms))
     return float(batch_ms), float(token_ms)
-
-
-def _call(engine: Engine, batch: int, length: int) -> Callable[[], object]:
-    ids = np.random.default_rng(0).integers(1_000, 20_000, (batch, length), dtype=np.int64)
-    return lambda: engine.run(ids, np.ones_like(ids))

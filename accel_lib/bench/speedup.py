@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from accel_lib.artifact import Profile
+from accel_lib.bench.timing import full_batch
 from accel_lib.convert.onnx import to_onnx
 from accel_lib.convert.tensorrt import to_tensorrt
 from accel_lib.engines import Engine, open_engine
@@ -75,8 +75,7 @@ def map_speedup(
     engines, sizes = {"candidate": candidate, "baseline": baseline}, [(b, t) for b in batch_sizes for t in tokens]
     rows: list[dict[str, Any]] = []
     for batch_size, length in sizes:
-        ids = np.random.default_rng(0).integers(1, 100, (batch_size, length), dtype=np.int64)
-        runs = {role: _call(engine, ids) for role, engine in engines.items()}
+        runs = {role: full_batch(engine, batch_size, length) for role, engine in engines.items()}
         take_turns(runs, repeats=2)
         taken = take_turns(runs, repeats=_TURNS, seconds=seconds / len(sizes))
         row: dict[str, Any] = {role: engine.name for role, engine in engines.items()}
@@ -139,7 +138,3 @@ def _candidate(model: Model, max_batch_size: int, max_length: int) -> Engine:
     except (ConversionError, MissingDependencyError) as refusal:
         print(f"no engine for this GPU, CUDA graphs of PyTorch instead: {refusal.cause}")
         return open_engine(model, device="cuda", precision="fp16", cuda_graphs=True)
-
-
-def _call(engine: Engine, ids: NDArray[np.int64]) -> Callable[[], object]:
-    return lambda: engine.run(ids, np.ones_like(ids))

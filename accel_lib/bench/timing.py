@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.bench.candidates import ONE_BY_ONE, Candidate, Strategy
+from accel_lib.engines import Engine
 from accel_lib.measurement import spread, take_turns
 
 _TURNS = 11
@@ -54,6 +55,12 @@ def sample(one: Candidate, texts: Sequence[str], count: int) -> list[str]:
 def affordable(seconds: float, each_s: float, *, most: int, fewest: int = _FEWEST_TEXTS) -> int:
     """How many texts fit into a time."""
     return int(min(max(seconds / each_s, fewest), most))
+
+
+def full_batch(engine: Engine, batch_size: int, tokens: int) -> Callable[[], object]:
+    """A call that runs a batch without padding: as many random texts of one length."""
+    ids = np.random.default_rng(0).integers(1, 100, (batch_size, tokens), dtype=np.int64)
+    return lambda: engine.run(ids, np.ones_like(ids))
 
 
 def _times(

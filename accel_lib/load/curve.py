@@ -90,7 +90,6 @@ def rate_curve(
     shares: Sequence[float] = SHARES,
     connections: int = 8,
     seconds: float = 2.5,
-    seed: int = 0,
 ) -> RateCurve:
     """Measure a closed loop, then open loops at shares of the rate that it reached.
 
@@ -109,7 +108,7 @@ def rate_curve(
     for share in shares:
         progress.tick(f"{share:.0%} of {closed.throughput:,.0f} requests/s")
         rate = share * closed.throughput
-        run = load_test(served, texts, rate=rate, connections=connections, seconds=seconds, warmup_s=0.2, seed=seed)
+        run = load_test(served, texts, rate=rate, connections=connections, seconds=seconds, warmup_s=0.2)
         row: dict[str, Any] = {"share": share} | {str(name): value for name, value in run.summary.iloc[0].items()}
         row["late_ms"] = float((run.frame["ms"] - run.frame["naive_ms"]).mean())
         rows.append(row | {"generator_bound": run.generator_bound})

@@ -18,6 +18,7 @@ from accel_lib.stats import percentile_interval
 from accel_lib.triton.config import ModelConfig
 
 SHARES = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+_FEWEST = 2_000  # requests that a saturated model is simulated with
 _CLIENTS = 4  # full batches that the clients of a saturated model have in flight
 _ALIKE = 1.15  # times as much: still about the same
 
@@ -85,11 +86,11 @@ def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], 
     return SettingsTable(frame=frame)
 
 
-def saturated(service: ServiceTime, config: ModelConfig | None = None, *, requests: int = 2_000) -> float:
+def saturated(service: ServiceTime, config: ModelConfig | None = None) -> float:
     """Texts/s with enough clients that full batches always wait, simulated."""
     config = (config or service.config).replace(max_queue_size=0, queue_timeout_us=0)
     clients = _CLIENTS * max(1, config.max_batch_size) * config.instance_count
-    return simulate(service, config, concurrency=clients, requests=max(requests, 4 * clients)).throughput
+    return simulate(service, config, concurrency=clients, requests=max(_FEWEST, 4 * clients)).throughput
 
 
 def latency_curve(

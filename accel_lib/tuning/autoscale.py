@@ -24,6 +24,7 @@ from accel_lib.tuning.replica import SIGNALS, Replica
 
 SYNC_S = 15  # between two looks of the autoscaler, its default
 BURST_HOUR = 15.0
+_BURST = 1.8  # times the usual load
 MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
 _TOLERANCE = 0.1  # within which it leaves things alone, its default
 _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
@@ -156,16 +157,16 @@ class Policies(Result):
         return next(replay for replay in self.replays if replay.name == name)
 
 
-def daily_load(peak: float, *, burst: float = 1.8, seed: int = 0) -> NDArray[np.float64]:
+def daily_load(peak: float) -> NDArray[np.float64]:
     """Requests/s at every look of a day: an idle night, two humps, noise, and a burst at three o'clock.
 
-    `peak` is that of the evening; `burst` multiplies the load for twenty minutes, from one look to the next.
+    `peak` is that of the evening; the burst multiplies the load for twenty minutes, from one look to the next.
     """
     hours = np.arange(0, 24, SYNC_S / 3600)
     shape = 0.12 + 0.6 * np.exp(-(((hours - 11) / 2.6) ** 2)) + 0.88 * np.exp(-(((hours - 19.5) / 2.4) ** 2))
-    noise = np.random.default_rng(seed).normal(1.0, 0.04, len(hours))
+    noise = np.random.default_rng(0).normal(1.0, 0.04, len(hours))
     during = (hours >= BURST_HOUR) & (hours < BURST_HOUR + 1 / 3)
-    rates: NDArray[np.float64] = peak * shape * np.clip(noise, 0.85, 1.15) * np.where(during, burst, 1.0)
+    rates: NDArray[np.float64] = peak * shape * np.clip(noise, 0.85, 1.15) * np.where(during, _BURST, 1.0)
     return rates
 
 

@@ -184,8 +184,8 @@ def day(chosen: Policies, *names: str) -> Axes:
     return finish(ax, first)
 
 
-def costs(chosen: Policies, unit: str = "USD") -> Axes:
-    """Cost per million requests against the share that came late, one point a policy."""
+def costs(chosen: Policies) -> Axes:
+    """Cost per million requests, USD, against the share that came late, one point a policy."""
     frame = chosen.frame
     ax = canvas(chosen.headline, rows=6)
     late, cost = 100 * frame["late"].to_numpy(), frame["cost_per_million"].to_numpy()
@@ -193,7 +193,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     ax.scatter(late, cost, s=75, color=[BLUE if share <= MOST_LATE else GREY for share in frame["late"]], zorder=2)
     top, right = 1.18 * cost.max(), 1.12 * max(late.max(), 1)
     said = [
-        f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
+        f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'])} late"
         for row in frame.to_dict("records")
     ]
     away = np.where(late > right / 2, -1, 1)  # to the side where there is room
@@ -204,7 +204,7 @@ def costs(chosen: Policies, unit: str = "USD") -> Axes:
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
     ax.set_ylim(0, top)
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
-    ax.set_ylabel(f"{unit} per million requests")
+    ax.set_ylabel("USD per million requests")
     return finish(ax, frame)
 
 
