@@ -96,7 +96,7 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(course_models, "_recipes", lambda: {2: engine})
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
-    monkeypatch.setattr("accel_lib.models.hub.locate", lambda _name: place)
+    monkeypatch.setattr("accel_lib.models.hub.resolve", lambda _name: place)
     return tmp_path / "embedding" / "2" / "artifact"
 
 
@@ -110,7 +110,7 @@ def test_where_tensorrt_refuses_pytorch_serves_and_the_manifest_says_so(gpu_cour
     assert "no TensorRT engine: TensorRT cannot build this graph. no FP16" in said
     held = Artifact.load(gpu_course).manifest
     assert (held.format, held.precision) == ("torch", "fp32")
-    assert "in place of TensorRT engine: TensorRT cannot build this graph." in held.notes
+    assert "instead of TensorRT engine: TensorRT cannot build this graph." in held.notes
     course_models.ensure("embedding")
     assert "converting" not in capsys.readouterr().out
 
