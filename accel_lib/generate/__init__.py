@@ -30,7 +30,7 @@ class Sampling:
     repetition_penalty, presence_penalty, frequency_penalty
         As transformers and OpenAI define them; 1, 0 and 0 change nothing.
     seed
-        The same seed gives the same tokens, alone or in a batch. None takes a new one.
+        The same seed gives the same tokens, alone or in a batch; 0 or more, below 2⁶³. None takes a new one.
     stop_ids
         Token ids that end the text; the model's own end-of-text ids unless `ignore_eos`.
     ignore_eos
@@ -64,7 +64,10 @@ class TokenLogprob:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a step gave one request: its new token ids, and whether and how it ended; or why it failed."""
+    """What a step gave one request: its new token ids, and whether and how it ended; or why it failed.
+
+    With finish ``"stop"`` the last of `token_ids` is the stop id, which belongs to no text; with ``"length"`` all do.
+    """
 
     key: str
     token_ids: tuple[int, ...] = ()
@@ -80,12 +83,31 @@ class Event:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an engine holds: requests at once, tokens in its cache, tokens of a request (prompt and text), token ids."""
+    """What an engine holds, and which fields of `Sampling` it honours.
+
+    Parameters
+    ----------
+    rows
+        Requests that run at once.
+    cache_tokens, block_tokens
+        Tokens in its key-value cache, which is handed out in blocks of that many tokens.
+    context_tokens
+        Prompt and answer of a request together.
+    vocabulary
+        Every token id is smaller.
+    unsupported
+        Fields of `Sampling` that must keep their defaults.
+    top_logprobs
+        Most that `Sampling.logprobs` may be; 0 for the chosen token's alone.
+    """
 
     rows: int
     cache_tokens: int
     context_tokens: int
     vocabulary: int
+    block_tokens: int = 1
+    unsupported: frozenset[str] = frozenset()
+    top_logprobs: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +133,23 @@ class GenerationEngine(Protocol):
     stop_ids: tuple[int, ...]
 
     def add(self, key: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
-        """Take a request; raises `RequestError` for one that it could never finish, and nothing else is disturbed."""
+        """Take a request under a key that no live one has.
+
+        Raises `RequestError` for one that it could never finish (`accel_lib.generate.requests.check_request`), and
+        nothing else is disturbed. More than `Limits` at a time are the caller's fault: put a `Scheduler` above it.
+        """
 
     def cancel(self, key: str) -> None:
-        """End a request, running or waiting; its last event, with finish ``"cancelled"``, comes with the next step."""
+        """End a request; its last event, with finish ``"cancelled"``, comes with the next step.
+
+        A key that is not live, because it ended or never was, is passed over.
+        """
 
     def step(self) -> list[Event]:
-        """One forward pass for the running requests; an empty list where there are none."""
+        """One forward pass for the running requests; an empty list where there are none, or no token is ready.
+
+        Raises `EngineError` when the engine is dead: close it, and open another one.
+        """
 
     def stats(self) -> Stats:
         """Counts since the start, and what runs now."""

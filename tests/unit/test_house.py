@@ -29,7 +29,7 @@ FLOORS = (
         "scores",
     ),
     ("texts", "stats", "measurement"),
-    ("models", "artifact", "atomic"),
+    ("models", "artifact", "atomic", "wheels"),
     ("engines", "generate"),
     ("checkup",),
     ("convert",),
