@@ -20,6 +20,13 @@ FINISH = "finish"  # int32 [1], an index of `FINISHES`
 LOGPROBS = "logprobs"  # float32 [new tokens]; this and the next two only where they were asked for
 TOP_IDS = "top_ids"  # int64 [new tokens, alternatives], -1 where there are fewer
 TOP_LOGPROBS = "top_logprobs"  # float32 [new tokens, alternatives]
+OUTPUTS = (
+    (TOKEN_IDS, "INT64", (-1,)),
+    (FINISH, "INT32", (1,)),
+    (LOGPROBS, "FP32", (-1,)),
+    (TOP_IDS, "INT64", (-1, -1)),
+    (TOP_LOGPROBS, "FP32", (-1, -1)),
+)  # name, Triton's data type, shape
 FINISHES: tuple[Finish | None, ...] = (None, "stop", "length", "cancelled")
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Sampling)}

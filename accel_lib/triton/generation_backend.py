@@ -21,6 +21,7 @@ from accel_lib.generate.loop import EngineLoop, Request
 from accel_lib.triton.backend import load_version, read_tensor, thread_count, write_tensor
 
 _WATCHDOG_S = 60.0
+_ENGINE_SETTINGS = ("rows", "cache_tokens", "max_waiting")
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES = {
     "running": ("vllm:num_requests_running", "Requests in the engine's batch."),
@@ -44,7 +45,7 @@ class TritonPythonModel:
                 fix="write model_transaction_policy { decoupled: true } and max_batch_size: 0",
             )
         options: dict[str, Any] = {"threads": thread_count(config, parameters)}
-        options |= {name: int(parameters[name]) for name in ("rows", "cache_tokens") if name in parameters}
+        options |= {name: int(parameters[name]) for name in _ENGINE_SETTINGS if name in parameters}
         self._keys = itertools.count()
         self._families = _families()  # a gauge is gone with its family
         self._gauges = _gauges(args, self._families)
