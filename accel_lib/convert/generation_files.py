@@ -1,4 +1,4 @@
-"""A causal language model as an artifact that transformers opens: the reference, and what runs where nothing else does."""
+"""A causal language model as an artifact that transformers opens: the reference, and the engine that always exists."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ class Tally:
         }
 
 
-class Shape:
+class Shape(abc.ABC):
     """What both have in common; `head` is id, created and model."""
 
     prefix: ClassVar[str]
@@ -42,9 +43,9 @@ class Shape:
         self._text, self._wants_logprobs = text, wants_logprobs
         self._offsets: dict[int, int] = {}
 
+    @abc.abstractmethod
     def opening(self, choice: int) -> _Json | None:
         """The first chunk of a choice; None where there is none."""
-        raise NotImplementedError
 
     def chunk(self, part: Part) -> _Json:
         """A piece of text."""
@@ -73,14 +74,17 @@ class Shape:
         choice = {"index": part.choice, **content, "logprobs": logprobs, "finish_reason": finish}
         return self._chunk_head | {"choices": [choice]}
 
+    @abc.abstractmethod
     def _content(self, text: str) -> _Json:
-        raise NotImplementedError
+        """A piece of text in a chunk."""
 
+    @abc.abstractmethod
     def _message(self, text: str) -> _Json:
-        raise NotImplementedError
+        """A text in a whole answer."""
 
+    @abc.abstractmethod
     def _logprobs(self, choice: int, rows: Sequence[TokenLogprob]) -> _Json | None:
-        raise NotImplementedError
+        """Those of some tokens; None if nobody asked."""
 
 
 class ChatShape(Shape):
@@ -125,7 +129,7 @@ class CompletionShape(Shape):
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def opening(self, choice: int) -> None:  # noqa: ARG002
+    def opening(self, choice: int) -> None:
         """A text has no role."""
 
     def _content(self, text: str) -> _Json:

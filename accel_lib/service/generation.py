@@ -18,7 +18,7 @@ from fastapi import Request
 
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.generate import Event, Sampling, TokenLogprob
-from accel_lib.models.generation_text import GenerationText
+from accel_lib.models.generation_text import AnswerText, GenerationText
 from accel_lib.service.abtest.routing import Route
 from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.errors import Problem
@@ -88,7 +88,7 @@ class Generation:
                     if choice not in open_choices:
                         continue
                     watch.tokens(choice, len(event.token_ids))
-                    part = _part(choice, event, answers[choice].push, lambda c=choice: answers[c].stopped)
+                    part = _part(choice, event, answers[choice])
                     if part.finish:
                         watch.finished(part.finish)
                         open_choices.remove(choice)
@@ -100,12 +100,12 @@ class Generation:
             own.metrics.exposures.labels(self.route.experiment, self.route.version).inc()
 
 
-def _part(choice: int, event: Event, push: Callable[..., str], stopped: Callable[[], bool]) -> Part:
+def _part(choice: int, event: Event, answer: AnswerText) -> Part:
     ids, logprobs = event.token_ids, event.logprobs
     if event.finish == "stop":  # its last token is the one that ends the text
         ids, logprobs = ids[:-1], logprobs[: max(0, len(ids) - 1)]
-    text = push(ids, last=event.ended)
-    finish = "stop" if stopped() else event.finish
+    text = answer.push(ids, last=event.ended)
+    finish = "stop" if answer.stopped else event.finish
     return Part(choice=choice, text=text, tokens=len(event.token_ids), logprobs=logprobs, finish=finish)
 
 
@@ -115,6 +115,7 @@ class _Watch:
     def __init__(self, asked: Generation) -> None:
         self._asked, self._services = asked, asked.services
         self._metrics = asked.services.metrics.generation.of(asked.served.name)
+        self._deaths = self._services.supervisor.deaths[asked.served.name]
         self._left_s = self._between_s = asked.context.deadline.left_s
         self._began = self._at = time.perf_counter()
         self._first: float | None = None
@@ -142,6 +143,8 @@ class _Watch:
         limits = self._services.limits
         if limits.draining and limits.drained_for_s >= self._services.settings.drain_s:
             raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_RETRY_S)
+        if self._services.supervisor.deaths[self._asked.served.name] != self._deaths:
+            raise engine_failed()
         if time.perf_counter() >= until:
             what = "first token" if self._first is None else "next token"
             raise Problem(504, f"The deadline passed before the {what} was there.", code="deadline_exceeded")
@@ -185,7 +188,6 @@ class _Watch:
             context.stages_s |= {"first_token": self._first - self._began, "generation": now - self._first}
         if kind is None:
             metrics.duration.observe(now - self._began + asked.tokenize_s)
-
 
 
 class _Call:
@@ -242,13 +244,18 @@ def problem_of(name: str, message: str) -> Problem:
     if "queue is full" in message:
         return Problem(429, "The model's queue is full.", code="queue_full", retry_after_s=_RETRY_S)
     if re.search(r"engine failed|more than [\d.]+ s for a step|being unloaded", message):
-        text = "The model's engine failed and is being started again; send the request again."
-        return Problem(503, text, code="engine_failed", retry_after_s=_RETRY_S)
+        return engine_failed()
     error = request_error(name, message)
     if "\n  fix:" in message:
         text = " ".join(filter(None, (error.cause, error.seen and f"Seen: {error.seen}.", f"Fix: {error.fix}.")))
         return Problem(400, text, code="invalid_value")
     return refusal(grpc.StatusCode.UNKNOWN, message)
+
+
+def engine_failed() -> Problem:
+    """The problem for a request whose engine died."""
+    text = "The model's engine failed and is being started again; send the request again."
+    return Problem(503, text, code="engine_failed", retry_after_s=_RETRY_S)
 
 
 async def begin(

@@ -41,9 +41,7 @@ class GenerationMetrics:
         self._between = histogram("inter_token_latency_seconds", "Between tokens of one text.", _BETWEEN_TOKENS_S)
         self._duration = histogram("e2e_request_latency_seconds", "Until the last token.", _DURATION_S)
         self._running = Gauge("vllm:num_requests_running", "Requests that receive tokens.", label, registry=registry)
-        self._waiting = Gauge(
-            "vllm:num_requests_waiting", "Requests without a first token.", label, registry=registry
-        )
+        self._waiting = Gauge("vllm:num_requests_waiting", "Requests without a first token.", label, registry=registry)
         self._prompt = Counter("vllm:prompt_tokens", "Tokens of prompts.", label, registry=registry)
         self._generated = Counter("vllm:generation_tokens", "Tokens generated.", label, registry=registry)
         self._success = Counter(

@@ -93,7 +93,6 @@ class Quota:
         self._levels[principal] = (level - tokens, now)
         return 0.0
 
-
     def spend(self, principal: str, tokens: int) -> None:
         """Take tokens, also more than there are."""
         if self.try_acquire(principal, 0) == 0 and self.tokens_per_minute:

@@ -23,7 +23,9 @@ def generate(served: ServedModel, prompt: Prompt, *, stop: Sequence[str], option
     folder = served.artifact_folder
     manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     if manifest.task != "generation":
-        raise RequestError(f"{served.name} does not generate.", seen=f"a model for {manifest.task}", fix=".encode(texts)")
+        raise RequestError(
+            f"{served.name} does not generate.", seen=f"a model for {manifest.task}", fix=".encode(texts)"
+        )
     text = GenerationText(folder, manifest)
     ids = text.text_ids(prompt) if isinstance(prompt, str) else text.chat_ids(prompt)
     sampling = _sampling(options, text.context_tokens - len(ids))
