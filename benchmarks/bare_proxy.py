@@ -21,7 +21,7 @@ class BareProxy:
     def __init__(self, address):
         self._address, self._call = address, None
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, _, receive, send):
         """Handle one request."""
         if self._call is None:
             self._call = grpc.aio.insecure_channel(self._address).unary_unary(_METHOD)
@@ -37,6 +37,7 @@ class BareProxy:
 def main():
     """Listen on a free port, print the address, and serve until terminated."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         config = uvicorn.Config(BareProxy(sys.argv[1]), http="httptools", lifespan="off", log_level="error")
         uvicorn.Server(config).run(sockets=[listening])

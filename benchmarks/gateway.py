@@ -39,6 +39,9 @@ def main():
     """Measure all shapes, and print a table for each and a verdict."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(accel.serve(accel.ensure("embedding"), models=["embedding"]))
+        served = server.model("embedding", version=VERSION)
+        stack.enter_context(served.own_config())
+        served.configure(instance_count=len(os.sched_getaffinity(0)))
         url, key, gateway = stack.enter_context(started_gateway(server))
         proxy_url, proxy = stack.enter_context(started_proxy(server.grpc_url))
         processes = {"Triton": server.pid, "gateway": gateway, "proxy": proxy}
