@@ -20,13 +20,16 @@ from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
-Format = Literal["onnx", "tensorrt", "torch"]
-Task = Literal["embedding", "classification"]
+Format = Literal["onnx", "openvino", "tensorrt", "torch"]
+Task = Literal["embedding", "classification", "generation"]
 
-MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "tensorrt": "model.plan", "torch": "model.pt2"}
+MODEL_FILES: dict[Format, str] = {
+    "onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan", "torch": "model.pt2"
+}  # fmt: skip
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
+OPENVINO_FILES = (MODEL_FILES["openvino"], "model.bin")  # the graph, and its weights
 _SCHEMA = 1
 
 
@@ -50,13 +53,14 @@ class Manifest:
     source
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
-        ``"embedding"`` (one unit vector a text) or ``"classification"`` (one row of logits a text).
+        ``"embedding"`` (one unit vector a text), ``"classification"`` (one row of logits a text) or ``"generation"``
+        (logits of the next token, with a cache inside).
     format, precision
         What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension
         Name and width of the single output, shape ``[batch, dimension]``, float32.
     max_length
-        Longest sequence in tokens, special tokens included.
+        Longest sequence in tokens, special tokens included; of a language model its context, prompt and answer.
     labels
         Class names in the order of the logits; empty for embeddings.
     inputs
@@ -68,6 +72,11 @@ class Manifest:
         Whether a classifier takes two texts at once. A file that does not say so was converted without segment ids.
     prompts, default_prompt
         Named text prefixes of the model, and the one used when none is asked for.
+    stop_ids
+        Of a language model: the token ids that end a text.
+    chat_template, special_tokens
+        Of a language model that chats: the Jinja source that renders messages, and what it may name, such as
+        ``{"bos_token": "<s>"}``.
     packed
         Whether the graph computes on real tokens only; it takes and gives the same tensors as any other.
     weight_bits
@@ -107,6 +116,9 @@ class Manifest:
     pairs: bool = True
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
+    stop_ids: tuple[int, ...] = ()
+    chat_template: str = ""
+    special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
     packed: bool = False
     weight_bits: int = 0
     target: str = "any"
@@ -138,6 +150,7 @@ class Manifest:
             data["profiles"] = tuple(Profile(**{k: tuple(v) for k, v in p.items()}) for p in data["profiles"])
             data["labels"] = tuple(data["labels"])
             data["notes"] = tuple(data["notes"])
+            data["stop_ids"] = tuple(data.get("stop_ids", ()))
             data["inputs"] = tuple(data.get("inputs", IDS_AND_MASK))
             data.setdefault("activation", "sigmoid" if len(data["labels"]) == 1 else "softmax")
             data.setdefault("pairs", False)
@@ -196,7 +209,8 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Size of the model file, with its weights where they lie beside it."""
-        names = ONNX_FILES if self.manifest.format == "onnx" else (self.path.name,)
+        beside = {"onnx": ONNX_FILES, "openvino": OPENVINO_FILES}
+        names = beside.get(self.manifest.format, (self.path.name,))
         return sum(file.stat().st_size for name in names if (file := self.folder / name).is_file())
 
     @property
