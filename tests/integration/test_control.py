@@ -61,7 +61,7 @@ def test_without_a_controller_the_setting_stays(tiny):
     assert not run.frame["met"].any()
 
 
-def test_a_request_that_is_not_let_in_is_a_miss_and_not_a_loss(tiny):
+def test_a_request_that_is_not_admitted_is_a_miss_and_not_a_loss(tiny):
     gate = Admission(limit=1)
     run = run_load(tiny, TEXTS, arrivals=[0.0] * 50, p95_ms=10_000, window_s=1, control=False, gate=gate)
     assert 0 < run.frame["shed"].iloc[0] < 1
@@ -71,7 +71,7 @@ def test_a_request_that_is_not_let_in_is_a_miss_and_not_a_loss(tiny):
     assert "were not admitted" in run.headline
 
 
-def test_a_request_that_finds_no_place_waits_for_one_within_its_timeout(tiny):
+def test_a_request_waits_for_admission_within_its_timeout(tiny):
     gate = Admission(limit=1, timeout_ms=60_000)
     run = run_load(tiny, TEXTS, arrivals=[0.0] * 50, p95_ms=60_000, window_s=1, control=False, gate=gate)
     assert run.frame["shed"].tolist() == [0.0]

@@ -189,7 +189,7 @@ def test_goodput_counts_what_came_in_time(run):
     assert run.goodput(1e-6) == 0
 
 
-def test_requests_of_several_texts_count_as_so_many_sentences(tiny):
+def test_requests_of_several_texts_count_as_that_many_texts(tiny):
     tiny.wait_for_stable_statistics()
     wide = accel_lib.load_test(tiny, TEXTS, rows=4, concurrency=2, seconds=0.5, warmup_s=0.1)
     assert set(wide.frame["rows"]) == {4}
