@@ -20,11 +20,12 @@ from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
-Format = Literal["onnx", "tensorrt", "torch", "transformers"]
+Format = Literal["onnx", "openvino", "tensorrt", "torch", "transformers"]
 Task = Literal["embedding", "classification", "generation"]
 
 MODEL_FILES: dict[Format, str] = {
     "onnx": "model.onnx",
+    "openvino": "model.xml",
     "tensorrt": "model.plan",
     "torch": "model.pt2",
     "transformers": "model.safetensors",
@@ -32,6 +33,7 @@ MODEL_FILES: dict[Format, str] = {
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
+OPENVINO_FILES = (MODEL_FILES["openvino"], "model.bin")  # the graph, and its weights
 _SCHEMA = 1
 
 
@@ -56,14 +58,13 @@ class Manifest:
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
         ``"embedding"`` (one unit vector a text), ``"classification"`` (one row of logits a text) or ``"generation"``
-        (token ids that continue a prompt).
+        (logits of the next token, with a cache inside).
     format, precision
         What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension
-        Name and width of the single output, shape ``[batch, dimension]``, float32; of a model that generates, its
-        token ids, and how many there are.
+        Name and width of the single output, shape ``[batch, dimension]``, float32.
     max_length
-        Longest sequence in tokens, special tokens included; of a model that generates, prompt and answer together.
+        Longest sequence in tokens, special tokens included; of a language model its context, prompt and answer.
     labels
         Class names in the order of the logits; empty for embeddings.
     inputs
@@ -75,15 +76,16 @@ class Manifest:
         Whether a classifier takes two texts at once. A file that does not say so was converted without segment ids.
     prompts, default_prompt
         Named text prefixes of the model, and the one used when none is asked for.
+    stop_ids
+        Of a language model: the token ids that end a text.
+    chat_template, special_tokens
+        Of a language model that chats: the Jinja source that renders messages, and what it may name, such as
+        ``{"bos_token": "<s>"}``.
     packed
         Whether the graph computes on real tokens only; it takes and gives the same tensors as any other.
     weight_bits
         For INT8 on a CPU: 8 bits for processors with VNNI or the like, 7 for those whose sums of two products would
         overflow; 0 for every other precision.
-    stop_ids
-        Token ids with which a generated text ends.
-    chat_template, special_tokens
-        Jinja template that makes a prompt of messages, empty where there is none, and the tokens it may name.
     target
         ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
     profiles
@@ -118,11 +120,11 @@ class Manifest:
     pairs: bool = True
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
-    packed: bool = False
-    weight_bits: int = 0
     stop_ids: tuple[int, ...] = ()
     chat_template: str = ""
     special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
+    packed: bool = False
+    weight_bits: int = 0
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -211,7 +213,8 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Size of the model file, with its weights where they lie beside it."""
-        names = ONNX_FILES if self.manifest.format == "onnx" else (self.path.name,)
+        beside = {"onnx": ONNX_FILES, "openvino": OPENVINO_FILES}
+        names = beside.get(self.manifest.format, (self.path.name,))
         return sum(file.stat().st_size for name in names if (file := self.folder / name).is_file())
 
     @property

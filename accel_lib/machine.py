@@ -36,6 +36,7 @@ DRIVERS = {"13": 580, "12": 525}
 _ISA = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
     "avx_vnni": "AVX-VNNI",
     "avx512_vnni": "AVX-512 VNNI",
     "amx_int8": "AMX",

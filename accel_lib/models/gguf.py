@@ -88,11 +88,8 @@ def _write(draft: Path, weights: dict[str, NDArray[np.float32]], facts: dict[str
     ids = {name: facts[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")}
     tokens = {f"{name}_token": tokenizer.id_to_token(index) for name, index in ids.items()}
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens}
-    settings |= {
-        "pad_token": tokens["eos_token"],
-        "model_max_length": facts["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-    }
+    settings |= {"pad_token": tokens["eos_token"], "clean_up_tokenization_spaces": False}
+    settings["model_max_length"] = facts["llama.context_length"]
     settings["chat_template"] = facts["tokenizer.chat_template"]
     generation = {f"{name}_token_id": index for name, index in ids.items()}
     config = _config(facts, tied="lm_head.weight" not in weights) | generation
