@@ -333,6 +333,19 @@ def test_the_quota_counts_tokens_both_ways(server, tmp_path):
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
 
 
+def test_an_experiment_splits_chats_by_weight_and_sticks_to_a_user(client):
+    plan = {"model": "generation", "weights": {"1": 50, "2": 50}, "sticky": "user"}
+    assert client.put("/v1/experiments/chats", json=plan).status_code == 200
+    try:
+        seen = {user: {chat(client, user=user).headers["x-model-version"] for _ in range(3)} for user in "abcdefgh"}
+        assert all(len(versions) == 1 for versions in seen.values())
+        assert set.union(*seen.values()) == {"1", "2"}
+        shadow = plan | {"weights": {"2": 1}, "shadow": "1"}
+        assert client.put("/v1/experiments/chats", json=shadow).status_code == 409
+    finally:
+        assert client.put("/v1/experiments/chats", json={"action": "rollback"}).status_code == 200
+
+
 def test_metrics_have_vllm_s_names(client):
     chat(client)
     shown = client.get("/metrics").text
