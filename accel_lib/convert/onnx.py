@@ -178,7 +178,7 @@ def _label(precision: str = "fp32", *, packed: bool, form: Format = "onnx", kept
     return "-".join(filter(None, [form, precision, "packed" if packed else "", kept]))
 
 
-def _folder(model: Model, label: str) -> Path:
+def _folder(model: Model | GenerationModel, label: str) -> Path:
     return cache_dir("artifacts", model.name.replace("/", "--"), label)
 
 

@@ -148,10 +148,10 @@ class Decoder(nn.Module):
         self.embedding_scale = config.hidden_size**0.5 if family.scaled_embedding else 1.0
         self.layers = nn.ModuleList(Layer(layer, family, config.hidden_act) for layer in inner.layers)
         self.norm = _norm(inner.norm, family)
-        self.register_buffer("frequencies", inner.rotary_emb.inv_freq.float().clone())
+        self.frequencies = nn.Buffer(inner.rotary_emb.inv_freq.float().clone())
         self.rope_scale = float(inner.rotary_emb.attention_scaling)
         self.key_value_heads = int(config.num_key_value_heads)
-        self.head_size = self.layers[0].attention.head_size
+        self.head_size = int(inner.layers[0].self_attn.head_dim)
 
     def forward(
         self,
@@ -198,12 +198,14 @@ class Decoder(nn.Module):
 def check_family(config: Any, folder: Path) -> None:
     """Refuse by name what `Decoder` does not compute."""
     fix = f"families that convert: {', '.join(sorted(FAMILIES))}; or run it as it is: TransformersEngine(model)"
-    rope = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
+    if config.model_type not in FAMILIES:
+        raise refused(folder, f"a network of the family {config.model_type}", fix=fix)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = str(rope.get("rope_type", "default"))
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    fraction = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1.0)
+    fraction = rope.get("partial_rotary_factor") or 1.0
     what = {
-        f"a network of the family {config.model_type}": config.model_type not in FAMILIES,
-        f"rotary frequencies that change with the length ({rope})": rope in ("dynamic", "longrope"),
+        f"rotary frequencies that change with the length ({kind})": kind in ("dynamic", "longrope"),
         f"a rotary embedding of {fraction:g} of each head": fraction != 1,
         f"attention to a window of {window} tokens": bool(window) and window < config.max_position_embeddings,
         f"the activation {config.hidden_act}": config.hidden_act not in _ACTIVATIONS,

@@ -9,10 +9,11 @@ import torch
 
 from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.errors import EngineError, RequestError
-from accel_lib.generate import Event, Limits, Sampling, Stats
+from accel_lib.generate import Event, GenerationEngine, Limits, Sampling, Stats
 from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.static import StaticBatchEngine
 from accel_lib.generate.transformers import TransformersEngine
 from accel_lib.models import load_model
 from tests.generation import collect, greedy, ids_of, reference, run
@@ -45,11 +46,14 @@ def artifact(model):
     return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
 
 
-@pytest.fixture(scope="module", params=["transformers", "openvino", "openvino without prefixes"])
+@pytest.fixture(scope="module", params=["transformers", "static", "openvino", "openvino without prefixes"])
 def opened(request, model):
     limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
+    engine: GenerationEngine
     if request.param == "transformers":
         engine = TransformersEngine(model, **limits)
+    elif request.param == "static":
+        engine = StaticBatchEngine(model, **limits)
     else:
         artifact = request.getfixturevalue("artifact")
         engine = openvino(artifact, prefix_cache=request.param == "openvino", **limits)
