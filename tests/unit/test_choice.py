@@ -96,7 +96,7 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(course_models, "_recipes", lambda: {2: engine})
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
-    monkeypatch.setattr("accel_lib.models.hub.locate", lambda _name: place)
+    monkeypatch.setattr("accel_lib.models.hub.resolve", lambda _name: place)
     return tmp_path / "embedding" / "2" / "artifact"
 
 
