@@ -373,7 +373,7 @@ def test_a_model_s_process_that_is_killed_ends_its_streams_with_an_error_and_com
     (stub,) = [
         each
         for each in psutil.Process(server.pid).children(recursive=True)
-        if "stub" in each.name() and "generation" in " ".join(each.cmdline())
+        if "stub" in each.name() and "generation/2" in " ".join(each.cmdline())
     ]
     with endless(client) as lines:
         stub.kill()
