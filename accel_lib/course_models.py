@@ -28,6 +28,9 @@ from accel_lib.triton.repository import ARTIFACT_FOLDER, foreign_version, model_
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
+
+    _AnyModel = Model | GenerationModel
 
 _REPOSITORY = "model_repository"
 _ENGINE_VERSION = 3  # of the TensorRT engine that a deployment may ask for
@@ -54,6 +57,14 @@ _TORCH = _Recipe(name="torch fp32", format="torch")
 _HALF = _Recipe(name="torch fp16", format="torch", precision="fp16")
 _PACKED_HALF = _Recipe(name="torch fp16 without padding", format="torch", precision="fp16", packed=True, instead=_HALF)
 _ON_CPU: _Recipes = {1: _ONNX_FP32, 2: _PACKED_INT8}
+_GENERATION: _Recipes = {
+    1: _Recipe(
+        name="OpenVINO int8",
+        format="openvino",
+        precision="int8",
+        instead=_Recipe(name="transformers fp32", format="transformers"),
+    )
+}
 
 
 def ensure(name: str = "embedding") -> Path:
@@ -67,7 +78,9 @@ def ensure(name: str = "embedding") -> Path:
     Parameters
     ----------
     name
-        ``"embedding"`` (the default model) or ``"sentiment"`` (a classifier trained on its frozen vectors).
+        ``"embedding"`` (the default model), ``"sentiment"`` (a classifier trained on its frozen vectors), or
+        ``"generation"`` (SmolLM2-135M-Instruct, a chat model: one version, INT8 weights in OpenVINO; in an environment
+        without OpenVINO the original weights, opened by transformers).
 
     Returns
     -------
@@ -89,9 +102,10 @@ def ensure(name: str = "embedding") -> Path:
         raise AccelError(
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
-    recipes = _recipes()
+    recipes = _GENERATION if name == "generation" else _recipes()
     repository = _build_missing(name, recipes)
-    print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
+    numbers = f"version{'s' if len(recipes) > 1 else ''} {' and '.join(map(str, recipes))}"
+    print(f"{name}: {numbers} {'are' if len(recipes) > 1 else 'is'} in {repository.name}, validated")
     return repository
 
 
@@ -265,7 +279,7 @@ def _torch_has_a_gpu() -> bool:
 
 
 def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
-    from accel_lib.models.hub import DEFAULT, resolve
+    from accel_lib.models.hub import DEFAULT, SMOLLM2, resolve
 
     try:
         artifact = Artifact.load(model / str(version) / ARTIFACT_FOLDER)
@@ -278,7 +292,8 @@ def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
     as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
     for_this_cpu = held.weight_bits == (weight_bits() if held.precision == "int8" else 0)
     fits = (held.recipe == recipe.name or as_made) and for_this_cpu
-    return artifact.validated and fits and held.source.startswith(resolve(DEFAULT).source)
+    origin = resolve(SMOLLM2 if held.task == "generation" else DEFAULT).source
+    return artifact.validated and fits and held.source.startswith(origin)
 
 
 def _embedding() -> tuple[Model, Sequence[str]]:
@@ -299,10 +314,26 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
         return train_classifier(load_model(), texts), load_texts("sentiment-test")
 
 
-_BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
+def _generation() -> tuple[GenerationModel, Sequence[str]]:
+    from accel_lib.models import load_model
+    from accel_lib.models.hub import SMOLLM2
+    from accel_lib.texts import load_texts
+
+    with _step("loading the language model"):
+        model = load_model(SMOLLM2, task="generation")
+        return model, load_texts("mixed", limit=16)
 
 
-def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
+_BUILDERS: dict[str, Callable[[], tuple[_AnyModel, Sequence[str]]]] = {
+    "embedding": _embedding,
+    "sentiment": _sentiment,
+    "generation": _generation,
+}
+
+
+def _build_or_fall_back(
+    model: _AnyModel, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]
+) -> Path:
     """Build a recipe, or the one instead of it if it is refused, which is printed and noted in the manifest."""
     try:
         return _build(model, recipe, texts, put)
@@ -327,6 +358,19 @@ def _to_tensorrt(model: Model, *, precision: str) -> Artifact:
     return to_tensorrt(onnx, lengths=model.lengths(load_texts("mixed")), max_batch_size=64, progress=False)
 
 
+def _build_generation(model: GenerationModel, recipe: _Recipe, texts: Sequence[str]) -> Artifact:
+    from accel_lib.convert.generation import generation_to_openvino
+    from accel_lib.convert.generation_files import generation_to_transformers
+    from accel_lib.convert.validate_generation import validate_generation
+
+    if recipe.format == "transformers":
+        return generation_to_transformers(model, cache_dir("artifacts", "generation-transformers"))
+    artifact = generation_to_openvino(model, precision=recipe.precision, progress=False)
+    if not artifact.validated:
+        validate_generation(artifact, reference=model, texts=texts)
+    return artifact
+
+
 def _convert(model: Model, recipe: _Recipe) -> Artifact:
     from accel_lib.convert.onnx import to_onnx, to_torch
 
@@ -338,10 +382,12 @@ def _convert(model: Model, recipe: _Recipe) -> Artifact:
     return to_onnx(model, precision=recipe.precision, packed=recipe.packed, keep=keep, progress=False)
 
 
-def _build(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
+def _build(model: _AnyModel, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:
     from accel_lib.convert.validate import validate
 
     with _step(f"converting to {recipe.name}, and validating"):
+        if model.task == "generation":
+            return put(_build_generation(model, recipe, texts))
         artifact = _convert(model, recipe)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
@@ -362,6 +408,9 @@ def _build_engine(repository: Path, name: str, target: str) -> None:
     from accel_lib.convert.validate import validate
 
     model, texts = _BUILDERS[name]()
+    if model.task == "generation":
+        fix = f"leave the target out: accel build {name}"
+        raise AccelError("A language model has no TensorRT engine here.", seen=f"{name} for {target}", fix=fix)
     onnx = to_onnx(model, precision="fp16")
     plan = to_tensorrt(onnx, target=target, lengths=model.lengths(texts))
     validate(plan, reference=model, texts=texts)

@@ -50,8 +50,14 @@ class Ragged:
         attention_mask: NDArray[np.int64],
         token_type_ids: NDArray[np.int64] | None = None,
     ) -> Ragged:
-        """The tokens of a padded batch, int64 ``[batch, sequence]`` each, wherever its padding is; copied."""
+        """The tokens of a padded batch, int64 ``[batch, sequence]`` each, wherever its padding is.
+
+        Copied, but for batches without padding, of which views are taken.
+        """
         used = attention_mask != 0
+        if used.all():  # of full rows, which need no selection
+            lengths = np.full(len(used), used.shape[1], dtype=np.int64)
+            return cls(input_ids.reshape(-1), lengths, None if token_type_ids is None else token_type_ids.reshape(-1))
         segments = None if token_type_ids is None else token_type_ids[used]
         return cls(input_ids[used], np.count_nonzero(used, axis=1), segments)
 
@@ -72,6 +78,17 @@ class Ragged:
         starts = (np.cumsum(self.lengths) - self.lengths)[indices]
         tokens = within(lengths) + np.repeat(starts, lengths)
         return Ragged(self.ids[tokens], lengths, None if self.segments is None else self.segments[tokens])
+
+    def cut(self, max_tokens: int) -> list[Ragged]:
+        """The rows in their order, cut where `max_tokens` would be exceeded; a longer row stands alone."""
+        parts, ends, start = [], np.concatenate([[0], np.cumsum(self.lengths)]), 0
+        while start < len(self):
+            end = max(start + 1, int(np.searchsorted(ends, ends[start] + max_tokens, side="right")) - 1)
+            tokens = slice(ends[start], ends[end])
+            segments = None if self.segments is None else self.segments[tokens]
+            parts.append(Ragged(self.ids[tokens], self.lengths[start:end], segments))
+            start = end
+        return parts
 
     def padded(self, pad_id: int) -> tuple[NDArray[np.int64], ...]:
         """One batch, filled on the right.
@@ -105,7 +122,7 @@ def by_name(names: Sequence[str], arrays: Sequence[NDArray[np.int64] | None]) ->
         and that are not given are zeros. Whatever else it takes is missing, as the model will say.
     """
     held = {name: array for name, array in zip((*IDS_AND_MASK, SEGMENTS), arrays, strict=False) if array is not None}
-    if SEGMENTS not in held:
+    if SEGMENTS in names and SEGMENTS not in held:
         held[SEGMENTS] = np.zeros_like(held["input_ids"])
     return {name: held[name] for name in names if name in held}
 

@@ -1,4 +1,4 @@
-"""One figure of a GPU run: engines, instances, delay and batch size, with the card and the date as its caption."""
+"""Figures of GPU runs, with the card and the date as their caption: what `gpu_check` kept, and what `gpu` kept."""
 
 import textwrap
 from pathlib import Path
@@ -35,6 +35,36 @@ def draw(kept: dict, path: Path) -> None:
     note = f" · {kept['note']}" if kept["note"] else ""
     figure.suptitle(f"all-MiniLM-L6-v2 on {kept['card']}, {kept['date']}", x=0.01, ha="left", fontweight="bold")
     figure.supxlabel(f"measured on {kept['machine']}{note}", x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_speed(kept: dict, path: Path) -> None:
+    """Draw what `gpu` kept: one short text, and the share of the matrix rate in full batches, by engine and model."""
+    rows, facts = kept["engines"], kept["facts"]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    names = list(dict.fromkeys(row["engine"] for row in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    panels = (
+        ("1x16_ms", "1 × 16 tokens, ms", "{:.2f}", 1),
+        ("256x128_of_matrix_rate", "256 × 128 tokens, % of the matrix rate", "{:.0f}%", 100),
+    )
+    tall = 0.8 / len(models)
+    for ax, (column, what, words, scale) in zip(axes, panels, strict=True):
+        for place, model in enumerate(models):
+            mine = {row["engine"]: scale * row[column] for row in rows if row["model"] == model}
+            at = [names.index(name) + (place - (len(models) - 1) / 2) * tall for name in mine]
+            bars = ax.barh(at, mine.values(), tall, color=COLORS[place], label=model)
+            ax.bar_label(bars, [words.format(value) for value in mine.values()], fontsize=8, padding=2)
+        ax.set_yticks(range(len(names)), names)
+        ax.margins(x=0.15)
+        ax.set_title(what, loc="left", fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    axes[1].legend(frameon=False, fontsize=8)
+    rate = f"{facts['matrix_tflops']:.0f} TFLOP/s in products of 8,192"
+    title = f"Encoders with random weights in FP16 on {facts['card']}, {facts['date']}: {rate}"
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

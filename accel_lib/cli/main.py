@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib.cli import tune
+from accel_lib.cli import chat, tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def serve(
 
 @app.command()
 def build(
-    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment.")],
+    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment, generation.")],
     target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
     wait: Annotated[int | None, typer.Option(help="Build nothing; wait this many seconds for another process.")] = None,
 ) -> None:
@@ -239,6 +239,7 @@ def ui(
     run_ui(gateway, host=host, port=port)
 
 
+app.command()(chat.chat)
 app.command()(tune.sweep)
 app.command()(tune.control)
 app.command()(tune.cores)

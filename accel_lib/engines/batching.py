@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from accel_lib.engines.oom import out_of_memory, remember_safe_tokens, safe_tokens
 from accel_lib.errors import EngineError
-from accel_lib.ragged import IDS_AND_MASK, SEGMENTS, Ragged, by_name
+from accel_lib.ragged import SEGMENTS, Ragged
 
 if TYPE_CHECKING:
     from accel_lib.engines import Engine
@@ -119,7 +119,8 @@ def check_batch(
     EngineError
         With the shapes and types that were seen.
     """
-    given = by_name((*IDS_AND_MASK, SEGMENTS), (input_ids, attention_mask, token_type_ids))
+    given = {"input_ids": input_ids, "attention_mask": attention_mask}
+    given |= {} if token_type_ids is None else {SEGMENTS: token_type_ids}
     shape = input_ids.shape
     fits = len(shape) == 2 and 0 < shape[1] <= max_length
     if not fits or any(array.shape != shape or array.dtype != np.int64 for array in given.values()):

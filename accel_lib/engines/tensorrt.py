@@ -1,9 +1,9 @@
-"""TensorRT behind the engine protocol: own stream, pinned buffers, one context a profile, optional CUDA graphs."""
+"""TensorRT behind the engine protocol: own stream, pinned buffers, optional CUDA graphs, one device buffer for all."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,21 @@ class TensorRTEngine:
         ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
     cuda_graphs
         Capture the work of each (batch, sequence) shape once and replay it: fewer launches, for small batches. The
-        16 shapes used last are kept, each with an execution context of its own.
+        16 shapes used last are kept, each with an execution context of its own, as a graph is bound to one.
+
+    Notes
+    -----
+    Execution contexts run in turn, so all of them compute in one device buffer, as large as the largest profile needs;
+    by itself each would hold that much.
+    Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html (CUDA graphs), and
+    ``ExecutionContextAllocationStrategy.USER_MANAGED``, in TensorRT from 10.1 on and in TensorRT-RTX
+
+    Raises
+    ------
+    EngineError
+        There is no GPU, or its free memory does not hold the buffers; the message has the numbers.
+    ArtifactError
+        The engine was built by another version or for another GPU.
     """
 
     def __init__(self, artifact: Artifact, *, device: str = "auto", cuda_graphs: bool = False) -> None:
@@ -54,10 +68,18 @@ class TensorRTEngine:
             self._stream = torch.cuda.Stream()
             self._runtime = self._library.module.Runtime(self._library.logger)
             self._engine = _deserialize(self._library, self._runtime, artifact)
-            self._contexts = [self._context(number) for number in range(len(self._profiles))]
             tokens = max(profile.max[0] * profile.max[1] for profile in self._profiles)
             shapes = dict.fromkeys(self._inputs, (tokens, torch.int64))
             shapes[self._output_name] = (self.max_batch_size * self.dimension, torch.float32)
+            activations = int(self._engine.device_memory_size_v2)
+            torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
+            check_memory(
+                {"activations": activations, "inputs": 8 * tokens * len(self._inputs),
+                 "outputs": 4 * self.max_batch_size * self.dimension},
+                free=torch.cuda.mem_get_info()[0],
+            )  # fmt: skip
+            self._memory = torch.empty(activations, dtype=torch.uint8, device="cuda")
+            self._contexts = [self._context(number) for number in range(len(self._profiles))]
             self._pinned = {n: torch.empty(size, dtype=kind).pin_memory() for n, (size, kind) in shapes.items()}
             self._buffers = {n: torch.empty(size, dtype=kind, device="cuda") for n, (size, kind) in shapes.items()}
 
@@ -96,18 +118,20 @@ class TensorRTEngine:
         """Free contexts, engine and buffers, in the order TensorRT wants."""
         self._graph = None
         self._contexts.clear()
-        self._buffers, self._pinned = {}, {}
+        self._buffers, self._pinned, self._memory = {}, {}, None
         self._engine = None
         self._runtime = None
 
     def _context(self, profile: int) -> Any:
-        context = self._engine.create_execution_context()
+        ours = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(ours)
         if context is None or not context.set_optimization_profile_async(profile, self._stream.cuda_stream):
             raise EngineError(
                 "TensorRT made no execution context.",
                 seen=self._library.complaint(),
                 fix="free GPU memory, or build with a smaller max_batch_size",
             )
+        context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         return context
 
     def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
@@ -176,6 +200,30 @@ def _deserialize(library: Library, runtime: Any, artifact: Artifact) -> Any:
         reason = validity(plan)[0] if validity else library.complaint()
         raise ArtifactError("TensorRT does not accept the engine.", seen=reason, fix=_REBUILD)
     return engine
+
+
+def check_memory(needed: Mapping[str, int], *, free: int) -> None:
+    """Refuse buffers that a GPU does not hold, before anything is allocated.
+
+    Parameters
+    ----------
+    needed
+        Bytes of each kind of buffer.
+    free
+        Bytes that are free on the GPU.
+
+    Raises
+    ------
+    EngineError
+        With each number.
+    """
+    if sum(needed.values()) > free:
+        each = " + ".join(f"{size / 1e6:,.1f} MB of {name}" for name, size in needed.items())
+        raise EngineError(
+            "The GPU is out of memory for this engine.",
+            seen=f"{each}; {free / 1e6:,.1f} MB are free",
+            fix="free GPU memory, or build a smaller one: accel.to_tensorrt(artifact, max_batch_size=8)",
+        )
 
 
 def profile_for(profiles: Sequence[Profile], shape: tuple[int, int]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
-from accel_lib.engines.batching import check_batch, plan_batches
-from accel_lib.engines.cuda_graphs import Graphs, bucket, supported
+from accel_lib.engines.batching import check_batch
+from accel_lib.engines.cuda_graphs import WARM_UPS, GraphCache, Graphs, supported
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import cores
 from accel_lib.ragged import SEGMENTS, Ragged, by_name
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from accel_lib.models import Model
 
 _GRAPHS = 16
-_GRAPH_TOKENS = 32_768  # of one captured batch: 256 texts of 128
+_GRAPH_TOKENS = 32_768  # of one captured batch: 256 texts of 128, whose kernels took 8% longer in four parts (H200)
 
 
 class TorchEngine:
@@ -45,13 +44,18 @@ class TorchEngine:
         own CUDA kernels for softmax and LayerNorm accumulate in FP32. An artifact has its own.
     cuda_graphs
         On a GPU, capture the kernels of each (batch, sequence) shape once and replay them: fewer launches, for small
-        batches. The 16 shapes used last are kept.
+        batches. The 16 shapes used last are kept, in the memory that the largest one needs.
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     packed
         For a `Model`: compute real tokens only, texts behind each other. On a GPU (compute capability 8.0 and up, in
         fp16) always with CUDA graphs, of few sizes: see `accel_lib.engines.cuda_graphs`. An artifact has its own.
     compiled
-        Let ``torch.compile`` generate the kernels, once for all sizes: some minutes on first use, for long runs.
+        Let ``torch.compile`` generate the kernels, once for all sizes: half a minute on first use, for long runs.
+
+    Notes
+    -----
+    Packed on a GPU, layers of BERT's kind compute GELU by its tanh form, inside the product before it: see
+    `accel_lib.models.fusion`.
     """
 
     def __init__(
@@ -92,12 +96,19 @@ class TorchEngine:
         self._module = _module(candidate, self.device, packed=self.packed)
         if precision == "fp16" and not held:
             halve(self._module)
+        if self.packed and self.device != "cpu":
+            self._module = _from_offsets(self._module)
         if compiled:
             self._module = torch.compile(self._module, dynamic=True)
         # What takes a batch that never was padded; see `accel_lib.engines.batching.run_batches`.
         self.run_ragged: Callable[[Ragged], NDArray[np.float32]] | None = self._run_packed if self.packed else None
-        self._graphs = Graphs(self._module, self.device) if self.packed and self.device != "cpu" else None
-        self._graph: Any = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
+        self._graphs = None
+        if self.packed and self.device != "cpu":
+            self._graphs = Graphs(self._module, self.device, segments=SEGMENTS in self._inputs)
+        self._graph = None
+        if cuda_graphs:
+            self._graph = GraphCache(self._capture, new_pool=torch.cuda.graph_pool_handle, most=_GRAPHS)
+            self._stream = torch.cuda.Stream(self.device)  # one for all: cuBLAS keeps 32 MB for each stream it saw
 
     def run(
         self,
@@ -130,46 +141,42 @@ class TorchEngine:
 
         from accel_lib.models.varlen import flatten
 
-        flat = functools.partial(flatten, segments=SEGMENTS in self._inputs)
         if self._graphs is None:
+            batch = map(torch.from_numpy, flatten(rows, texts=2, segments=SEGMENTS in self._inputs))
             with _refusals(), torch.inference_mode():
-                answer: NDArray[np.float32] = self._module(*map(torch.from_numpy, flat(rows, texts=2))).numpy()
+                answer: NDArray[np.float32] = self._module(*batch).numpy()
             return answer[: len(rows)]
-        cut = plan_batches(rows.lengths, max_batch_tokens=_GRAPH_TOKENS, sort=False, packed=True)
-        parts = [rows] if len(cut) == 1 else [rows.take(part) for part in cut]
-        batches = []
-        for part in parts:
-            tokens, texts = bucket(len(part.ids), len(part))
-            batches.append(flat(part, tokens=tokens, texts=texts))
         with _refusals():
-            answers = self._graphs.run(batches)
-        return np.concatenate([answer[: len(part)] for part, answer in zip(parts, answers, strict=True)])
+            answers = self._graphs.run(rows.cut(_GRAPH_TOKENS))
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
     def _forward(self, *tensors: torch.Tensor) -> torch.Tensor:
         if self._graph is None:
             output: torch.Tensor = self._module(*(tensor.to(self.device) for tensor in tensors))
             return output
-        graph, inputs, result = self._graph(tensors[0].shape)
+        shape = tensors[0].shape
+        graph, inputs, result = self._graph(tuple(shape), tokens=shape.numel())
         for buffer, tensor in zip(inputs, tensors, strict=True):
             buffer.copy_(tensor)
         graph.replay()
         captured: torch.Tensor = result
         return captured
 
-    def _capture(self, shape: tuple[int, int]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
+    def _capture(
+        self, shape: tuple[int, ...], pool: Any
+    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor], torch.Tensor]:
         """A graph for one shape, the buffers it reads and the one it writes."""
         import torch
 
         with torch.cuda.device(self.device):
             inputs = [torch.ones(shape, dtype=torch.int64, device=self.device) for _ in self._inputs]
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):  # libraries pick kernels and allocate on first calls, which a graph must not hold
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
                     self._module(*inputs)
-            torch.cuda.current_stream().wait_stream(side)
+            self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream):
                 result = self._module(*inputs)
         return graph, inputs, result
 
@@ -209,6 +216,12 @@ def _check_kernels(device: str, precision: str) -> None:
             seen=f"precision {precision} on {device}, which needs compute capability 8.0 or more",
             fix='precision="fp16"; on a T4: open_engine(model, device="cuda", precision="fp16", cuda_graphs=True)',
         )
+
+
+def _from_offsets(module: Any) -> Any:
+    from accel_lib.models.varlen import FromOffsets
+
+    return FromOffsets(module)
 
 
 def _module(candidate: Model | Artifact, device: str, *, packed: bool) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_lib.models.attention import EVERYTHING, Window, base_of, check_same, learn_windows, use_attention
+from accel_lib.models.fusion import FUSED
 
 _ATTENTION = "accel_packed"
 _MASKED = -1e4  # added to the logits of what must not be seen; its exponential is 0 in FP32 and in FP16
@@ -203,5 +204,7 @@ def packed_attention(
     Registered as one of transformers' attention functions, hence its arguments and its answer, ``[1, tokens, heads,
     width]`` and no weights.
     """
+    if getattr(module, FUSED, False):
+        query, key, value = query.chunk(3, dim=1)
     window: Any = module.accel_window
     return packing.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling, window), None

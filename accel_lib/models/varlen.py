@@ -7,9 +7,7 @@ Sizes are the number of tokens and the number of texts, so a few graphs serve ev
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
-import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from accel_lib.errors import EngineError
 from accel_lib.models.attention import CLOSE, EVERYTHING, Window, base_of, check_same, difference, refused
+from accel_lib.models.fusion import fuse_gelu, fuse_projections
 from accel_lib.models.modules import Classifier, Encoder, Head
 from accel_lib.models.packed import Pooler, first_position, with_packed_attention
 from accel_lib.ragged import Ragged, within
@@ -65,6 +63,8 @@ class VarlenEncoder(nn.Module):
         self.pooling, self.after, self.segments, self.longest = tuple(pooling), after, segments, longest
         self.first_position = first_position(transformer)
         self.transformer = with_packed_attention(transformer, longest=longest)
+        fuse_projections(self.transformer)
+        fuse_gelu(self.transformer)
 
     def forward(
         self, ids: Tensor, positions: Tensor, texts: Tensor, offsets: Tensor, token_type_ids: Tensor | None = None
@@ -84,6 +84,23 @@ class VarlenEncoder(nn.Module):
         ).last_hidden_state.float()[0]
         pooled = [pool_varlen(tokens, positions, texts, offsets, mode) for mode in self.pooling]
         vectors: Tensor = self.after(pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=-1))
+        return vectors
+
+
+class FromOffsets(nn.Module):
+    """A `VarlenEncoder` that is told only where texts begin: positions and text numbers are computed on its device."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, ids: Tensor, offsets: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Token ids int64 ``[tokens]`` and offsets int64 ``[texts + 1]`` to ``[texts, dimension]``."""
+        places = torch.arange(ids.shape[0], device=ids.device)
+        texts = torch.searchsorted(offsets, places, right=True) - 1
+        positions = (places - offsets[texts]) * (texts < offsets.shape[0] - 1)  # 0 behind the last text
+        segments = () if token_type_ids is None else (token_type_ids,)
+        vectors: Tensor = self.module(ids, positions, texts, offsets, *segments)
         return vectors
 
 
@@ -244,16 +261,10 @@ def _(
 def _flash_attention(
     query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scaling: float, window: Window
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    own = query.shape[-1] ** -0.5  # the scale that the kernel takes by itself
-    scaled = query if math.isclose(scaling, own) else query * (scaling / own)
-    limits: dict[str, Any] = {} if window == EVERYTHING else {"window_size": window}
-    if limits and "window_size" not in inspect.signature(varlen_attn).parameters:
-        raise EngineError(
-            "FlashAttention of this PyTorch has no windows, which this network's attention has.",
-            seen=f"torch {torch.__version__}, a window of {max(window)} tokens",
-            fix="torch 2.11 or newer, or leave out packed=True",
-        )
+    """What `torch.nn.attention.varlen.varlen_attn` calls, without the random state that it fills in every layer."""
     ends = offsets.to(torch.int32)
-    return cast("Tensor", varlen_attn(scaled, key, value, ends, ends, longest, longest, **limits)).contiguous()
+    mixed: Tensor = torch.ops.aten._flash_attention_forward(
+        query, key, value, ends, ends, longest, longest, 0.0, False, False,  # no dropout, causal only by its window
+        scale=scaling, window_size_left=window[0], window_size_right=window[1],
+    )[0]  # fmt: skip
+    return mixed

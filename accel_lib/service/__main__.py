@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from accel_lib.service.app import create_app
+from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.connection import MOST_CONNECTIONS, Connection
 from accel_lib.service.server import GatewayServer, bind
 from accel_lib.service.services import Services
@@ -54,7 +56,6 @@ def _welcome(app: FastAPI, url: str, metrics_url: str) -> str:
     else:
         key = keys.create("first", ["admin"])
         shown = f"{key}  (an admin's, shown once)"
-    model = next((each.name for each in versions if each.manifest.task == "embedding"), versions[0].name)
     return f"""\
 gateway  {url}, its documentation {url}/docs
 metrics  {metrics_url}/metrics
@@ -62,8 +63,21 @@ Triton   gRPC {services.supervisor.server.grpc_url}
 serving  {", ".join(f"{each.name} {each.version}" for each in versions)}
 key      {shown}
 
-curl {url}/v1/embeddings -H 'Content-Type: application/json' \\
-  -H 'Authorization: Bearer {key}' -d '{json.dumps({"model": model, "input": "a cat on a mat"})}'"""
+{_example(url, key, versions)}"""
+
+
+def _example(url: str, key: str, versions: Sequence[ServedVersion]) -> str:
+    """A request to one of the models, as a command."""
+    names = {each.manifest.task: each.name for each in versions}
+    if "embedding" in names or "generation" not in names:
+        model = names.get("embedding", versions[0].name)
+        path, body = "/v1/embeddings", json.dumps({"model": model, "input": "a cat on a mat"})
+    else:
+        asked = [{"role": "user", "content": "What is the capital of France?"}]
+        path, body = "/v1/chat/completions", json.dumps({"model": names["generation"], "messages": asked})
+    return f"""\
+curl {url}{path} -H 'Content-Type: application/json' \\
+  -H 'Authorization: Bearer {key}' -d '{body}'"""
 
 
 def _open_files() -> int:

@@ -33,7 +33,7 @@ from accel_lib.triton.repository import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_COURSE_MODELS = ("embedding", "sentiment")
+_COURSE_MODELS = ("embedding", "sentiment", "generation")
 _UNLOAD_S = 30
 _SERVERS: dict[Path, Server] = {}
 

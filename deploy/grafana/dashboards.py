@@ -26,6 +26,7 @@ _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _MODEL, _GATEWAY = 'model=~"$model"', 'job=~".*accel-gateway.*"'
 _FAILURES = "while nothing fails"
 _GPU = "without a GPU"
+_GENERATOR, _NO_GENERATOR = 'model_name=~"$model"', "while no model generates"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,6 +198,57 @@ LATENCY = {
             queries={"{{model}}": _quantile(0.95, "accel_stage_duration_seconds", only=_MODEL + ', stage="total"')},
             unit="s",
             what="All stages together.",
+        ),
+    ),
+    "Language models": (
+        Panel(
+            title="To the first token, 95%",
+            queries={"{{model_name}}": f"accel:first_token_seconds:p95{{{_GENERATOR}}}"},
+            unit="s",
+            what="From the request's head, as the gateway measures it.",
+            may_be_empty=_NO_GENERATOR,
+        ),
+        Panel(
+            title="Between tokens, 95%",
+            queries={"{{model_name}}": f"accel:between_tokens_seconds:p95{{{_GENERATOR}}}"},
+            unit="s",
+            what="It grows with the rows that share a step, and while long prompts are read.",
+            may_be_empty=_NO_GENERATOR,
+        ),
+        Panel(
+            title="Tokens generated",
+            queries={"{{model_name}}": _rate("vllm:generation_tokens_total", "model_name", only=_GENERATOR)},
+            unit="ops",
+            what="Of all requests together.",
+            may_be_empty=_NO_GENERATOR,
+        ),
+        Panel(
+            title="Requests",
+            queries={
+                "{{model_name}} running": f"max by (model_name) (vllm:num_requests_running{{{_GENERATOR}}})",
+                "{{model_name}} waiting": f"max by (model_name) (vllm:num_requests_waiting{{{_GENERATOR}}})",
+            },
+            unit="none",
+            what="Those that receive tokens, and those that wait for their first one. The autoscaler's signal.",
+            may_be_empty=_NO_GENERATOR,
+        ),
+        Panel(
+            title="Key-value cache in use",
+            queries={"{{model_name}}": f"max by (model_name) (vllm:kv_cache_usage_perc{{{_GENERATOR}}})"},
+            unit="percentunit",
+            what="What running requests may need at most, as Triton's model promises it to them.",
+            may_be_empty=_NO_GENERATOR,
+        ),
+        Panel(
+            title="Texts by their end",
+            queries={
+                "{{model_name}} {{finished_reason}}": _rate(
+                    "vllm:request_success_total", "model_name, finished_reason", only=_GENERATOR
+                )
+            },
+            unit="reqps",
+            what="stop: the model or a stop string ended it. length: it was cut.",
+            may_be_empty=_NO_GENERATOR,
         ),
     ),
     "What goes wrong": (

@@ -14,6 +14,7 @@ import torch
 from langchain_openai import ChatOpenAI
 
 import accel_lib
+from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.convert.generation_files import generation_to_transformers
 from accel_lib.errors import RequestError
 from accel_lib.models import load_model
@@ -36,7 +37,9 @@ def server(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generation")
     (folder / "model_repository").mkdir()
     with accel_lib.serve(folder / "model_repository") as running:
-        running.add("generation", generation_to_transformers(model, folder / "artifact"))
+        running.add("generation", generation_to_transformers(model, folder / "transformers"))
+        converted = generation_to_openvino(model, output=folder / "openvino", progress=False)
+        running.add("generation", converted.record_validation({"passed": True}), version=2)
         running.add("embedding", tiny_artifact(folder / "embedding", TABLE))
         yield running
         end_at_once(running)
@@ -114,17 +117,55 @@ def test_a_chat_is_answered_whole_as_transformers_generates_it(client, expected)
     assert answer["object"] == "chat.completion"
 
 
+def test_transformers_generates_the_same_behind_another_version(client, expected):
+    pinned = client.post(
+        "/v1/chat/completions",
+        json={"messages": MESSAGES, "temperature": 0, "max_tokens": 12, "ignore_eos": True},
+        headers={"x-model-version": "1"},
+    )
+    assert pinned.json()["choices"][0]["message"]["content"] == expected
+    assert pinned.headers["x-model-version"] == "1"
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_others(client):
+    def text(**fields):
+        return [choice["message"]["content"] for choice in chat(client, temperature=1, **fields).json()["choices"]]
+
+    alone = text(seed=7)
+    assert text(seed=7) == alone
+    among = text(seed=7, n=3)
+    assert among[:1] == alone
+    assert len(set(among)) == 3
+
+
+def test_log_probabilities_come_with_the_tokens(client, expected):
+    for stream in (False, True):
+        answer = chat(client, logprobs=True, top_logprobs=0, stream=stream)
+        found = chunks(answer) if stream else [answer.json()]
+        rows = [row for c in found for each in c["choices"] if each["logprobs"] for row in each["logprobs"]["content"]]
+        assert [row["token"] for row in rows] == expected.split(" ")
+        assert all(row["logprob"] <= 0 for row in rows)
+    plain = client.post("/v1/completions", json={"prompt": "w1", "max_tokens": 3, "logprobs": 0}).json()
+    assert len(plain["choices"][0]["logprobs"]["token_logprobs"]) == len(plain["choices"][0]["logprobs"]["tokens"])
+
+
 def test_a_stream_opens_with_the_role_and_ends_with_reason_usage_and_done(client, expected):
     answer = chat(client, stream=True, stream_options={"include_usage": True})
     assert answer.headers["content-type"].startswith("text/event-stream")
     first, *middle, closing, usage = chunks(answer)
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert text_of(middle) == expected
-    assert len(middle) > 1
     assert closing["choices"][0]["finish_reason"] == "length"
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == 12
     assert len({chunk["id"] for chunk in chunks(answer)}) == 1
+
+
+def test_a_long_text_comes_in_many_pieces(client):
+    long = {"max_tokens": 500}
+    pieces = [chunk for chunk in chunks(chat(client, stream=True, **long)) if text_of([chunk])]
+    assert len(pieces) > 10
+    assert text_of(pieces) == chat(client, **long).json()["choices"][0]["message"]["content"]
 
 
 def test_usage_stands_in_every_chunk_if_asked_for(client):
@@ -235,9 +276,7 @@ def test_a_cell_gets_the_text_whole_or_in_pieces(server, expected):
     served = server.model("generation")
     asked = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
     assert served.generate(MESSAGES, **asked) == expected
-    pieces = list(served.generate(MESSAGES, stream=True, **asked))
-    assert "".join(pieces) == expected
-    assert len(pieces) > 1
+    assert "".join(served.generate(MESSAGES, stream=True, **asked)) == expected
     stop = expected[10:14]
     assert served.generate(MESSAGES, stop=stop, **asked) == expected[: expected.index(stop)]
     with pytest.raises(RequestError, match="context"):
@@ -294,6 +333,19 @@ def test_the_quota_counts_tokens_both_ways(server, tmp_path):
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
 
 
+def test_an_experiment_splits_chats_by_weight_and_sticks_to_a_user(client):
+    plan = {"model": "generation", "weights": {"1": 50, "2": 50}, "sticky": "user"}
+    assert client.put("/v1/experiments/chats", json=plan).status_code == 200
+    try:
+        seen = {user: {chat(client, user=user).headers["x-model-version"] for _ in range(3)} for user in "abcdefgh"}
+        assert all(len(versions) == 1 for versions in seen.values())
+        assert set.union(*seen.values()) == {"1", "2"}
+        shadow = plan | {"weights": {"2": 1}, "shadow": "1"}
+        assert client.put("/v1/experiments/chats", json=shadow).status_code == 409
+    finally:
+        assert client.put("/v1/experiments/chats", json={"action": "rollback"}).status_code == 200
+
+
 def test_metrics_have_vllm_s_names(client):
     chat(client)
     shown = client.get("/metrics").text
@@ -321,7 +373,7 @@ def test_a_model_s_process_that_is_killed_ends_its_streams_with_an_error_and_com
     (stub,) = [
         each
         for each in psutil.Process(server.pid).children(recursive=True)
-        if "stub" in each.name() and "generation" in " ".join(each.cmdline())
+        if "stub" in each.name() and "generation/2" in " ".join(each.cmdline())
     ]
     with endless(client) as lines:
         stub.kill()

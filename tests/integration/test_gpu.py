@@ -1,5 +1,7 @@
 """On a GPU: every engine gives the numbers of PyTorch on the CPU, or says why it does not run there."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -150,6 +152,20 @@ def test_tensorrt_agrees_with_the_cpu_in_batches_it_holds(plan, rows, expected, 
     engine = open_engine(plan, cuda_graphs=cuda_graphs)
     for _ in range(2):
         assert smallest_cosine(run_batches(engine, rows), expected) >= 0.999
+    engine.close()
+
+
+def test_sixteen_captured_shapes_of_tensorrt_share_one_buffer(plan):
+    torch = pytest.importorskip("torch")
+    engine: Any = open_engine(plan, cuda_graphs=True)
+    activations = engine._memory.numel()
+    free = torch.cuda.mem_get_info()[0]
+    for batch, tokens in ((batch, tokens) for batch in (1, 2, 4, 8) for tokens in (16, 32, 64, 128)):
+        ids = np.full((batch, tokens), 2_000, dtype=np.int64)
+        engine.run(ids, np.ones_like(ids))
+    taken = free - torch.cuda.mem_get_info()[0]
+    print(f"{activations / 1e6:,.0f} MB of activations; 16 graphs took {taken / 1e6:,.0f} MB")
+    assert taken < 8 * activations  # by themselves they would take 16 times as much
     engine.close()
 
 

@@ -6,6 +6,7 @@ import pytest
 from accel_lib import open_engine, serve, to_torch, validate
 from accel_lib.bench.memory import fit_memory, free_bytes, instance_bytes, room_for
 from accel_lib.engines.batching import run_batches
+from accel_lib.engines.cuda_graphs import supported
 from accel_lib.engines.oom import safe_tokens
 from accel_lib.machine import inspect_machine
 
@@ -53,6 +54,39 @@ def test_a_batch_that_runs_out_of_gpu_memory_is_halved_answered_and_remembered(m
     assert safe_tokens(engine) == limit
     np.testing.assert_allclose(answers, np.repeat(few[:1], 512, axis=0), atol=1e-4)
     np.testing.assert_allclose(again, answers, atol=1e-4)
+    engine.close()
+
+
+def held_by(torch, engine, shapes):
+    """Bytes that an engine holds after batches of these shapes, beside what it held before."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    answers = []
+    for shape in shapes:
+        ids = np.full(shape, 2_000, dtype=np.int64)
+        answers.append(engine.run(ids, np.ones_like(ids)))
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved() - before, answers
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_sixteen_captured_shapes_hold_little_more_memory_than_the_largest_alone(model, torch, packed):
+    if packed and not supported("cuda:0"):
+        pytest.skip("FlashAttention needs compute capability 8.0")
+    options = {"packed": True} if packed else {"cuda_graphs": True}
+    shapes = [(4 * many, 128) for many in range(1, 17)]
+    alone = open_engine(model, device="cuda", precision="fp16", **options)
+    largest, _ = held_by(torch, alone, shapes[-1:])
+    alone.close()
+    engine = open_engine(model, device="cuda", precision="fp16", **options)
+    held, answers = held_by(torch, engine, shapes)
+    print(f"packed={packed}: {held / 1e6:,.0f} MB for 16 shapes, {largest / 1e6:,.0f} MB for the largest")
+    assert 0 < held < 1.3 * largest
+    again, replayed = held_by(torch, engine, shapes)
+    assert again < 0.3 * largest
+    for first, second in zip(answers, replayed, strict=True):
+        np.testing.assert_allclose(first, np.repeat(answers[0][:1], len(first), axis=0), atol=5e-3)
+        np.testing.assert_allclose(second, first, atol=5e-3)
     engine.close()
 
 

@@ -1,5 +1,6 @@
 """The web UI without a browser: its callbacks against a gateway that answers from a script, and what it shows of it."""
 
+import json
 import math
 
 import httpx
@@ -9,6 +10,7 @@ from accel_lib.errors import AccelError
 from accel_lib.show.dashboard import html as page
 from accel_lib.show.dashboard.api import Api, parse_metrics
 from accel_lib.show.dashboard.app import TABS, Dashboard, _weights
+from accel_lib.show.dashboard.chat import Conversation
 from accel_lib.show.dashboard.live import Batches, Live, quantile
 from accel_lib.show.dashboard.server import secret
 from accel_lib.show.dashboard.simulator import predicted_sizes
@@ -109,6 +111,55 @@ def test_a_refusal_is_shown_with_the_gateways_words_and_the_fix(dashboard, gatew
     dashboard.ask()
     assert 'role="alert"' in shown(dashboard, "try it")
     assert "accel keys create" in shown(dashboard, "try it")
+
+
+def chunk(tokens, text):
+    usage = {"completion_tokens": tokens}
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}], "usage": usage}).encode() + b"\n\n"
+
+
+def told(events):
+    """A chat whose gateway streams these events, and everything that it showed."""
+    shown = []
+    answers = httpx.MockTransport(lambda _: httpx.Response(200, content=events))
+    api = Api("http://gateway", "key")
+    api._client = httpx.Client(base_url="http://gateway", transport=answers)
+    return Conversation(api, shown.append), shown
+
+
+def test_a_chat_shows_the_answer_with_its_times_and_remembers_it():
+    chat, shown = told(iter([chunk(1, "Paris "), chunk(2, "<b>"), b"data: [DONE]\n\n"]))
+    chat.send(" Where? ")
+    chat.wait()
+    assert chat.messages == [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Paris <b>"}]
+    assert "Paris &lt;b&gt;" in shown[-1]
+    assert "To the first token" in shown[-1]
+    chat.forget()
+    assert not chat.messages
+
+
+def test_an_error_inside_a_chat_s_stream_is_shown_below_what_came():
+    error = b'data: {"error": {"code": "engine_failed"}, "message": "The engine failed."}\n\n'
+    chat, shown = told(iter([chunk(1, "Par"), error]))
+    chat.send("Where?")
+    chat.wait()
+    assert "Par" in shown[-1]
+    assert "The engine failed." in shown[-1]
+
+
+def test_stop_ends_a_chat_s_stream():
+    read = []
+
+    def endless():
+        for number in range(10**6):
+            read.append(number)
+            yield chunk(number, "w ")
+
+    chat, _ = told(endless())
+    chat._show = lambda _: chat.stop() if len(read) > 5 else None
+    chat.send("Where?")
+    chat.wait()
+    assert len(read) < 10**6
 
 
 def test_a_gateway_that_is_gone_is_an_error_on_the_open_tab_and_not_a_crash():

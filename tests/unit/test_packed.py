@@ -13,13 +13,14 @@ from accel_lib.convert import sensitivity
 from accel_lib.convert.onnx_ops import operators
 from accel_lib.convert.sensitivity import sensitive
 from accel_lib.engines.batching import run_batches
-from accel_lib.engines.cuda_graphs import bucket
+from accel_lib.engines.cuda_graphs import bucket, fill
 from accel_lib.errors import ConversionError
 from accel_lib.models.classifier import accuracy
+from accel_lib.models.fusion import LinearGelu
 from accel_lib.models.modules import Encoder, Normalize
 from accel_lib.models.packed import pack
 from accel_lib.models.tokenizer import pad
-from accel_lib.models.varlen import flatten, to_varlen
+from accel_lib.models.varlen import FromOffsets, flatten, to_varlen
 from accel_lib.ragged import Ragged
 from accel_lib.stats import cosine as row_cosine
 from accel_lib.stats import overlap
@@ -196,6 +197,25 @@ def test_texts_behind_each_other_give_the_numbers_of_the_padded_network(lengths,
     with torch.inference_mode():
         answer = to_varlen(module, longest=64)(*batch)[: len(lengths)]
         assert answer.numpy() == pytest.approx(module(ids, mask).numpy(), abs=1e-5)
+
+
+def test_positions_and_text_numbers_computed_from_offsets_give_the_same_numbers():
+    network = to_varlen(encoder("roberta", ("mean", "max")), longest=64)
+    rows = Ragged.from_padded(*(each.numpy() for each in ragged([1, 40, 2, 9])))
+    inputs = np.empty(64 + 9, dtype=np.int64)
+    fill(np.split(inputs, [64]), rows)
+    with torch.inference_mode():
+        answer = FromOffsets(network)(*torch.tensor_split(torch.from_numpy(inputs), [64]))
+        expected = network(*map(torch.from_numpy, flatten(rows, tokens=64, texts=8)))
+    assert answer[:4].numpy() == pytest.approx(expected[:4].numpy(), abs=1e-6)
+
+
+def test_layers_of_bert_s_kind_compute_queries_keys_and_values_by_one_product_and_gelu_in_another():
+    parts = list(to_varlen(encoder("bert", ("mean",)), longest=64).modules())
+    layers = [part for part in parts if hasattr(part, "accel_window")]
+    assert layers
+    assert all(layer.query.out_features == 3 * layer.query.in_features for layer in layers)
+    assert sum(isinstance(part, LinearGelu) for part in parts) == len(layers)
 
 
 def test_a_packed_program_runs_any_batch_without_the_code_of_the_model(tiny_model, texts):

@@ -239,6 +239,11 @@ class Experiments:
                 raise _conflict(f"{name} runs on {running.plan.model}.", "experiment_runs")
         versions = [self._ready(plan.model, version) for version in sorted(plan.participants)]
         live, weighted = self.live(plan.model), plan.participants - {plan.shadow}
+        if plan.shadow and versions[0].manifest.task == "generation":
+            raise _conflict(
+                "A shadow's text is compared with nothing here: split the requests by weight, sticky to a user.",
+                "no_shadow",
+            )
         if versions[0].manifest.task == "embedding" and weighted != {live}:
             raise _conflict(
                 "Vectors of two versions cannot be compared with each other: give the live version "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,29 @@ class Api:
         times = {name: value for name, value in {**stages, "total": total}.items() if value == value}
         return Answer(body=response.json(), times_ms=times, version=response.headers.get("x-model-version", ""))
 
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[Any]:
+        """The JSON of each server-sent event, to the end or as long as they are read.
+
+        Raises
+        ------
+        GatewayError
+            With the gateway's own message, also of an error inside the stream.
+        """
+        try:
+            with self._client.stream("POST", path, json=body) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    self._check(response, path)
+                for line in response.iter_lines():
+                    if line.startswith("data: {"):
+                        value = json.loads(line.removeprefix("data: "))
+                        if "error" in value:
+                            cause = str(value["message"])
+                            raise GatewayError(cause, seen=f"an error in {path}", fix="send it again")
+                        yield value
+        except _httpx().HTTPError as error:
+            raise self._silent(error) from error
+
     def metrics(self) -> Samples:
         """The gateway's Prometheus metrics: name -> labels and value of each series."""
         return parse_metrics(self._ask("GET", "/metrics").text)
@@ -92,12 +117,16 @@ class Api:
         try:
             response = self._client.request(method, path, json=body)
         except _httpx().HTTPError as error:
-            raise GatewayError(
-                "The gateway does not answer.", seen=f"{self.url}: {error}", fix="start it: accel serve"
-            ) from error
+            raise self._silent(error) from error
+        self._check(response, path)
+        return response
+
+    def _silent(self, error: Exception) -> GatewayError:
+        return GatewayError("The gateway does not answer.", seen=f"{self.url}: {error}", fix="start it: accel serve")
+
+    def _check(self, response: httpx.Response, path: str) -> None:
         if response.status_code >= 400:
             raise GatewayError(_message(response), seen=f"{response.status_code} of {path}", fix=_fix(response))
-        return response
 
 
 def parse_metrics(text: str) -> Samples:

@@ -1,4 +1,4 @@
-"""The web UI: five tabs over a gateway, shown by Voilà from ``notebooks/app/dashboard.ipynb``.
+"""The web UI: six tabs over a gateway, shown by Voilà from ``notebooks/app/dashboard.ipynb``.
 
 Every callback is a plain method that works without a browser; `Dashboard.refresh` is what runs each second.
 """
@@ -21,9 +21,11 @@ from accel_lib.formatting import number, percent
 from accel_lib.show.dashboard import html as page
 from accel_lib.show.dashboard import views
 from accel_lib.show.dashboard.api import Answer, Api
+from accel_lib.show.dashboard.chat import Conversation
 from accel_lib.show.dashboard.live import Batches, Live
 
-TABS = ("Try it", "Performance", "Models", "Batching", "Health")
+TABS = ("Try it", "Chat", "Performance", "Models", "Batching", "Health")
+_ASKED = TABS[:2]  # whose content comes with a press, not by looking
 _EXAMPLE = "where do cats like to sleep?"
 _CORPUS = """The cat dozed on the warm windowsill.
 A dog barked at the postman all morning.
@@ -67,7 +69,7 @@ class Dashboard:
     def _build(self) -> None:
         self._buttons = {name: self._button(name, functools.partial(self.open, name)) for name in TABS}
         tabs = self._box(list(self._buttons.values()), "tabs")
-        builders = (self._try_it, self._performance, self._models_tab, self._batching, self._health)
+        builders = (self._try_it, self._chat, self._performance, self._models_tab, self._batching, self._health)
         self._panels = {name: build() for name, build in zip(TABS, builders, strict=True)}
         head = f'<style>{page.STYLE}</style><h1>accel</h1><p class="sub">{html.escape(self.api.url)}</p>'
         self._body = self._box([], "body")
@@ -81,7 +83,7 @@ class Dashboard:
             (button.add_class if tab == name else button.remove_class)("on")
         self._body.children = (self._panels[name],)
         self._looks = 0
-        if name != TABS[0]:
+        if name not in _ASKED:
             self.refresh()
 
     def refresh(self) -> None:
@@ -103,7 +105,7 @@ class Dashboard:
             elif self.shown == "Health" and slow:
                 self._set("health", views.health(self.api.get("/v1/status")))
         except AccelError as error:
-            if self.shown != TABS[0]:  # there, the reader is told when he asks
+            if self.shown not in _ASKED:  # there, the reader is told when he asks
                 self._set(self.shown.lower(), page.failure(error.cause, error.fix))
 
     async def watch(self, every_s: float = _EVERY_S) -> None:
@@ -163,6 +165,23 @@ class Dashboard:
     def _times(self, answer: Answer) -> str:
         title = f"Where the time went, version {answer.version}" if answer.version else "Where the time went"
         return page.heading(title) + page.stages(answer.times_ms)
+
+    # chat
+
+    def _chat(self) -> Any:
+        self.message = self._w.Text(value="What is the capital of France?", description="Message")
+        area = self._area("chat", page.empty("Write something, and press Send."))
+        self.conversation = Conversation(self.api, lambda shown: self._set("chat", shown))
+        buttons = [
+            self._button("Send", self.send, main=True),
+            self._button("Stop", self.conversation.stop),
+            self._button("New chat", self.conversation.forget),
+        ]
+        return self._box([self._box([self.message, *buttons], "row"), area], "panel")
+
+    def send(self) -> None:
+        """Send the message; the answer appears as it comes."""
+        self.conversation.send(self.message.value)
 
     # performance
 

@@ -1,0 +1,1 @@
+from accel_lib.triton.generation_backend import TritonPythonModel as TritonPythonModel
