@@ -70,7 +70,7 @@ def course(monkeypatch, tiny_model, texts):
     built = []
     monkeypatch.setattr(course_models, "_recipes", lambda: recipes)
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})  # type: ignore[func-returns-value]
-    monkeypatch.setattr("accel_lib.models.hub.locate", lambda _: SimpleNamespace(source=tiny_model.source))
+    monkeypatch.setattr("accel_lib.models.hub.resolve", lambda _: SimpleNamespace(source=tiny_model.source))
     return built
 
 
