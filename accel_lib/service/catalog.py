@@ -51,6 +51,11 @@ class Inputs:
     prompt_name: str | None = None
 
     @property
+    def characters(self) -> int:
+        """Of all texts together."""
+        return sum(map(len, self.texts)) + sum(len(half) for half in self.seconds or () if half is not None)
+
+    @property
     def field(self) -> str:
         """What the client calls the texts."""
         return "inputs" if self.tei else "input"
