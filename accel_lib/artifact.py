@@ -98,7 +98,8 @@ class Manifest:
         For an engine: ``gpu`` and ``driver`` that it was built on; empty where it was built without a GPU.
     calibration
         For INT8 of OpenVINO: what showed how large activations become, as ``texts`` (how many), ``source`` (where they
-        are from) and ``sha256`` of them; the texts themselves, which may be private, are not kept.
+        are from) and ``sha256`` of them; the texts themselves, which may be private, are not. ``kept`` names the matrix
+        products that stayed FP32.
     seconds
         Duration of the conversion step that wrote this artifact.
     notes

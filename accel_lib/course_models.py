@@ -20,7 +20,7 @@ from accel_lib.atomic import locked
 from accel_lib.convert.cache import incompatibility
 from accel_lib.engines.onnxruntime import weight_bits
 from accel_lib.engines.select import choices
-from accel_lib.errors import AccelError, ArtifactError, OutputError, ServerError, require
+from accel_lib.errors import AccelError, ArtifactError, OutputError, ServerError, ValidationError, require
 from accel_lib.formatting import listed
 from accel_lib.machine import cache_dir, inspect_machine, project_root
 from accel_lib.progress import Progress
@@ -53,6 +53,9 @@ _PACKED_FP32 = _Recipe(name="onnx fp32 without padding", format="onnx", packed=T
 _PACKED_INT8 = _Recipe(
     name="onnx int8 without padding", format="onnx", precision="int8", packed=True, instead=_PACKED_FP32
 )
+_OPENVINO_INT8 = _Recipe(
+    name="openvino int8 without padding", format="openvino", precision="int8", packed=True, instead=_PACKED_INT8
+)
 _TORCH = _Recipe(name="torch fp32", format="torch")
 _HALF = _Recipe(name="torch fp16", format="torch", precision="fp16")
 _PACKED_HALF = _Recipe(name="torch fp16 without padding", format="torch", precision="fp16", packed=True, instead=_HALF)
@@ -70,8 +73,10 @@ _GENERATION: _Recipes = {
 def ensure(name: str = "embedding") -> Path:
     """Build both versions of a model into the model repository, or reuse them.
 
-    Version 1 is FP32, version 2 the optimized one; both are validated. On a CPU they are ONNX, the second without
-    padding, and in INT8 where that keeps 95% of the ten nearest neighbours. Where PyTorch has a GPU they are PyTorch
+    Version 1 is FP32, version 2 the optimized one; both are validated. On a CPU the first is ONNX, the second without
+    padding, in the fastest INT8 of the quality class "small" (`accel_lib.stats.QUALITY_CLASSES`): OpenVINO's where the
+    CPU has VNNI and it is in the class, else ONNX Runtime's; in FP32 where neither is. `accel_lib.choose` measures
+    which is fastest on a machine. Where PyTorch has a GPU they are PyTorch
     programs, the second in FP16, or a TensorRT engine where one is installed that suits the GPU; an engine that was
     built for another GPU, driver or TensorRT is built again.
 
@@ -266,7 +271,8 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
 
 def _recipes() -> _Recipes:
     if not _torch_has_a_gpu():
-        return _ON_CPU
+        best = next(choice for choice in choices() if choice.engine in ("openvino", "onnxruntime"))
+        return _ON_CPU | ({2: _OPENVINO_INT8} if (best.engine, best.precision) == ("openvino", "int8") else {})
     from accel_lib.engines.cuda_graphs import supported
 
     half = _PACKED_HALF if supported("cuda:0") else _HALF
@@ -290,7 +296,8 @@ def _usable(model: Path, version: int, recipe: _Recipe) -> bool:
         print(f"the engine in {model.name} is built again: {reason}", flush=True)
         return False
     as_made = (held.format, held.precision, held.packed) == (recipe.format, recipe.precision, recipe.packed)
-    for_this_cpu = held.weight_bits == (weight_bits() if held.precision == "int8" else 0)
+    rounded = (held.format, held.precision) == ("onnx", "int8")
+    for_this_cpu = held.weight_bits == (weight_bits() if rounded else 0)
     fits = (held.recipe == recipe.name or as_made) and for_this_cpu
     origin = resolve(SMOLLM2 if held.task == "generation" else DEFAULT).source
     return artifact.validated and fits and held.source.startswith(origin)
@@ -373,9 +380,12 @@ def _build_generation(model: GenerationModel, recipe: _Recipe, texts: Sequence[s
 
 def _convert(model: Model, recipe: _Recipe) -> Artifact:
     from accel_lib.convert.onnx import to_onnx, to_torch
+    from accel_lib.convert.openvino import to_openvino
 
     if recipe.format == "tensorrt":
         return _to_tensorrt(model, precision=recipe.precision)
+    if recipe.format == "openvino":
+        return to_openvino(model, precision=recipe.precision, packed=recipe.packed, progress=False)
     if recipe.format == "torch":
         return to_torch(model, precision=recipe.precision, packed=recipe.packed, progress=False)
     keep: Literal["auto"] | tuple[()] = "auto" if recipe.precision == "int8" else ()
@@ -391,7 +401,23 @@ def _build(model: _AnyModel, recipe: _Recipe, texts: Sequence[str], put: Callabl
         artifact = _convert(model, recipe)
         if not artifact.validated:
             validate(artifact, reference=model, texts=texts)
+        if (recipe.format, recipe.precision) == ("openvino", "int8"):  # ONNX's was searched for what it has to keep
+            _check_class(artifact, model)
         return put(artifact)
+
+
+def _check_class(artifact: Artifact, model: Model) -> None:
+    """Refuse INT8 in no quality class; what it keeps is noted in the manifest."""
+    from accel_lib.bench.quality import artifact_quality
+
+    found = artifact_quality(artifact, model)
+    if not found.reaches("small"):
+        raise ValidationError(
+            f"{artifact.name} is not in the quality class 'small'.",
+            seen=str(found),
+            fix="keep its most sensitive products in FP32: accel.to_openvino(..., keep=[...])",
+        )
+    artifact.with_note(f"quality: {found}")
 
 
 @contextlib.contextmanager

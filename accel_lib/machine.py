@@ -52,6 +52,8 @@ _ISA = {
     "asimddp": "NEON dot product",
     "i8mm": "I8MM",
 }
+# Instructions that add up four products of 8-bit numbers in 32 bits.
+VNNI = frozenset({"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"})
 BF16 = frozenset({"AVX-512 BF16", "AMX"})  # instructions that multiply BF16 numbers
 _CGROUP = Path("/sys/fs/cgroup")
 

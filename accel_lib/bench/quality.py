@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_lib.artifact import Artifact
+from accel_lib.bench.candidates import SORTED, open_candidate
 from accel_lib.errors import require
 from accel_lib.models import Model
 from accel_lib.stats import Quality, measure_quality
@@ -53,6 +55,18 @@ class QualityJudge:
     def _correct(self, vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
         right: NDArray[np.bool_] = self.predict(vectors[-len(self.labels) :]) == self.labels
         return right
+
+
+def artifact_quality(artifact: Artifact, model: Model) -> Quality:
+    """Judge an artifact by its own model on the texts that ship; of a classifier, by its labels and logits of them."""
+    candidate = open_candidate(artifact)
+    try:
+        if model.task == "embedding":
+            return quality_judge(model).quality(lambda texts: candidate.encode(texts, SORTED))
+        texts = judged_texts()
+        return measure_quality(candidate.encode(texts, SORTED), model.reference(texts), activation=model.activation)
+    finally:
+        candidate.close()
 
 
 def quality_judge(model: Model) -> QualityJudge:

@@ -31,7 +31,7 @@ def quantized(
     texts: Sequence[str] | None,
 ) -> tuple[str, ...]:
     """Write an FP32 artifact's graph in INT8 to `path`; returns notes for the manifest."""
-    kept = sensitive(fp32, texts) if keep == "auto" else _nodes_to_keep(fp32.path, keep)
+    kept = sensitive(fp32, texts) if keep == "auto" else nodes_to_keep(fp32.path, keep)
     if precision == "int8":
         return to_int8(fp32, path, kept, texts=texts)
     return _to_int8_qdq(fp32, path, kept, texts)
@@ -133,7 +133,10 @@ class _Calibration:
         return next(self._feeds, None)
 
 
-def _nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
+def nodes_to_keep(path: Path, keep: Sequence[str]) -> list[str]:
+    """Names of a file's weighted matrix products with one of these parts in it; a part that none has is refused."""
+    if not keep:
+        return []
     onnx = require("onnx", extra="convert")
     names = [node.name for node in weighted_products(onnx.load(path, load_external_data=False).graph)]
     for part in keep:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
 from accel_lib.errors import ArtifactError, EngineError, require
-from accel_lib.machine import cores, inspect_machine
+from accel_lib.machine import VNNI, cores, inspect_machine
 from accel_lib.ragged import by_name
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -22,12 +22,11 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 # On 512 tokens of 384 numbers the fused operator took 0.82 ms, an addition and a LayerNormalization 0.10 ms together
 # (ONNX Runtime 1.32, one core with AVX-512): the fused kernel adds up number by number.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
-_VNNI = {"AVX-VNNI", "AVX-512 VNNI", "AMX", "NEON dot product", "I8MM"}
 
 
 def weight_bits() -> int:
     """Bits of an INT8 weight here: 7 where sums of two products of 8-bit numbers overflow their 16, as without VNNI."""
-    return 8 if set(inspect_machine().isa) & _VNNI else 7
+    return 8 if set(inspect_machine().isa) & VNNI else 7
 
 
 class OnnxRuntimeEngine:

@@ -1,6 +1,6 @@
 # NVIDIA's Triton with this project's Python backend. 24.11 and newer have Python 3.12; pyt-python holds no other backends.
 #   docker build --file deploy/docker/triton.Dockerfile --tag accel-triton:0.2.0 .
-# Without a GPU, smaller: --build-arg EXTRAS=models,convert
+# Without a GPU, smaller: --build-arg EXTRAS=models,convert,openvino
 # With your models in it (store.kind: image): FROM accel-triton:0.2.0, then COPY your_repository /models
 ARG BASE=nvcr.io/nvidia/tritonserver:24.12-pyt-python-py3
 # hadolint ignore=DL3006

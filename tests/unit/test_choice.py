@@ -12,6 +12,7 @@ from accel_lib.convert.fp16_range import FP16_MAX, check_fp16_range
 from accel_lib.engines.select import choices
 from accel_lib.errors import ConversionError
 from accel_lib.machine import Gpu, inspect_machine
+from accel_lib.stats import QUALITY_CLASSES
 
 T4 = Gpu(name="Tesla T4", compute_capability="7.5", memory_bytes=15 * 2**30, driver="580.82.07")
 CUDA_TORCH = {"torch": "2.11.0+cu128"}
@@ -44,7 +45,23 @@ def test_the_best_engine_comes_first(capability, packages, libraries, expected):
     assert on(capability, libraries, **packages) == expected
 
 
-def test_no_machine_is_offered_bf16():
+@pytest.mark.parametrize(
+    ("isa", "packages", "expected"),
+    [
+        (("AVX2",), {"openvino", "nncf"}, ["ONNX Runtime INT8"]),
+        (("AVX2", "AVX-VNNI"), {"openvino", "nncf"}, ["OpenVINO INT8", "ONNX Runtime INT8"]),
+        (("AVX-512", "AVX-512 BF16", "AVX-512 VNNI"), {"openvino"}, ["OpenVINO BF16", "ONNX Runtime INT8"]),
+        (("AVX-512", "AMX"), {"openvino", "nncf"}, ["OpenVINO INT8", "OpenVINO BF16", "ONNX Runtime INT8"]),
+        (("AVX-512", "AMX"), set(), ["ONNX Runtime INT8"]),
+    ],
+)
+def test_a_cpus_instructions_decide_what_openvino_is_offered_for(isa, packages, expected):
+    versions = dict.fromkeys(packages, "1")
+    machine = dataclasses.replace(inspect_machine(), gpus=(), versions=versions, isa=isa)
+    assert [str(choice) for choice in choices(machine)] == expected
+
+
+def test_no_gpu_is_offered_bf16():
     everything = CUDA_TORCH | {"tensorrt-rtx-cu12": "1.7", "tensorrt-cu12": "10.13"}
     assert not [
         text for cc in ("7.5", "8.0", "8.9", "9.0") for text in on(cc, ["libnvinfer"], **everything) if "BF" in text
@@ -122,5 +139,28 @@ def test_where_int8_does_not_hold_fp32_without_padding_is_served(gpu_course, mon
     assert "no onnx int8 without padding: INT8 does not hold its targets" in capsys.readouterr().out
     held = Artifact.load(gpu_course).manifest
     assert (held.format, held.precision, held.packed) == ("onnx", "fp32", True)
+    course_models.ensure("embedding")
+    assert "converting" not in capsys.readouterr().out
+
+
+def test_where_openvinos_int8_is_in_no_quality_class_onnx_runtimes_is_served(gpu_course, monkeypatch, capsys):
+    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._OPENVINO_INT8})
+    small = dataclasses.replace(QUALITY_CLASSES["small"], kept=1.1)
+    monkeypatch.setitem(QUALITY_CLASSES, "small", small)
+    course_models.ensure("embedding")
+    assert "no openvino int8 without padding: openvino int8 packed is not in" in capsys.readouterr().out
+    assert Artifact.load(gpu_course).manifest.format == "onnx"
+
+
+def test_openvinos_int8_is_served_where_it_is_in_the_class_and_says_what_it_keeps(gpu_course, monkeypatch, capsys):
+    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._OPENVINO_INT8})
+    monkeypatch.setitem(
+        QUALITY_CLASSES, "small", dataclasses.replace(QUALITY_CLASSES["small"], kept=0.0, cosine_mean=0.9)
+    )
+    course_models.ensure("embedding")
+    held = Artifact.load(gpu_course).manifest
+    assert (held.format, held.precision, held.packed) == ("openvino", "int8", True)
+    assert "of ten nearest kept" in held.notes[-1]
+    capsys.readouterr()
     course_models.ensure("embedding")
     assert "converting" not in capsys.readouterr().out

@@ -121,7 +121,20 @@ def test_int8_computes_in_int8_and_keeps_what_it_was_calibrated_on(int8, onnx, r
     told = int8.manifest.calibration
     assert (told["texts"], told["source"]) == (40, "short, from accel_lib")
     assert "40 texts" in int8.manifest.notes[-1]
+    assert "0 matrix products kept in FP32" in int8.manifest.notes[-1]
     assert int8.size_bytes < 0.5 * onnx[True].size_bytes
+
+
+def test_products_that_are_kept_compute_in_fp32(int8, onnx, tmp_path):
+    how = {"precision": "int8", "texts": load_texts("short", limit=40), "progress": False}
+    kept = to_openvino(onnx[True], keep=["layer.0.", "layer.1."], output=tmp_path / "kept", **how)
+    assert open_engine(kept).computed_precision() == "fp32"  # type: ignore[attr-defined]
+    assert "12 matrix products kept in FP32" in kept.manifest.notes[-1]
+    assert kept.size_bytes > int8.size_bytes
+    with pytest.raises(ConversionError, match="No matrix product"):
+        to_openvino(onnx[True], keep=["layer.9."], output=tmp_path / "none", **how)
+    with pytest.raises(ConversionError, match="Only INT8 keeps nodes"):
+        to_openvino(onnx[True], keep=["layer.0."], output=tmp_path / "none")
 
 
 def test_a_manifest_that_claims_another_precision_fails_its_validation(int8, tiny_model, texts, tmp_path):
