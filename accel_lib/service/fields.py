@@ -104,4 +104,4 @@ def parse(schema: type[_Request], body: bytes, *, max_inputs: int | None = None)
 
 async def read(schema: type[_Request], request: Request) -> _Request:
     """`parse` for the body of a request, once its caller is known to have the role that the endpoint needs."""
-    return parse(schema, await request.body(), max_inputs=request.app.state.services.settings.max_inputs)
+    return parse(schema, request.state.context.body, max_inputs=request.app.state.services.settings.max_inputs)
