@@ -11,7 +11,7 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError
-from accel_lib.service.abtest.trial import run_trial
+from accel_lib.load.version_trial import run_trial
 from accel_lib.service.gateway import Gateway, wait_until_ready
 from accel_lib.service.keys import ROLES, all_roles
 from accel_lib.service.settings import Settings
