@@ -1,6 +1,11 @@
 from .arrivals import steps as steps
 from .curve import rate_curve as rate_curve
 from .experiment import vary as vary
+from .gateway_requests import LatencyBreakdown as LatencyBreakdown
+from .gateway_requests import PayloadSizes as PayloadSizes
+from .gateway_requests import latency_breakdown as latency_breakdown
+from .gateway_requests import payload_sizes as payload_sizes
+from .gateway_requests import read_vectors as read_vectors
 from .monitor import read_metrics as read_metrics
 from .monitor import watch as watch
 from .multi_gpu import compare_gpu_split as compare_gpu_split
@@ -15,3 +20,5 @@ from .split_model import LAYOUTS as LAYOUTS
 from .split_model import compare_layouts as compare_layouts
 from .split_model import part_times_ms as part_times_ms
 from .split_model import write_layouts as write_layouts
+from .version_trial import Trial as Trial
+from .version_trial import run_trial as run_trial

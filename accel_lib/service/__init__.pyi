@@ -1,10 +1,3 @@
-from .abtest.trial import Trial as Trial
-from .abtest.trial import run_trial as run_trial
 from .gateway import Gateway as Gateway
 from .gateway import serve_gateway as serve_gateway
 from .settings import Settings as Settings
-from .waterfall import LatencyBreakdown as LatencyBreakdown
-from .waterfall import PayloadSizes as PayloadSizes
-from .waterfall import latency_breakdown as latency_breakdown
-from .waterfall import payload_sizes as payload_sizes
-from .waterfall import read_vectors as read_vectors

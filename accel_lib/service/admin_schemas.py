@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field, Tag
 
 from accel_lib.service.abtest.routing import Plan, VersionNumber
 from accel_lib.service.audit import AuditEntry
-from accel_lib.service.fields import Body, one_or_many
+from accel_lib.service.fields import Body, one_or_many, told_apart
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.statistics import STAGES, Statistics
 
@@ -54,9 +54,7 @@ class BatchingChange(Body):
     version_policy: (
         Annotated[
             Annotated[Literal["all", "latest"], Tag("one")] | Annotated[_Versions, Tag("many")],
-            Discriminator(
-                one_or_many, custom_error_type="wrong_type", custom_error_message="a word or a list of numbers"
-            ),
+            told_apart(one_or_many, "a word or a list of numbers"),
         ]
         | None
     ) = None
@@ -122,11 +120,7 @@ def _change(value: Any) -> str | None:
 
 ExperimentChange = Annotated[
     Annotated[Plan, Tag("plan")] | Annotated[Promotion, Tag("promote")] | Annotated[Rollback, Tag("rollback")],
-    Discriminator(
-        _change,
-        custom_error_type="wrong_type",
-        custom_error_message="a plan, or one with the action 'promote' or 'rollback',",
-    ),
+    told_apart(_change, "a plan, or one with the action 'promote' or 'rollback',"),
 ]
 
 

@@ -18,7 +18,7 @@ from accel_lib.service import errors, validation
 from accel_lib.service.abtest.experiments import Experiments
 from accel_lib.service.abtest.shadow import Shadows
 from accel_lib.service.audit import Audit
-from accel_lib.service.auth import Authenticator
+from accel_lib.service.auth import Authenticator, InferenceRoute
 from accel_lib.service.catalog import Catalog
 from accel_lib.service.database import Database
 from accel_lib.service.jwt_tokens import Tokens
@@ -89,7 +89,9 @@ def create_app(
         app.include_router(endpoints.router)
     errors.install(app)
     validation.install(app)
-    app.add_middleware(GatewayMiddleware, services=made)
+    routes = (*inference.router.routes, *tei.router.routes)
+    texts = {route.path: route for route in routes if isinstance(route, InferenceRoute) and route.methods == {"POST"}}
+    app.add_middleware(GatewayMiddleware, services=made, direct=texts)
     return app
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
 
 from accel_lib.generate import Sampling
 from accel_lib.service.errors import Problem
-from accel_lib.service.fields import Body, ModelName, one_or_many
+from accel_lib.service.fields import Body, ModelName, one_or_many, told_apart
 from accel_lib.service.schemas import Usage
 
 _MOST_STOPS = 16
@@ -38,7 +38,7 @@ _NOT_HONOURED: dict[str, tuple[Any, ...]] = {
 _Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[
     Annotated[_Stop, Tag("one")] | Annotated[list[_Stop], Field(max_length=_MOST_STOPS, fail_fast=True), Tag("many")],
-    Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of texts"),
+    told_apart(one_or_many, "a text or a list of texts"),
 ]
 
 
@@ -125,7 +125,7 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
         Annotated[str, Tag("one")] | Annotated[list[TextPart], Field(min_length=1), Tag("many")],
-        Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of parts"),
+        told_apart(one_or_many, "a text or a list of parts"),
     ]
     name: str | None = None
 

@@ -91,5 +91,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StateError)
     async def _database(_: Request, error: StateError) -> JSONResponse:
-        message = f"{error.cause} Nothing was changed."
-        return Problem(503, message, code="state_unavailable", retry_after_s=_DATABASE_RETRY_S).response()
+        return unavailable(error).response()
+
+
+def unavailable(error: StateError) -> Problem:
+    """What a client gets while the state file cannot be used."""
+    message = f"{error.cause} Nothing was changed."
+    return Problem(503, message, code="state_unavailable", retry_after_s=_DATABASE_RETRY_S)

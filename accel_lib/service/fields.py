@@ -5,6 +5,7 @@ FastAPI would parse a body with the standard library's JSON before it knows the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
@@ -52,10 +53,15 @@ def one_or_many(value: Any) -> str | None:
     return "one" if isinstance(value, str) else "many" if isinstance(value, list) else None
 
 
+def told_apart(which: Callable[[Any], str | None], expected: str) -> Discriminator:
+    """Which type of a union a value is meant to be, by the tag that `which` gives; `expected` says what may be."""
+    return Discriminator(which, custom_error_type="wrong_type", custom_error_message=expected)
+
+
 Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
 Texts = Annotated[
     Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
-    Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of texts"),
+    told_apart(one_or_many, "a text or a list of texts"),
 ]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -104,4 +110,4 @@ def parse(schema: type[_Request], body: bytes, *, max_inputs: int | None = None)
 
 async def read(schema: type[_Request], request: Request) -> _Request:
     """`parse` for the body of a request, once its caller is known to have the role that the endpoint needs."""
-    return parse(schema, await request.body(), max_inputs=request.app.state.services.settings.max_inputs)
+    return parse(schema, request.state.context.body, max_inputs=request.app.state.services.settings.max_inputs)

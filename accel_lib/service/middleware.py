@@ -14,14 +14,16 @@ import logging
 import math
 import re
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from accel_lib.errors import StateError
 from accel_lib.service.bodies import Bodies, ClientGoneError
 from accel_lib.service.connection import ON_LOST
-from accel_lib.service.errors import Problem
+from accel_lib.service.errors import Problem, unavailable
 from accel_lib.service.limits import Deadline
 from accel_lib.service.services import Services
 
@@ -41,6 +43,8 @@ class RequestContext:
 
     Parameters
     ----------
+    body
+        All of it, unzipped.
     model, version
         That answered.
     inputs, tokens
@@ -51,6 +55,7 @@ class RequestContext:
 
     request_id: str
     deadline: Deadline
+    body: bytes = b""
     model: str = ""
     version: str = ""
     inputs: int = 0
@@ -59,10 +64,13 @@ class RequestContext:
 
 
 class GatewayMiddleware:
-    """Wraps the app; the server and `Services` are all that it knows."""
+    """Wraps the app; the server and `Services` are all that it knows.
 
-    def __init__(self, app: ASGIApp, *, services: Services) -> None:
-        self._app, self._services = app, services
+    A POST to one of the paths in `direct` goes to its route at once: the layers in between take as long as the rest.
+    """
+
+    def __init__(self, app: ASGIApp, *, services: Services, direct: Mapping[str, BaseRoute]) -> None:
+        self._app, self._services, self._direct = app, services, direct
         self._settings, self._clock = services.settings, services.clock
         self._bodies = Bodies(services.settings.max_body_bytes)
 
@@ -72,7 +80,6 @@ class GatewayMiddleware:
             await self._app(scope, receive, send)
             return
         began, headers, method = self._clock(), MutableHeaders(scope=scope), scope["method"]
-        headers["content-type"] = "application/json"  # as every body is, whatever curl -d says of it
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # the server keeps the body to itself
         asked = headers.get("x-request-id", "")
@@ -86,11 +93,11 @@ class GatewayMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                out = MutableHeaders(scope=message)
-                out["x-request-id"] = request_id
-                out["x-total-time"] = f"{(self._clock() - began) * 1e3:.3f}"
+                spent_ms = f"{(self._clock() - began) * 1e3:.3f}"
+                own = ((b"x-request-id", request_id.encode()), (b"x-total-time", spent_ms.encode()))
+                message["headers"] = [*message["headers"], *own]
                 if self._services.limits.draining:
-                    out["connection"] = "close"
+                    MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
         try:
@@ -99,9 +106,12 @@ class GatewayMiddleware:
             with self._services.telemetry.request(f"{method} {scope['path']}", headers, request_id):
                 async with self._bodies.reading(receive, headers, context.deadline, keep=known) as body:
                     self._check_open(scope)  # once all is read, as for every refusal
+                    context.body = body
                     await self._answer(scope, body, receive, respond)
         except Problem as problem:
             await problem.response()(scope, receive, respond)
+        except StateError as error:
+            await unavailable(error).response()(scope, receive, respond)
         except ClientGoneError:
             status = status or _CLIENT_GONE
         except Exception:
@@ -141,11 +151,17 @@ class GatewayMiddleware:
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the handler; its work ends when the client is gone, as `ClientGoneError`."""
-        lost = scope["state"].get(ON_LOST)
+        route = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+        handle: ASGIApp = self._app if route is None else route.handle
+        if route is not None:
+            scope["route"] = route
+        else:
+            MutableHeaders(scope=scope)["content-type"] = "application/json"  # as every body is, whatever curl says
         work, gone = asyncio.current_task(), False
+        lost = scope["state"].get(ON_LOST)
         finished = scope["method"] != "POST" or "/models/" in scope["path"]  # what changes a model is, in any case
         if lost is None or work is None or finished:
-            await self._app(scope, _replay(body, receive), send)
+            await handle(scope, _replay(body, receive), send)
             return
 
         def end() -> None:
@@ -155,7 +171,7 @@ class GatewayMiddleware:
 
         lost.add(end)
         try:
-            await self._app(scope, _replay(body, receive), send)
+            await handle(scope, _replay(body, receive), send)
         except asyncio.CancelledError as error:
             if not gone:
                 raise

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
 
 from accel_lib.service.catalog import InputType, Truncate
 from accel_lib.service.errors import Problem
-from accel_lib.service.fields import Body, ModelName, Texts, one_or_many
+from accel_lib.service.fields import Body, ModelName, Texts, one_or_many, told_apart
 
 
 class _TextBody(Body):
@@ -57,7 +57,7 @@ class EmbeddingRequest(_TextBody):
     embedding_type: Literal["float"] = "float"
     modality: Annotated[
         Annotated[Literal["text"], Tag("one")] | Annotated[list[Literal["text"]], Field(fail_fast=True), Tag("many")],
-        Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="'text'"),
+        told_apart(one_or_many, "'text'"),
     ] = "text"
     user: str | None = Field(default=None, description="Whom the request is for; experiments stick to it.")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from accel_lib.service.catalog import Truncate
-from accel_lib.service.fields import Body, NotTooMany, Text, Texts
+from accel_lib.service.fields import Body, NotTooMany, Text, Texts, told_apart
 
 MOST_TOKENS = 65_536  # of a request whose answer is tokens or made of them, and characters of one that asks for tokens
 _IGNORED: Literal["ignore"] = "ignore"
@@ -96,11 +96,7 @@ class PredictRequest(Cut):
         Annotated[Text, Tag("text")]
         | Annotated[_Pair, Tag("pair")]
         | Annotated[list[_Pair], Field(min_length=1, fail_fast=True), NotTooMany, Tag("batch")],
-        Discriminator(
-            _shape,
-            custom_error_type="wrong_type",
-            custom_error_message="a text, a pair of texts, or a list of lists of one or two texts",
-        ),
+        told_apart(_shape, "a text, a pair of texts, or a list of lists of one or two texts"),
     ]
     raw_scores: bool = Field(default=False, description="Give logits.")
 
@@ -149,11 +145,7 @@ class DecodeRequest(_Body):
     ids: Annotated[
         Annotated[_Ids, Tag("one")]
         | Annotated[list[_Ids], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
-        Discriminator(
-            _one_or_many_rows,
-            custom_error_type="wrong_type",
-            custom_error_message="a list of token ids, or a list of such lists",
-        ),
+        told_apart(_one_or_many_rows, "a list of token ids, or a list of such lists"),
     ]
     skip_special_tokens: bool = True
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from accel_lib.errors import require
 
+Metadata = tuple[tuple[str, str], ...]
+
 _EXTRA = "telemetry"
+_NO_SPAN: AbstractContextManager[Metadata] = contextlib.nullcontext(())
 _DELAY_MS = 1000  # after which Triton sends what it has traced
 
 
@@ -45,22 +49,20 @@ class Telemetry:
         self._provider.add_span_processor(export.BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("accel_lib.service")
 
-    @contextlib.contextmanager
-    def request(self, name: str, headers: Mapping[str, str], request_id: str) -> Iterator[None]:
+    def request(self, name: str, headers: Mapping[str, str], request_id: str) -> AbstractContextManager[object]:
         """A span for a whole request, a child of the client's if its headers name one."""
         if self._tracer is None:
-            yield
-            return
+            return _NO_SPAN
         facts = {"context": self._propagate.extract(headers), "attributes": {"request_id": request_id}}
-        with self._tracer.start_as_current_span(name, kind=self._kind.SERVER, **facts):
-            yield
+        span: AbstractContextManager[object] = self._tracer.start_as_current_span(name, kind=self._kind.SERVER, **facts)
+        return span
+
+    def span(self, name: str) -> AbstractContextManager[Metadata]:
+        """A span inside it; gives the gRPC metadata that carries it on."""
+        return _NO_SPAN if self._tracer is None else self._child(name)
 
     @contextlib.contextmanager
-    def span(self, name: str) -> Iterator[tuple[tuple[str, str], ...]]:
-        """A span inside it; yields the gRPC metadata that carries it on."""
-        if self._tracer is None:
-            yield ()
-            return
+    def _child(self, name: str) -> Iterator[Metadata]:
         with self._tracer.start_as_current_span(name, kind=self._kind.CLIENT):
             carrier: dict[str, str] = {}
             self._propagate.inject(carrier)

@@ -11,7 +11,7 @@ import pytest
 
 import accel_lib
 from accel_lib.errors import AccelError
-from accel_lib.service.abtest.trial import run_trial
+from accel_lib.load.version_trial import run_trial
 from accel_lib.service.gateway import Gateway, wait_until_ready
 from accel_lib.service.keys import ROLES, all_roles
 from accel_lib.service.settings import Settings
@@ -24,6 +24,8 @@ pytestmark = pytest.mark.triton
 ENDPOINTS = {
     ("POST", "/v1/embeddings"): "inference",
     ("POST", "/v1/classify"): "inference",
+    ("POST", "/v1/chat/completions"): "inference",
+    ("POST", "/v1/completions"): "inference",
     ("POST", "/embed"): "inference",
     ("POST", "/predict"): "inference",
     ("POST", "/similarity"): "inference",

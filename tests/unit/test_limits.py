@@ -6,11 +6,11 @@ import grpc
 import pandas as pd
 import pytest
 
+from accel_lib.load.gateway_requests import LatencyBreakdown, PayloadSizes
 from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Backlog, Deadline, Limits, Quota
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.triton_client import refusal
-from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
 from accel_lib.tuning.actuators import apply
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from accel_lib.service.abtest.trial import narrowing
+from accel_lib.load.version_trial import narrowing
 from accel_lib.show import plots
 from accel_lib.stats import requests_needed
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from accel_lib.errors import AccelError
-from accel_lib.service.abtest.trial import narrowing
+from accel_lib.load.version_trial import narrowing
 from accel_lib.stats import compare_shares, requests_needed
 
 

@@ -89,7 +89,7 @@ _Any = schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest
 @router.post("/", **described(_Any, _Vectors | _Cosines | _Classes))
 async def root(request: Request, caller: Caller) -> Response:
     """What the served model is for: embed (or compare, if there is a `source_sentence`); if none embeds, classify."""
-    asked = read_json(await request.body())
+    asked = read_json(request.state.context.body)
     if _task(request) == "classification":
         return await predict(request, caller)
     compare = isinstance(asked, dict) and isinstance(asked.get("inputs"), dict)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from accel_lib.formatting import number, percent
 from accel_lib.load.curve import RateCurve
+from accel_lib.load.gateway_requests import LatencyBreakdown, PayloadSizes
 from accel_lib.load.monitor import Watched
 from accel_lib.measurement import machine_line
-from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
 from accel_lib.show.plots.style import (
     BLUE,
     GREEN,

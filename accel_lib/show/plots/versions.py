@@ -19,7 +19,7 @@ _TICKS = (20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 def narrowing(course: pd.DataFrame) -> Axes:
     """The difference of two versions as requests come in, with the interval for one look and the one for all.
 
-    `course` is what `accel_lib.service.abtest.trial.narrowing` makes: ``requests``, ``difference``, ``low``, ``high``,
+    `course` is what `accel_lib.load.version_trial.narrowing` makes: ``requests``, ``difference``, ``low``, ``high``,
     ``anytime_low``, ``anytime_high``; shares from 0 to 1.
     """
     ax = canvas(_when_sure(course), rows=_ROWS)

@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from accel_lib.errors import AccelError
+from accel_lib.load.gateway_requests import Gateway
 from accel_lib.measurement import Result, to_frame
-from accel_lib.service.gateway import Gateway
 from accel_lib.stats import Difference, compare_shares, wilson
 from accel_lib.texts import Texts
 

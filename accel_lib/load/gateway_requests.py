@@ -1,4 +1,4 @@
-"""For notebooks: what of a request's time is the model, and how many bytes a vector takes on the wire."""
+"""What of the time of a request to a gateway is the model, and how many bytes a vector takes on the wire."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import numpy as np
@@ -15,12 +15,18 @@ from numpy.typing import NDArray
 from accel_lib.errors import RequestError
 from accel_lib.formatting import number, percent
 from accel_lib.measurement import Result, to_frame
-from accel_lib.service.gateway import Gateway
 from accel_lib.stats import overlap
 
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}
 _BASE64 = {"encoding_format": "base64"}
 _NOTICEABLE = 0.05  # a smaller share of the time is no difference
+
+
+class Gateway(Protocol):
+    """A running gateway, as `accel_lib.serve_gateway` gives one."""
+
+    def client(self) -> httpx.Client:
+        """An HTTP client with its address and a key."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
