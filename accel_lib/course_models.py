@@ -50,10 +50,13 @@ _PACKED_FP32 = _Recipe(name="onnx fp32 without padding", format="onnx", packed=T
 _PACKED_INT8 = _Recipe(
     name="onnx int8 without padding", format="onnx", precision="int8", packed=True, instead=_PACKED_FP32
 )
+_INT8 = _Recipe(name="onnx int8", format="onnx", precision="int8", instead=_ONNX_FP32)
 _TORCH = _Recipe(name="torch fp32", format="torch")
 _HALF = _Recipe(name="torch fp16", format="torch", precision="fp16")
 _PACKED_HALF = _Recipe(name="torch fp16 without padding", format="torch", precision="fp16", packed=True, instead=_HALF)
 _ON_CPU: _Recipes = {1: _ONNX_FP32, 2: _PACKED_INT8}
+# Late interaction goes through each text of a pair by itself, which no packed graph and no profile of lengths knows.
+_RERANK: dict[bool, _Recipes] = {False: {1: _ONNX_FP32, 2: _INT8}, True: {1: _TORCH, 2: _HALF}}  # with a GPU
 
 
 def ensure(name: str = "embedding") -> Path:
@@ -67,7 +70,8 @@ def ensure(name: str = "embedding") -> Path:
     Parameters
     ----------
     name
-        ``"embedding"`` (the default model) or ``"sentiment"`` (a classifier trained on its frozen vectors).
+        ``"embedding"`` (the default model), ``"sentiment"`` (a classifier trained on its frozen vectors) or
+        ``"rerank"`` (ranks passages for a question by how its tokens match theirs; ``models.reranker``).
 
     Returns
     -------
@@ -89,7 +93,7 @@ def ensure(name: str = "embedding") -> Path:
         raise AccelError(
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
-    recipes = _recipes()
+    recipes = _recipes(name)
     repository = _build_missing(name, recipes)
     print(f"{name}: versions {' and '.join(map(str, recipes))} are in {repository.name}, validated")
     return repository
@@ -100,7 +104,7 @@ def scratch_repository(*names: str) -> Path:
 
     The same names give the same folder.
     """
-    recipes = _recipes()
+    recipes = _recipes("embedding")
     own = _build_missing("embedding", {1: recipes[1]})
     repository = cache_dir("scratch", "-".join(names))
     for name in names:
@@ -250,8 +254,11 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
     return repository
 
 
-def _recipes() -> _Recipes:
-    if not _torch_has_a_gpu():
+def _recipes(name: str) -> _Recipes:
+    gpu = _torch_has_a_gpu()
+    if name == "rerank":
+        return _RERANK[gpu]
+    if not gpu:
         return _ON_CPU
     from accel_lib.engines.cuda_graphs import supported
 
@@ -299,7 +306,22 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
         return train_classifier(load_model(), texts), load_texts("sentiment-test")
 
 
-_BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {"embedding": _embedding, "sentiment": _sentiment}
+def _rerank() -> tuple[Model, Sequence[str]]:
+    from accel_lib.models import load_model
+    from accel_lib.models.reranker import train_reranker
+    from accel_lib.texts import load_texts
+    from accel_lib.texts.questions import load_questions
+
+    questions = load_questions("train")
+    with _step(f"training a reranker on {len(questions)} questions"):
+        return train_reranker(load_model(), questions), load_texts("mixed", limit=64)
+
+
+_BUILDERS: dict[str, Callable[[], tuple[Model, Sequence[str]]]] = {
+    "embedding": _embedding,
+    "sentiment": _sentiment,
+    "rerank": _rerank,
+}
 
 
 def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], put: Callable[[Artifact], Path]) -> Path:

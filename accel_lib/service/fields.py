@@ -30,7 +30,8 @@ _REFUSED: Literal["forbid"] = "forbid"
 _NULL = {"type": "null"}
 
 
-def _not_blank(text: str) -> str:
+def not_blank(text: str) -> str:
+    """A text; pydantic gets a fault of one that is all spaces."""
     if text.isspace():
         raise PydanticCustomError("invalid_text", "is blank: a text has more than spaces")
     return text
@@ -52,7 +53,7 @@ def one_or_many(value: Any) -> str | None:
     return "one" if isinstance(value, str) else "many" if isinstance(value, list) else None
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(not_blank)]
 Texts = Annotated[
     Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
     Discriminator(one_or_many, custom_error_type="wrong_type", custom_error_message="a text or a list of texts"),

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.triton
 ENDPOINTS = {
     ("POST", "/v1/embeddings"): "inference",
     ("POST", "/v1/classify"): "inference",
+    ("POST", "/v1/ranking"): "inference",
+    ("POST", "/v1/rerank"): "inference",
+    ("POST", "/rerank"): "inference",
     ("POST", "/embed"): "inference",
     ("POST", "/predict"): "inference",
     ("POST", "/similarity"): "inference",
