@@ -27,8 +27,8 @@ def train_reranker(model: Model, questions: Questions, *, candidates: int = _CAN
     question's own passage shall get a higher logit than those that the vectors take for near. With the bias, the
     sigmoid of a logit is the share of a passage in a question with typical others.
 
-    A cross-encoder, whose layers read both texts together, needs far more: fine-tuned from the default model on the
-    same questions for as long as a notebook waits, it ranks worse than the vectors that it should improve.
+    A cross-encoder, whose layers read both texts together, needs far more: fine-tuned from the default model, one pass
+    over the same questions left it at chance.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ from typing import Literal
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.encoding import Row
+from accel_lib.models.generation_text import GenerationText
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import SEGMENTS, Ragged
 from accel_lib.service.errors import Problem
@@ -22,7 +23,7 @@ from accel_lib.triton.statistics import Statistics
 
 Truncate = Literal["NONE", "START", "END"]
 InputType = Literal["query", "passage"]
-Use = Literal["embedding", "classification", "rerank"]
+Use = Literal["embedding", "classification", "rerank", "generation"]
 
 _STARTING_S = 2.0  # what a client is told to wait for Triton
 _ASK_S = 2.0
@@ -61,7 +62,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedVersion:
-    """One version of a model that is ready; `tokenizers` by the side at which they cut."""
+    """One version of a model that is ready; `tokenizers` by the side at which they cut, `text` if it generates."""
 
     name: str
     version: str
@@ -69,6 +70,7 @@ class ServedVersion:
     config: ModelConfig
     tokenizers: dict[str, Tokenizer]
     created_s: int
+    text: GenerationText | None = None
 
     @property
     def vector_space_id(self) -> str:
@@ -228,6 +230,18 @@ class Catalog:
         if known and self._manifests.get((name, version)) == text:
             return dataclasses.replace(known, config=config)
         manifest = Manifest.from_json(text)
+        created_s = int((folder / MANIFEST_FILE).stat().st_mtime)
+        if manifest.task == "generation":
+            self._manifests[name, version] = text
+            return ServedVersion(
+                name=name,
+                version=version,
+                manifest=manifest,
+                config=config,
+                tokenizers={},
+                created_s=created_s,
+                text=GenerationText(folder, manifest),
+            )
         segments = SEGMENTS in manifest.inputs
         tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
         self._manifests[name, version] = text
@@ -237,7 +251,7 @@ class Catalog:
             manifest=manifest,
             config=config,
             tokenizers={"right": tokenizer.cutting("right"), "left": tokenizer.cutting("left")},
-            created_s=int((folder / MANIFEST_FILE).stat().st_mtime),
+            created_s=created_s,
         )
 
     def _observe(self, name: str) -> None:

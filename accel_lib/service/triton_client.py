@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -22,6 +22,7 @@ from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
+from accel_lib.triton.generation_wire import STREAM_METHOD
 from accel_lib.triton.wire import serialize
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -87,6 +88,10 @@ class TritonClient:
         await _all([one(batch) for batch in batches])
         return output
 
+    def stream(self, message: bytes, *, metadata: Sequence[tuple[str, str]] = ()) -> Any:
+        """A stream of serialized responses to one serialized request, read with ``await .read()``."""
+        return self._channel().stream_stream(STREAM_METHOD)(_only(message), metadata=tuple(metadata))
+
     async def close(self) -> None:
         """Close the channel."""
         for channel in self._channels.values():
@@ -120,10 +125,13 @@ class TritonClient:
         return vectors
 
     def _call(self) -> Any:
+        return self._channel().unary_unary(_METHOD)
+
+    def _channel(self) -> Any:
         address = self._address()
         if address not in self._channels:
             self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
-        return self._channels[address].unary_unary(_METHOD)
+        return self._channels[address]
 
     def _invalid(self, served: ServedVersion, reason: str) -> Problem:
         self._metrics.guard_rejections.labels(served.name, reason).inc()
@@ -141,6 +149,10 @@ def refusal(code: grpc.StatusCode, details: str) -> Problem:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or "is not healthy" in details:
         return Problem(503, "Triton does not answer now; try again soon.", code="not_ready", retry_after_s=_RETRY_S)
     return Problem(500, "The model failed on this request.", code="model_error")
+
+
+async def _only(message: bytes) -> AsyncIterator[bytes]:
+    yield message
 
 
 async def _all(work: Sequence[Any]) -> None:

@@ -153,7 +153,7 @@ def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_
         under_way = [pool.submit(ask, client, ["w9 " * 60] * 60) for _ in range(2)]
         while own.services.limits.in_flight < 2:
             time.sleep(0.005)
-        own.services.limits.draining = True
+        own.services.limits.drain()
         late = ask(client)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "draining")
         assert late.headers["retry-after"]

@@ -375,9 +375,9 @@ def test_a_module_outside_the_folder_is_refused(spoiled: Path) -> None:
         load_model(spoiled)
 
 
-def test_a_text_generator_is_refused(make: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_text_generator_with_an_encoder_is_refused(make: Callable[[str], Path], tmp_path: Path) -> None:
     folder = _copy(make("bert bare"), tmp_path / "generator")
-    _edit(folder / "config.json", architectures=["LlamaForCausalLM"])
+    _edit(folder / "config.json", architectures=["T5ForConditionalGeneration"])
     with pytest.raises(ModelError, match="a text generator"):
         load_model(folder)
 

@@ -35,8 +35,11 @@ _PRIORITY_HEADER = "x-request-priority"
 _STAGE_HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
 _IN_POOL_ROWS = 32  # responses of more rows are written in another thread
 _ENDPOINTS: dict[Use, str] = {
-    "embedding": "/v1/embeddings", "classification": "/v1/classify", "rerank": "/v1/ranking"
-}  # fmt: skip
+    "embedding": "/v1/embeddings",
+    "classification": "/v1/classify",
+    "rerank": "/v1/ranking",
+    "generation": "/v1/chat/completions",
+}
 _SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "passage"}
 
 
@@ -122,7 +125,7 @@ async def infer(
     """
     own: Services = services(request)
     context: RequestContext = request.state.context
-    served, route = _version(request, own, use, model, user)
+    served, route = choose_version(request, own, use, model, user)
     context.model, context.version, context.inputs = served.name, served.version, len(inputs.texts)
     with own.experiments.observed(route, len(inputs.texts)) as compute, own.limits.in_flight_slot(served.name):
         began = time.perf_counter()
@@ -196,12 +199,15 @@ def _addressed(catalog: Catalog, name: str) -> tuple[str, InputType | None]:
     return name, None
 
 
-def _version(request: Request, own: Services, use: Use, model: str, user: str | None) -> tuple[ServedVersion, Route]:
+def choose_version(
+    request: Request, own: Services, use: Use, model: str, user: str | None
+) -> tuple[ServedVersion, Route]:
     """The version that answers: the one that is asked for, else an experiment's choice, else the live one."""
     route = own.experiments.route(model, user=user, pinned=request.headers.get(VERSION_HEADER, ""))
     served = own.catalog.find(model, route.version)
     if not served.serves(use):
-        raise Problem(400, f"{served.name} is a model for {_ENDPOINTS[served.use]}.", param="model", code="wrong_task")
+        endpoint = _ENDPOINTS[served.use]
+        raise Problem(400, f"{served.name} is a model for {endpoint}.", param="model", code="wrong_task")
     return served, route
 
 
