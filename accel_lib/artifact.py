@@ -58,8 +58,8 @@ class Manifest:
     source
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
-        ``"embedding"`` (one unit vector a text), ``"classification"`` (one row of logits a text) or ``"generation"``
-        (token ids that continue a prompt).
+        ``"embedding"`` (one unit vector per text), ``"classification"`` (one row of logits per text) or
+        ``"generation"`` (token ids that continue a prompt).
     format, precision
         What the model file holds, which names the engine that runs it; ``precision`` is ``"fp32"``, ``"fp16"``,
         ``"bf16"`` (of OpenVINO, which rounds FP32 weights as it compiles them), ``"int8"`` or ``"int8-qdq"``.

@@ -50,6 +50,10 @@ def _engine(artifact: Artifact, threads: int | None, rows: int, cache_tokens: in
         from accel_lib.generate.transformers import TransformersEngine
 
         return TransformersEngine(_model(artifact, threads), rows=rows, cache_tokens=cache_tokens)
+    if artifact.manifest.format == "openvino":
+        from accel_lib.generate.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(artifact, rows=rows, cache_tokens=cache_tokens, threads=threads)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,

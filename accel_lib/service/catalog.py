@@ -55,6 +55,11 @@ class Inputs:
     called: str = ""
 
     @property
+    def characters(self) -> int:
+        """Of all texts together."""
+        return sum(map(len, self.texts)) + sum(len(half) for half in self.seconds or () if half is not None)
+
+    @property
     def field(self) -> str:
         """What the client calls the texts."""
         return self.called or ("inputs" if self.tei else "input")

@@ -99,7 +99,8 @@ class ModelConfig:
     max_batch_tokens
         Padded tokens per engine call, of which an execution may make several; None leaves it to the backend.
     threads
-        CPU threads of one instance; None shares the cores among the instances.
+        CPU threads of one instance; None shares the cores among the instances, and gives all of them to a request that
+        no other one computes beside. Memory for the weights is needed twice then (not with PyTorch).
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` for the engine; None follows the instance.
     rows, cache_tokens, max_waiting

@@ -1,13 +1,19 @@
 """Every engine that generates, behind one protocol: right tokens, and no request that harms another."""
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
+import torch
 
+from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.errors import EngineError, RequestError
-from accel_lib.generate import Event, Limits, Sampling, Stats
+from accel_lib.generate import Event, GenerationEngine, Limits, Sampling, Stats
+from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.static import StaticBatchEngine
 from accel_lib.generate.transformers import TransformersEngine
 from accel_lib.models import load_model
 from tests.generation import collect, greedy, ids_of, reference, run
@@ -17,17 +23,40 @@ ROWS, CACHE_TOKENS = 3, 1024
 PROMPTS = tiny_prompts(8)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than a network this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return load_model(llama_folder(tmp_path_factory.mktemp("llama") / "tiny"), task="generation")
 
 
-ENGINES = {"transformers": TransformersEngine}
+def openvino(artifact, **options):
+    return OpenVINOEngine(artifact, threads=1, **options)
 
 
-@pytest.fixture(scope="module", params=sorted(ENGINES))
+@pytest.fixture(scope="module")
+def artifact(model):
+    return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
+
+
+@pytest.fixture(scope="module", params=["transformers", "static", "openvino", "openvino without prefixes"])
 def opened(request, model):
-    engine = ENGINES[request.param](model, rows=ROWS, cache_tokens=CACHE_TOKENS)
+    limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
+    engine: GenerationEngine
+    if request.param == "transformers":
+        engine = TransformersEngine(model, **limits)
+    elif request.param == "static":
+        engine = StaticBatchEngine(model, **limits)
+    else:
+        artifact = request.getfixturevalue("artifact")
+        engine = openvino(artifact, prefix_cache=request.param == "openvino", **limits)
     yield engine
     engine.close()
 
@@ -143,7 +172,7 @@ def test_a_request_larger_than_the_cache_is_refused(model):
 
 
 def test_requests_that_fill_the_cache_wait_for_each_other(engine, model):
-    requests = {f"r{index}": ([9 + index] * 300, greedy(200, ignore_eos=True)) for index in range(4)}
+    requests = {f"r{index}": ([9 + index] * 440, greedy(60, ignore_eos=True)) for index in range(4)}
     for key, (prompt, sampling) in requests.items():
         engine.add(key, prompt, sampling)
     together = 0
@@ -153,7 +182,7 @@ def test_requests_that_fill_the_cache_wait_for_each_other(engine, model):
         for event in engine.step():
             events.setdefault(event.key, []).append(event)
     assert together == 2  # of 3 rows: two times 500 tokens fit into 1,024
-    assert all(ids_of(events[key]) == reference(model, *requests[key][:1], 200, eos_token_id=None) for key in requests)
+    assert all(ids_of(events[key]) == reference(model, requests[key][0], 60, eos_token_id=None) for key in requests)
 
 
 def test_a_temperature_samples_other_texts_and_top_k_of_one_does_not(engine, model):
@@ -164,6 +193,70 @@ def test_a_temperature_samples_other_texts_and_top_k_of_one_does_not(engine, mod
     assert run(engine, {"a": (PROMPTS[0], strict)})["a"] == reference(model, PROMPTS[0])
     nucleus = Sampling(max_tokens=12, temperature=1.0, top_p=1e-6)
     assert run(engine, {"a": (PROMPTS[0], nucleus)})["a"] == reference(model, PROMPTS[0])
+
+
+def test_a_seed_gives_the_same_text_alone_and_in_a_batch(engine):
+    needs(engine, "seed")
+    seeded = Sampling(max_tokens=20, temperature=1.2, seed=7, ignore_eos=True)
+    alone = run(engine, {"alone": (PROMPTS[3], seeded)})["alone"]
+    others = {f"r{index}": (PROMPTS[index], dataclasses.replace(seeded, seed=index)) for index in range(3)}
+    beside = run(engine, {**others, "beside": (PROMPTS[3], seeded), "again": (PROMPTS[3], seeded)})
+    assert beside["beside"] == beside["again"] == alone
+    other = run(engine, {"other": (PROMPTS[3], dataclasses.replace(seeded, seed=8))})["other"]
+    assert other != alone
+
+
+def test_no_stop_ends_a_text_before_its_least_length(engine, model):
+    needs(engine, "min_tokens")
+    stop = reference(model, PROMPTS[4], 1, eos_token_id=None)[0]
+    assert run(engine, {"a": (PROMPTS[4], greedy(12, stop_ids=(stop,)))})["a"] == [stop]
+    later = run(engine, {"a": (PROMPTS[4], greedy(12, stop_ids=(stop,), min_tokens=5, ignore_eos=True))})["a"]
+    assert len(later) >= 5
+    assert stop not in later[:5]
+
+
+def penalized(model, prompt, count, *, repetition=1.0, presence=0.0, frequency=0.0):
+    """Greedy ids by the definitions: repetition over prompt and answer, the others over the answer alone."""
+    ids: list = []
+    for _ in range(count):
+        with torch.inference_mode():
+            logits = model.network(torch.tensor([prompt + ids])).logits[0, -1].double().numpy().copy()
+        seen = sorted({*prompt, *ids})
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition, logits[seen] * repetition)
+        counts = np.bincount(ids, minlength=len(logits))
+        ids.append(int((logits - presence * (counts > 0) - frequency * counts).argmax()))
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("repetition", 1.5), ("presence", 1.5), ("presence", -1.0), ("frequency", 1.0)]
+)
+def test_penalties_are_those_of_their_definitions(engine, model, name, value):
+    needs(engine, f"{name}_penalty")
+    sampling = greedy(12, ignore_eos=True, **{f"{name}_penalty": value})
+    found = run(engine, {"a": (PROMPTS[5], sampling)})["a"]
+    assert found == penalized(model, PROMPTS[5], 12, **{name: value})
+    assert found != penalized(model, PROMPTS[5], 12)
+
+
+def test_log_probabilities_are_those_of_the_reference(engine, model):
+    needs(engine, "logprobs")
+    engine.add("a", PROMPTS[6], greedy(8, logprobs=0, ignore_eos=True))
+    events = collect(engine)["a"]
+    given = [each for event in events for each in event.logprobs]
+    ids = ids_of(events)
+    assert [each.token_id for each in given] == ids
+    with torch.inference_mode():
+        logits = model.network(torch.tensor([PROMPTS[6] + ids])).logits[0, len(PROMPTS[6]) - 1 : -1]
+    wanted = logits.log_softmax(-1)[range(len(ids)), ids]
+    np.testing.assert_allclose([each.logprob for each in given], wanted.numpy(), atol=1e-3)
+
+
+def test_a_prompt_that_begins_like_an_ended_one_gives_the_same_text(engine, model):
+    shared = [11 + index % 50 for index in range(200)]
+    requests = {f"r{index}": ([*shared, 20 + index], greedy(8, ignore_eos=True)) for index in range(3)}
+    for key, request in requests.items():
+        assert run(engine, {key: request})[key] == reference(model, request[0], 8, eos_token_id=None)
 
 
 def test_what_an_engine_does_not_honour_is_refused_by_name(engine):

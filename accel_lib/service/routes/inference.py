@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from accel_lib.ragged import Ragged
 from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.abtest.routing import Route
-from accel_lib.service.auth import require_role
+from accel_lib.service.auth import InferenceRoute, require_role
 from accel_lib.service.catalog import Catalog, Inputs, InputType, ServedVersion, Use
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import read
@@ -27,12 +27,13 @@ from accel_lib.service.openapi import described
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
 from accel_lib.service.services import Services, services
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 Caller = Annotated[Principal, Depends(require_role("inference"))]
 
 VERSION_HEADER = "x-model-version"
 _PRIORITY_HEADER = "x-request-priority"
 _STAGE_HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
+_IN_LOOP_CHARS = 2_000  # tokenized within a millisecond; more would keep other requests waiting, and goes to the pool
 _IN_POOL_ROWS = 32  # responses of more rows are written in another thread
 _ENDPOINTS: dict[Use, str] = {
     "embedding": "/v1/embeddings",
@@ -129,10 +130,12 @@ async def infer(
     context.model, context.version, context.inputs = served.name, served.version, len(inputs.texts)
     with own.experiments.observed(route, len(inputs.texts)) as compute, own.limits.in_flight_slot(served.name):
         began = time.perf_counter()
-        most = own.settings.max_request_tokens
+        most, few = own.settings.max_request_tokens, inputs.characters <= _IN_LOOP_CHARS
 
-        def tokenize(version: ServedVersion) -> Awaitable[Ragged]:
-            return own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most))
+        async def tokenize(version: ServedVersion) -> Ragged:
+            if few:
+                return version.tokenize(inputs, max_tokens=most)
+            return await own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most))
 
         rows = await tokenize(served)
         tokenized = time.perf_counter()

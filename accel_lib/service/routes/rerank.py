@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from accel_lib.scores import to_scores
 from accel_lib.service import rerank_schemas as schemas
+from accel_lib.service.auth import InferenceRoute
 from accel_lib.service.catalog import Inputs, Truncate
 from accel_lib.service.fields import read
 from accel_lib.service.openapi import described
 from accel_lib.service.routes.inference import Answer, Caller, infer, respond, to_json
 from accel_lib.service.services import services
 
-router = APIRouter(tags=["reranking"])
+router = APIRouter(tags=["reranking"], route_class=InferenceRoute)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
