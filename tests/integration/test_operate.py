@@ -24,6 +24,8 @@ pytestmark = pytest.mark.triton
 ENDPOINTS = {
     ("POST", "/v1/embeddings"): "inference",
     ("POST", "/v1/classify"): "inference",
+    ("POST", "/v1/chat/completions"): "inference",
+    ("POST", "/v1/completions"): "inference",
     ("POST", "/v1/ranking"): "inference",
     ("POST", "/v1/rerank"): "inference",
     ("POST", "/rerank"): "inference",
