@@ -56,6 +56,7 @@ _PACKED_INT8 = _Recipe(
 _OPENVINO_INT8 = _Recipe(
     name="openvino int8 without padding", format="openvino", precision="int8", packed=True, instead=_PACKED_INT8
 )
+_INT8 = _Recipe(name="onnx int8", format="onnx", precision="int8", instead=_ONNX_FP32)
 _TORCH = _Recipe(name="torch fp32", format="torch")
 _HALF = _Recipe(name="torch fp16", format="torch", precision="fp16")
 _PACKED_HALF = _Recipe(name="torch fp16 without padding", format="torch", precision="fp16", packed=True, instead=_HALF)
@@ -68,6 +69,8 @@ _GENERATION: _Recipes = {
         instead=_Recipe(name="transformers fp32", format="transformers"),
     )
 }
+# Late interaction goes through each text of a pair by itself, which no packed graph and no profile of lengths knows.
+_RERANK: dict[bool, _Recipes] = {False: {1: _ONNX_FP32, 2: _INT8}, True: {1: _TORCH, 2: _HALF}}  # with a GPU
 
 
 def ensure(name: str = "embedding") -> Path:
@@ -83,9 +86,10 @@ def ensure(name: str = "embedding") -> Path:
     Parameters
     ----------
     name
-        ``"embedding"`` (the default model), ``"sentiment"`` (a classifier trained on its frozen vectors), or
-        ``"generation"`` (SmolLM2-135M-Instruct, a chat model: one version, INT8 weights in OpenVINO; in an environment
-        without OpenVINO the original weights, opened by transformers).
+        ``"embedding"`` (the default model), ``"sentiment"`` (a classifier trained on its frozen vectors), ``"rerank"``
+        (ranks passages for a question by how its tokens match theirs; ``models.reranker``) or ``"generation"``
+        (SmolLM2-135M-Instruct, a chat model: one version, INT8 weights in OpenVINO; in an environment without OpenVINO
+        the original weights, opened by transformers).
 
     Returns
     -------
@@ -107,7 +111,7 @@ def ensure(name: str = "embedding") -> Path:
         raise AccelError(
             "The course has no such model.", seen=repr(name), fix=f"accel.ensure(...) with one of: {names}"
         )
-    recipes = _GENERATION if name == "generation" else _recipes()
+    recipes = _recipes(name)
     repository = _build_missing(name, recipes)
     numbers = f"version{'s' if len(recipes) > 1 else ''} {' and '.join(map(str, recipes))}"
     print(f"{name}: {numbers} {'are' if len(recipes) > 1 else 'is'} in {repository.name}, validated")
@@ -119,7 +123,7 @@ def scratch_repository(*names: str) -> Path:
 
     The same names give the same folder.
     """
-    recipes = _recipes()
+    recipes = _recipes("embedding")
     own = _build_missing("embedding", {1: recipes[1]})
     repository = cache_dir("scratch", "-".join(names))
     for name in names:
@@ -269,8 +273,13 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
     return repository
 
 
-def _recipes() -> _Recipes:
-    if not _torch_has_a_gpu():
+def _recipes(name: str) -> _Recipes:
+    gpu = _torch_has_a_gpu()
+    if name == "generation":
+        return _GENERATION
+    if name == "rerank":
+        return _RERANK[gpu]
+    if not gpu:
         best = next(choice for choice in choices() if choice.engine in ("openvino", "onnxruntime"))
         return _ON_CPU | ({2: _OPENVINO_INT8} if (best.engine, best.precision) == ("openvino", "int8") else {})
     from accel_lib.engines.cuda_graphs import supported
@@ -331,9 +340,21 @@ def _generation() -> tuple[GenerationModel, Sequence[str]]:
         return model, load_texts("mixed", limit=16)
 
 
+def _rerank() -> tuple[Model, Sequence[str]]:
+    from accel_lib.models import load_model
+    from accel_lib.models.reranker import train_reranker
+    from accel_lib.texts import load_texts
+    from accel_lib.texts.questions import load_questions
+
+    questions = load_questions("train")
+    with _step(f"training a reranker on {len(questions)} questions"):
+        return train_reranker(load_model(), questions), load_texts("mixed", limit=64)
+
+
 _BUILDERS: dict[str, Callable[[], tuple[_AnyModel, Sequence[str]]]] = {
     "embedding": _embedding,
     "sentiment": _sentiment,
+    "rerank": _rerank,
     "generation": _generation,
 }
 

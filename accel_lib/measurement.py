@@ -80,7 +80,7 @@ _NUMBER = """
     p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms
     received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms"""
 _WHOLE = "max_queue_delay_us max_batch_tokens tokens requests bytes_each load"
-_PERCENT = "right top10_overlap same_label padding late busy share others"
+_PERCENT = "right first top10_overlap same_label padding late busy share others"
 # Columns that are shown, and how a value is written; the others are for computing with.
 _WRITE: dict[str, Callable[[Any], str]] = (
     dict.fromkeys(_TEXT.split(), str)
@@ -89,16 +89,18 @@ _WRITE: dict[str, Callable[[Any], str]] = (
     | dict.fromkeys(_PERCENT.split(), percent)
     | dict.fromkeys(["speedup", "over_best"], times)
     | dict.fromkeys(["cosine_mean", "cosine_min"], "{:.4f}".format)
+    | dict.fromkeys(["ndcg_at_10", "reciprocal_rank"], "{:.3f}".format)
     | dict.fromkeys(["throughput_error", "p95_error"], "{:+.1%}".format)
 )
-_HIGHER = "right texts_per_s tokens_per_s speedup"
+_HIGHER = "right first ndcg_at_10 reciprocal_rank texts_per_s tokens_per_s speedup"
 _LOWER = "ms_at_batch_1 p50_ms p95_ms p99_ms size_mb total_ms bytes_each late cost_per_million"
 _UNITS = {"_ms": ", ms", "_us": ", µs", "_mb": ", MB", "_kb": ", KB", "_per_s": "/s", "_count": "s"}
 _HEADINGS = {
     "name": "", "role": "", "kind": "", "tokens": "tokens per text", "right": "correct",
     "ms_at_batch_1": "one text, ms", "batching": "best batching", "compute_infer_ms": "model, ms",
     "client_ms": "client and transport, ms",
-    "top10_overlap": "10 nearest kept", "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
+    "top10_overlap": "10 nearest kept", "ndcg_at_10": "nDCG@10", "first": "right one first",
+    "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
     "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
     "offered_per_s": "offered, texts/s", "simulated_per_s": "simulated, texts/s",
     "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",

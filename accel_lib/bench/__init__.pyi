@@ -5,5 +5,6 @@ from .candidates import ONE_BY_ONE as ONE_BY_ONE
 from .memory import fit_memory as fit_memory
 from .quality import QualityJudge as QualityJudge
 from .quality import quality_judge as quality_judge
+from .ranking import compare_ranking as compare_ranking
 from .roofline import crossover as crossover
 from .speedup import speedup_over_eager as speedup_over_eager

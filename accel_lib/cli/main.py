@@ -214,7 +214,7 @@ def serve(
 
 @app.command()
 def build(
-    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment, generation.")],
+    names: Annotated[list[str], typer.Argument(help="Models of the course: embedding, sentiment, rerank, generation.")],
     target: Annotated[str | None, typer.Option(help="Also a TensorRT engine for this GPU: auto, t4, l4, a100.")] = None,
     wait: Annotated[int | None, typer.Option(help="Build nothing; wait this many seconds for another process.")] = None,
 ) -> None:

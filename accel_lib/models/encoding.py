@@ -77,7 +77,15 @@ class Encoder:
         self.single_segments = any(run.segments.any() for run in self._frames[False])
 
     def contents(self, texts: Sequence[str], count_to: int | None) -> Iterator[Content]:
-        """The tokens of each text without special tokens; texts of some ten thousand characters at once."""
+        """The tokens of each text without special tokens; one that follows itself is tokenized once."""
+        runs = [(text, sum(1 for _ in same)) for text, same in itertools.groupby(texts)]
+        found = self._contents([text for text, _ in runs], count_to)
+        return itertools.chain.from_iterable(
+            itertools.repeat(each, times) for each, (_, times) in zip(found, runs, strict=True)
+        )
+
+    def _contents(self, texts: Sequence[str], count_to: int | None) -> Iterator[Content]:
+        """Texts of some ten thousand characters at once."""
         group: list[str] = []
         chars = 0
         for text in texts:

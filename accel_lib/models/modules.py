@@ -84,6 +84,74 @@ class Head(nn.Module):
         return logits
 
 
+class LateInteraction(nn.Module):
+    """One logit a pair, from the token vectors of both texts, each encoded by itself as the encoder was trained to.
+
+    What is compared is the cosine of the two vectors, and after each layer, the embeddings first, MaxSim: for each
+    token of the first text the cosine of its nearest token in the second, on average. A linear layer weighs them.
+
+    Source: O. Khattab and M. Zaharia, "ColBERT", https://arxiv.org/abs/2004.12832 (MaxSim, of the last layer).
+
+    Parameters
+    ----------
+    encoder
+        Its transformer gives ``hidden_states``, and puts one token in front of a text.
+    linear
+        From the cosine and one MaxSim a layer to the logit.
+    """
+
+    def __init__(self, encoder: Encoder, linear: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.linear = linear
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """int64 ``[batch, sequence]`` each, padding on the right, to float32 ``[batch, 1]``."""
+        segments = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        logits: Tensor = self.linear(self.features(*halves(input_ids, attention_mask, segments)))
+        return logits
+
+    def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """First texts, and behind them as many second ones, to float32 ``[batch, 1 + layers]``."""
+        extra = {"token_type_ids": torch.zeros_like(input_ids)} if self.encoder.segments else {}
+        asked = {"input_ids": input_ids, "attention_mask": attention_mask, "output_hidden_states": True}
+        states = self.encoder.transformer(**asked, **extra).hidden_states
+        pooled = torch.cat([pool(states[-1].float(), attention_mask, mode) for mode in self.encoder.pooling], dim=-1)
+        first, second = two(nn.functional.normalize(self.encoder.steps(pooled), dim=-1))
+        found = [(first * second).sum(dim=-1), *(max_sim(layer.float(), attention_mask) for layer in states)]
+        return torch.stack(found, dim=-1)
+
+
+def halves(input_ids: Tensor, attention_mask: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and mask of the first texts of pairs, and behind them of the second ones, each as a row of its own.
+
+    A second text gets the token in front that the pair has: ``[CLS] a [SEP] b [SEP]`` gives ``[CLS] a [SEP]`` and
+    ``[CLS] b [SEP]``; of a single text the second one is that token alone.
+    """
+    first = attention_mask * (segments == 0)
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    places = columns + first.sum(dim=1, keepdim=True) - 1
+    second = (places < attention_mask.sum(dim=1, keepdim=True)).to(attention_mask.dtype)
+    moved = input_ids.gather(1, places.clamp(min=0, max=input_ids.shape[1] - 1))
+    moved = torch.where(columns == 0, input_ids[:, :1], moved)
+    return torch.cat([input_ids, moved]), torch.cat([first, second])
+
+
+def max_sim(tokens: Tensor, attention_mask: Tensor) -> Tensor:
+    """MaxSim of the first half of rows ``[2 · batch, sequence, width]`` with the second half, ``[batch]``."""
+    first, second = two(nn.functional.normalize(tokens, dim=-1))
+    mask, other = two(attention_mask.to(first.dtype))
+    cosines = first @ second.transpose(1, 2) - 2 * (1 - other)[:, None]  # below any cosine where there is no token
+    nearest: Tensor = cosines.amax(dim=-1)
+    return (nearest * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def two(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``[2 · batch, ...]`` as those of the first texts and those of the second ones."""
+    first, second = rows.reshape(2, -1, *rows.shape[1:]).unbind()
+    return first, second
+
+
 class Normalize(nn.Module):
     """Unit length."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,79 @@ class ClassifierReference:
                 )
                 rows.append(self.loaded(**inputs).logits.numpy())
         return np.concatenate(rows)
+
+
+class LateInteractionReference:
+    """A late interaction in NumPy, on what transformers gives for each text alone.
+
+    Parameters
+    ----------
+    encoder
+        Reference of the encoder.
+    max_length
+        Tokens of a pair.
+    weight, bias
+        Of the cosine and one MaxSim a layer.
+    """
+
+    def __init__(
+        self, encoder: Reference, *, max_length: int, weight: NDArray[np.float64], bias: NDArray[np.float64]
+    ) -> None:
+        self._encoder = encoder
+        self._max_length = max_length
+        self._weight = weight
+        self._bias = bias
+
+    @property
+    def loaded(self) -> Any:
+        """The ``SentenceTransformer``."""
+        return self._encoder.loaded
+
+    def __call__(
+        self,
+        texts: list[str],
+        *,
+        seconds: list[str] | None = None,
+        batch_size: int = 32,  # noqa: ARG002  (one text at a time is what nothing else can move)
+    ) -> NDArray[np.float32]:
+        """Texts, or pairs of them, to float32 ``[n, 1]``: logits."""
+        others = [None] * len(texts) if seconds is None else seconds
+        found = [compared(*self._halves(text, other)) for text, other in zip(texts, others, strict=True)]
+        return (np.stack(found) @ self._weight.T + self._bias).astype(np.float32)
+
+    def _halves(self, text: str, other: str | None) -> list[Encoded]:
+        pair = self.loaded.tokenizer(text, other, truncation=True, max_length=self._max_length)
+        ids, segments = np.array(pair["input_ids"]), np.array(pair["token_type_ids"])
+        return [encoded(self.loaded, row) for row in (ids[segments == 0], np.append(ids[0], ids[segments == 1]))]
+
+
+class Encoded(NamedTuple):
+    """One text in an encoder, all of unit length: its vector, and each layer's tokens, the embeddings first."""
+
+    vector: NDArray[np.float32]
+    layers: list[NDArray[np.float32]]
+
+
+def encoded(encoder: Any, ids: NDArray[np.int64]) -> Encoded:
+    """A row of ids through a ``SentenceTransformer``."""
+    import torch
+
+    with torch.inference_mode():
+        row = {"input_ids": torch.from_numpy(ids[None]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        states = encoder[0].auto_model(**row, output_hidden_states=True).hidden_states
+        vector = encoder(row)["sentence_embedding"]
+    return Encoded(_unit(vector[0].numpy()), [_unit(layer[0].numpy()) for layer in states])
+
+
+def compared(first: Encoded, second: Encoded) -> NDArray[np.float64]:
+    """What a late interaction weighs: the cosine of two texts, and each layer's MaxSim of the first with the second."""
+    layers = zip(first.layers, second.layers, strict=True)
+    found = [(own @ other.T).max(axis=1).mean(dtype=np.float64) for own, other in layers]
+    return np.array([first.vector @ second.vector, *found])
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
 class HeadReference:

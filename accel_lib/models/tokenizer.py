@@ -173,6 +173,12 @@ class Tokenizer:
         other._encoder.side = side
         return other
 
+    def with_segments(self) -> Tokenizer:
+        """The same tokenizer for a model that takes segment ids."""
+        other = copy.copy(self)
+        other.segments = True
+        return other
+
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`; truncation, lower-casing and the padding id travel inside."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
-from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest, Task
+from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.encoding import Row
 from accel_lib.models.generation_text import GenerationText
@@ -23,6 +23,7 @@ from accel_lib.triton.statistics import Statistics
 
 Truncate = Literal["NONE", "START", "END"]
 InputType = Literal["query", "passage"]
+Use = Literal["embedding", "classification", "rerank", "generation"]
 
 _STARTING_S = 2.0  # what a client is told to wait for Triton
 _ASK_S = 2.0
@@ -41,6 +42,8 @@ class Inputs:
         Where one that is too long is cut; NONE refuses it.
     tei, prompt_name
         Whether the client speaks as text-embeddings-inference's do: prompts go by their names, none is the default one.
+    called
+        What the client calls the texts, where it is not ``input`` or ``inputs``.
     """
 
     texts: Sequence[str]
@@ -49,6 +52,7 @@ class Inputs:
     input_type: InputType | None = None
     tei: bool = False
     prompt_name: str | None = None
+    called: str = ""
 
     @property
     def characters(self) -> int:
@@ -58,7 +62,7 @@ class Inputs:
     @property
     def field(self) -> str:
         """What the client calls the texts."""
-        return "inputs" if self.tei else "input"
+        return self.called or ("inputs" if self.tei else "input")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,16 @@ class ServedVersion:
         """Vectors with the same id may be compared; other weights or another precision give another one."""
         digest = self.manifest.files[MODEL_FILES[self.manifest.format]]["sha256"]
         return f"{self.manifest.model}:{hashlib.sha256(str(digest).encode()).hexdigest()[:12]}"
+
+    @property
+    def use(self) -> Use:
+        """What it is first of all for; a classifier of pairs with one logit ranks passages for a query."""
+        ranks = self.manifest.task == "classification" and self.manifest.pairs and self.manifest.dimension == 1
+        return "rerank" if ranks else self.manifest.task
+
+    def serves(self, use: Use) -> bool:
+        """Whether it may be asked for that; a reranker also classifies pairs."""
+        return use in (self.use, self.manifest.task)
 
     def prompt(self, inputs: Inputs) -> str:
         """The text to put in front of each of them; raises a 400 where the client has to choose one."""
@@ -173,30 +187,31 @@ class Catalog:
         message = f"There is no model {name!r}; loaded: {self._loaded()}."
         raise Problem(404, message, param="model", code="model_not_found")
 
-    def first(self, task: Task) -> str:
-        """The name of the first model for a task, for clients that cannot name one; raises as `find`."""
-        return self._names(task)[0]
+    def first(self, use: Use) -> str:
+        """The name of the first model for a use, for clients that cannot name one; raises as `find`."""
+        return self._names(use)[0]
 
-    def only(self, task: Task) -> str:
-        """The name of the one model for a task, for a request that names none; raises a 400 if there are several."""
-        names = self._names(task)
+    def only(self, use: Use) -> str:
+        """The name of the one model for a use, for a request that names none; raises a 400 if there are several."""
+        names = self._names(use)
         if len(names) > 1:
             raise Problem(400, f"model is missing; one of {', '.join(names)}.", param="model", code="missing")
         return names[0]
 
-    def tasks(self) -> set[Task]:
+    def uses(self) -> set[Use]:
         """What the versions that answer are for."""
-        return {each.manifest.task for each in self._versions.values()}
+        return {each.use for each in self._versions.values()}
 
     def knows(self, name: str) -> bool:
         """Whether there is a model of exactly this name, loaded or not."""
         return name in {each.name for each in self.versions} or name in model_names(self._supervisor.server.repository)
 
-    def _names(self, task: Task) -> list[str]:
+    def _names(self, use: Use) -> list[str]:
         self._check_awake()
-        names = sorted({each.name for each in self.versions if each.manifest.task == task})
+        able = [each for each in self.versions if each.serves(use)]
+        names = sorted({each.name for each in able if each.use == use} or {each.name for each in able})
         if not names:
-            message = f"No model for {task} is loaded; loaded: {self._loaded()}."
+            message = f"No model for {use} is loaded; loaded: {self._loaded()}."
             raise Problem(404, message, param="model", code="model_not_found")
         return names
 

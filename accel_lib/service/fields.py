@@ -31,7 +31,8 @@ _REFUSED: Literal["forbid"] = "forbid"
 _NULL = {"type": "null"}
 
 
-def _not_blank(text: str) -> str:
+def not_blank(text: str) -> str:
+    """A text; pydantic gets a fault of one that is all spaces."""
     if text.isspace():
         raise PydanticCustomError("invalid_text", "is blank: a text has more than spaces")
     return text
@@ -58,7 +59,7 @@ def told_apart(which: Callable[[Any], str | None], expected: str) -> Discriminat
     return Discriminator(which, custom_error_type="wrong_type", custom_error_message=expected)
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(_not_blank)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(not_blank)]
 Texts = Annotated[
     Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1, fail_fast=True), NotTooMany, Tag("many")],
     told_apart(one_or_many, "a text or a list of texts"),

@@ -175,6 +175,15 @@ class ClassifierType(BaseModel):
     classifier: Classes
 
 
+class RerankerType(BaseModel):
+    """Of a model that ranks texts for a query."""
+
+    reranker: Classes
+
+
+ModelType = EmbeddingType | ClassifierType | RerankerType
+
+
 class Info(BaseModel):
     """text-embeddings-inference's ``/info``: the model behind its endpoints, and the limits of a request."""
 
@@ -184,7 +193,7 @@ class Info(BaseModel):
     model_sha: str | None = None
     model_dtype: str = Field(description="float32, float16, or the precision that it was quantized to.")
     served_model_name: str
-    model_type: EmbeddingType | ClassifierType
+    model_type: ModelType
     max_concurrent_requests: int
     max_input_length: int = Field(description="Tokens of a text, special tokens included.")
     max_batch_tokens: int

@@ -1,5 +1,6 @@
 from .intervals import Verdict as Verdict
 from .intervals import compare_medians as compare_medians
+from .intervals import mean_difference as mean_difference
 from .intervals import mean_interval as mean_interval
 from .intervals import median_interval as median_interval
 from .intervals import percentile as percentile

@@ -110,6 +110,25 @@ def mean_interval(samples: Samples, confidence: float = 0.95) -> tuple[float, fl
     return mean - half, mean + half
 
 
+def mean_difference(a: Samples, b: Samples, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of ``a - b`` for samples in pairs, such as two systems on the same questions, and its bootstrap interval.
+
+    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13.
+
+    >>> gain, low, high = mean_difference([1.0, 0.5, 1.0, 1.0], [0.5, 0.5, 0.5, 0.5])
+    >>> print(f"{gain:.3f}, {low:.3f} to {high:.3f}")
+    0.375, 0.125 to 0.500
+    """
+    first, second = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        seen, fix = f"{first.shape} and {second.shape}", "pass two lists of one length"
+        raise AccelError("Samples in pairs come in two lists of one length.", seen=seen, fix=fix)
+    off = first - second
+    drawn = np.random.default_rng(seed).multinomial(len(off), np.full(len(off), 1 / len(off)), _RESAMPLES)
+    low, high = np.quantile(drawn @ off / len(off), [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    return float(off.mean()), low, high
+
+
 def compare_medians(a: Samples, b: Samples, *, confidence: float = 0.95, seed: int = 0) -> Verdict:
     """Compare two independent sets of positive samples by the ratio of their medians, with a bootstrap interval.
 

@@ -1,6 +1,7 @@
 """Corpora that ship with the package, and documents of mixed length assembled from them.
 
-Passages, queries and reviews in ``accel_lib/data`` were written for this project; they are MIT-licensed like the code.
+Passages, questions, queries and reviews in ``accel_lib/data`` were written for this project; they are MIT-licensed like
+the code.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ def lines(corpus: str) -> list[str]:
     return (_DATA / f"{corpus}.txt").read_text(encoding="utf-8").splitlines()
 
 
+def blocks(corpus: str) -> list[list[str]]:
+    """Lines of a shipped text file by subject, of which an empty line separates two."""
+    return [block.split("\n") for block in "\n".join(lines(corpus)).strip().split("\n\n")]
+
+
 # A phrase must not end in one of these words.
 _DANGLING = frozenset(" ".join(lines("function-words")).split())
 
@@ -50,7 +56,7 @@ def mixed(count: int, *, seed: int) -> list[str]:
 
     The first documents are the same whatever the count.
     """
-    subjects = [block.split("\n") for block in "\n".join(lines("passages")).split("\n\n")]
+    subjects = blocks("passages")
     random = np.random.default_rng(seed)
     found: dict[str, None] = {}
     target, misses = _length(random), 0

@@ -6,5 +6,6 @@ from .repository import default_config as default_config
 from .repository import model_names as model_names
 from .repository import unbuilt as unbuilt
 from .repository import write_model as write_model
+from .reranking import RankedPassage as RankedPassage
 from .server import Server as Server
 from .wire import serialize as serialize

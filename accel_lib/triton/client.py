@@ -20,6 +20,7 @@ from accel_lib.scores import to_scores, unique_labels
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
+from accel_lib.triton.reranking import RankedPassage, ranked
 from accel_lib.triton.statistics import STAGES, Statistics, Timeline
 
 if TYPE_CHECKING:
@@ -225,6 +226,34 @@ class ServedModel:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         pieces = generate(self, prompt, stop=stops, options=options)
         return pieces if stream else "".join(pieces)
+
+    def rerank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[RankedPassage]:
+        """Rank passages for a query, with a reranker: a cross-encoder with one logit, or ``ensure("rerank")``.
+
+        Parameters
+        ----------
+        query, passages
+            Each passage is read beside the query; what is too long together is cut.
+        top_n
+            Return that many; None returns all.
+
+        Returns
+        -------
+        list of RankedPassage
+            The best first: ``index``, ``logit``, ``score`` (the logit's sigmoid) and ``text``.
+
+        Raises
+        ------
+        RequestError
+            The model is no reranker, or Triton refused or lost a request.
+        TextError
+            A text that cannot be tokenized.
+        """
+        if self.config.outputs[0].dims[-1] != 1:
+            outputs = f"{self.config.outputs[0].name} of {self.config.outputs[0].dims[-1]} numbers"
+            fix = 'serve one: accel.ensure("rerank"), or a cross-encoder with one label'
+            raise RequestError(f"{self.name} is no reranker.", seen=outputs, fix=fix)
+        return ranked(passages, self.encode([query] * len(passages), passages))[:top_n]
 
     def infer(
         self,

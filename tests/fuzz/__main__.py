@@ -10,7 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.rig import Rig, table
+from accel_lib.triton.repository import write_model
+from tests.rig import Rig, build_repository, table
+from tests.tiny import TABLE, tiny_artifact
 
 _ROOT = Path(__file__).parents[2]
 _FULL, _SHORT = 900, 25  # cases an endpoint and phase
@@ -27,7 +29,7 @@ _ST = Path(sys.executable).with_name("st")
 
 def run(*, short):
     """Fuzz a gateway; returns schemathesis's report, what it printed, and whether gateway and Triton outlived it."""
-    with tempfile.TemporaryDirectory(prefix="accel-fuzz-") as folder, Rig(folder) as rig:
+    with tempfile.TemporaryDirectory(prefix="accel-fuzz-") as folder, Rig(folder, repository=_served(folder)) as rig:
         rig.wait_until(True)
         before = rig.triton.pid
         report = Path(folder) / "report.json"
@@ -44,6 +46,14 @@ def run(*, short):
             raise RuntimeError(f"schemathesis made no report: {done.stdout[-2000:]}{done.stderr[-2000:]}")
         alive = rig.process.is_running() and rig.triton is not None and rig.triton.pid == before
         return json.loads(report.read_text()), done.stdout, alive
+
+
+def _served(folder):
+    """The rig's models, and a reranker: the sum of one number a word."""
+    repository = build_repository(Path(folder))
+    facts = {"task": "classification", "labels": ("relevance",), "unit": False}
+    write_model(repository, "rerank", tiny_artifact(Path(folder) / "rerank", TABLE[:, :1], **facts))
+    return repository
 
 
 def rows(report):

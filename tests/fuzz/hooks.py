@@ -5,6 +5,7 @@ import random
 import schemathesis
 
 _SERVED = ("embedding", "sentiment")
+_FOR = {"/v1/classify": "sentiment", "/v1/ranking": "rerank", "/v1/rerank": "rerank"}
 _MOST_INSTANCES = 2
 _random = random.Random(0)
 
@@ -32,7 +33,7 @@ def map_body(context, body):
         return body
     body = dict(body)
     if isinstance(body.get("model"), str) and _random.random() < 0.5:
-        body["model"] = "sentiment" if "classify" in context.operation.path else _random.choice(_SERVED)
+        body["model"] = _FOR.get(context.operation.path) or _random.choice(_SERVED)
     group = body.get("instance_group")
     if isinstance(group, dict) and isinstance(group.get("count"), int):
         body["instance_group"] = group | {"count": min(group["count"], _MOST_INSTANCES)}

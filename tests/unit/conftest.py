@@ -15,6 +15,7 @@ SLOW = {
     "test_more",
     "test_packed",
     "test_packed_families",
+    "test_reranker",
     "test_scores",
     "test_sentiment",
     "test_steps",

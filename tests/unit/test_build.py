@@ -68,7 +68,7 @@ def course(monkeypatch, tiny_model, texts):
     """`ensure` with a tiny model in two versions; both are converted to the same, which a test can count."""
     recipes = {n: dataclasses.replace(course_models._ON_CPU[1], name=f"recipe {n}") for n in (1, 2)}
     built = []
-    monkeypatch.setattr(course_models, "_recipes", lambda: recipes)
+    monkeypatch.setattr(course_models, "_recipes", lambda _: recipes)
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: built.append(1) or (tiny_model, texts)})  # type: ignore[func-returns-value]
     monkeypatch.setattr("accel_lib.models.hub.resolve", lambda _: SimpleNamespace(source=tiny_model.source))
     return built

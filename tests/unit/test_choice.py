@@ -110,7 +110,7 @@ def gpu_course(tiny_model, texts, tmp_path, monkeypatch):
     (tmp_path / "embedding").mkdir()
     monkeypatch.setenv("ACCEL_REPOSITORY", str(tmp_path))
     engine = course_models._Recipe(name="TensorRT engine", format="tensorrt", instead=course_models._TORCH)
-    monkeypatch.setattr(course_models, "_recipes", lambda: {2: engine})
+    monkeypatch.setattr(course_models, "_recipes", lambda _: {2: engine})
     monkeypatch.setattr(course_models, "_BUILDERS", {"embedding": lambda: (tiny_model, texts)})
     place = SimpleNamespace(source=tiny_model.source)
     monkeypatch.setattr("accel_lib.models.hub.resolve", lambda _name: place)
@@ -133,7 +133,7 @@ def test_where_tensorrt_refuses_pytorch_serves_and_the_manifest_says_so(gpu_cour
 
 
 def test_where_int8_does_not_hold_fp32_without_padding_is_served(gpu_course, monkeypatch, capsys):
-    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._PACKED_INT8})
+    monkeypatch.setattr(course_models, "_recipes", lambda _: {2: course_models._PACKED_INT8})
     monkeypatch.setattr("accel_lib.convert.sensitivity.LEAST_COSINE", 1.1)
     course_models.ensure("embedding")
     assert "no onnx int8 without padding: INT8 does not hold its targets" in capsys.readouterr().out

@@ -106,6 +106,20 @@ def test_the_nearest_sentence_comes_first_with_the_time_of_each_stage(dashboard)
     assert "rest 10 ms" in text
 
 
+def test_the_sentence_that_answers_best_comes_first_by_the_rerankers_score(dashboard, gateway):
+    results = [{"index": 1, "relevance_score": 0.75}, {"index": 0, "relevance_score": 0.125}]
+    gateway.answers["/v1/rerank"] = {"results": results}
+    dashboard.corpus.value = "far away\nnear by"
+    dashboard.task.value = "sentences that answer"
+    dashboard.ask()
+    text = shown(dashboard, "try it")
+    assert text.index("near by") < text.index("75") < text.index("far away")
+    assert "queue 2.5 ms" in text
+    dashboard.query.value = " "
+    dashboard.ask()
+    assert "Write a text" in shown(dashboard, "try it")
+
+
 def test_a_refusal_is_shown_with_the_gateways_words_and_the_fix(dashboard, gateway):
     gateway.answers["/v1/embeddings"] = 403
     dashboard.ask()

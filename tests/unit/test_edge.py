@@ -212,7 +212,19 @@ def test_a_gzip_is_read_within_the_limit_and_other_encodings_are_named(gateway, 
          "many lists"],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "path", ["/v1/embeddings", "/v1/classify", "/embed", "/predict", "/similarity", "/tokenize", "/"]
+    "path",
+    [
+        "/v1/embeddings",
+        "/v1/classify",
+        "/v1/ranking",
+        "/v1/rerank",
+        "/rerank",
+        "/embed",
+        "/predict",
+        "/similarity",
+        "/tokenize",
+        "/",
+    ],
 )
 def test_what_is_no_such_body_is_a_400_on_every_path_of_texts(gateway, path, body):
     answer = answers(gateway, post(body, key=gateway.key, path=path))

@@ -14,12 +14,11 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from numpy.typing import NDArray
 
-from accel_lib.artifact import Task
 from accel_lib.ragged import Ragged
 from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.abtest.routing import Route
 from accel_lib.service.auth import InferenceRoute, require_role
-from accel_lib.service.catalog import Catalog, Inputs, InputType, ServedVersion
+from accel_lib.service.catalog import Catalog, Inputs, InputType, ServedVersion, Use
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import read
 from accel_lib.service.keys import Principal
@@ -36,9 +35,10 @@ _PRIORITY_HEADER = "x-request-priority"
 _STAGE_HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
 _IN_LOOP_CHARS = 2_000  # tokenized within a millisecond; more would keep other requests waiting, and goes to the pool
 _IN_POOL_ROWS = 32  # responses of more rows are written in another thread
-_ENDPOINTS: dict[Task, str] = {
+_ENDPOINTS: dict[Use, str] = {
     "embedding": "/v1/embeddings",
     "classification": "/v1/classify",
+    "rerank": "/v1/ranking",
     "generation": "/v1/chat/completions",
 }
 _SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "passage"}
@@ -113,20 +113,20 @@ async def classify(request: Request, caller: Caller) -> Response:
 
 
 async def infer(
-    request: Request, caller: Principal, task: Task, inputs: Inputs, *, model: str, user: str | None = None
+    request: Request, caller: Principal, use: Use, inputs: Inputs, *, model: str, user: str | None = None
 ) -> Answer:
     """The one way that texts go: version, slot, tokens, quota, admission, Triton; refusals are a `Problem`.
 
     Parameters
     ----------
-    task
+    use
         What the endpoint is for.
     user
         Whom the caller asks for; experiments stick to it.
     """
     own: Services = services(request)
     context: RequestContext = request.state.context
-    served, route = choose_version(request, own, task, model, user)
+    served, route = choose_version(request, own, use, model, user)
     context.model, context.version, context.inputs = served.name, served.version, len(inputs.texts)
     with own.experiments.observed(route, len(inputs.texts)) as compute, own.limits.in_flight_slot(served.name):
         began = time.perf_counter()
@@ -203,13 +203,13 @@ def _addressed(catalog: Catalog, name: str) -> tuple[str, InputType | None]:
 
 
 def choose_version(
-    request: Request, own: Services, task: Task, model: str, user: str | None
+    request: Request, own: Services, use: Use, model: str, user: str | None
 ) -> tuple[ServedVersion, Route]:
     """The version that answers: the one that is asked for, else an experiment's choice, else the live one."""
     route = own.experiments.route(model, user=user, pinned=request.headers.get(VERSION_HEADER, ""))
     served = own.catalog.find(model, route.version)
-    if served.manifest.task != task:
-        endpoint = _ENDPOINTS[served.manifest.task]
+    if not served.serves(use):
+        endpoint = _ENDPOINTS[served.use]
         raise Problem(400, f"{served.name} is a model for {endpoint}.", param="model", code="wrong_task")
     return served, route
 

@@ -1,7 +1,7 @@
 """The endpoints of Hugging Face's text-embeddings-inference, so that its clients work unmodified.
 
-There is one model behind each: the first that embeds, or the first that classifies. What needs other outputs than a
-model's own (``/embed_all``, ``/embed_sparse``) is not here.
+There is one model behind each: the first that embeds, or the first that classifies; ``/rerank`` is in
+`routes.rerank`. What needs other outputs than a model's own (``/embed_all``, ``/embed_sparse``) is not here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
 
-from accel_lib.artifact import Task
 from accel_lib.scores import to_scores
+from accel_lib.service import rerank_schemas
 from accel_lib.service import tei_schemas as schemas
 from accel_lib.service.auth import InferenceRoute, require_role
-from accel_lib.service.catalog import Inputs, ServedVersion
+from accel_lib.service.catalog import Inputs, ServedVersion, Use
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import read
 from accel_lib.service.keys import Principal
@@ -32,12 +32,14 @@ from accel_lib.service.routes.inference import (
     shortened,
     to_json,
 )
+from accel_lib.service.routes.rerank import tei_rerank
 from accel_lib.service.services import services
 from accel_lib.service.validation import read_json
 from accel_lib.version import __version__
 
 router = APIRouter(tags=["text-embeddings-inference"], route_class=InferenceRoute)
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
+_USES: tuple[Use, ...] = ("embedding", "classification", "rerank")  # which of several is behind the root
 _Vectors = list[list[float]]
 _Cosines = list[float]
 _Classes = list[schemas.Prediction] | list[list[schemas.Prediction]]
@@ -83,15 +85,16 @@ async def predict(request: Request, caller: Caller) -> Response:
     return await respond(request, answer, lambda: to_json(classes if batch else classes[0]))
 
 
-_Any = schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest
+_Any = schemas.EmbedRequest | schemas.SimilarityRequest | schemas.PredictRequest | rerank_schemas.TeiRerankRequest
+_Root = _Vectors | _Cosines | _Classes | list[rerank_schemas.Rank]
 
 
-@router.post("/", **described(_Any, _Vectors | _Cosines | _Classes))
+@router.post("/", **described(_Any, _Root))
 async def root(request: Request, caller: Caller) -> Response:
-    """What the served model is for: embed (or compare, if there is a `source_sentence`); if none embeds, classify."""
-    asked = read_json(request.state.context.body)
-    if _task(request) == "classification":
-        return await predict(request, caller)
+    """What the served model is for: embed (or compare, if there is a `source_sentence`), else classify, else rank."""
+    asked, use = read_json(request.state.context.body), _use(request)
+    if use != "embedding":
+        return await (tei_rerank if use == "rerank" else predict)(request, caller)
     compare = isinstance(asked, dict) and isinstance(asked.get("inputs"), dict)
     return await (similarity if compare else embed)(request, caller)
 
@@ -127,15 +130,11 @@ async def info(request: Request, _: Annotated[Principal, Depends(require_role("v
     """The model behind these endpoints, and the limits of a request."""
     own, served = services(request), _served(request)
     manifest, settings = served.manifest, own.settings
-    names = {str(index): label for index, label in enumerate(manifest.labels)}
-    classes = schemas.Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
     return schemas.Info(
         model_id=manifest.model,
         model_dtype=_DTYPES.get(manifest.precision, manifest.precision),
         served_model_name=served.name,
-        model_type=schemas.ClassifierType(classifier=classes)
-        if names
-        else schemas.EmbeddingType(embedding=schemas.Pooling()),
+        model_type=_model_type(served),
         max_concurrent_requests=settings.max_in_flight,
         max_input_length=manifest.max_length,
         max_batch_tokens=settings.max_batch_tokens,
@@ -145,14 +144,25 @@ async def info(request: Request, _: Annotated[Principal, Depends(require_role("v
     )
 
 
-def _task(request: Request) -> Task:
+def _model_type(served: ServedVersion) -> schemas.ModelType:
+    labels = served.manifest.labels
+    if not labels:
+        return schemas.EmbeddingType(embedding=schemas.Pooling())
+    names = {str(index): label for index, label in enumerate(labels)}
+    classes = schemas.Classes(id2label=names, label2id={label: int(index) for index, label in names.items()})
+    ranks = served.use == "rerank"
+    return schemas.RerankerType(reranker=classes) if ranks else schemas.ClassifierType(classifier=classes)
+
+
+def _use(request: Request) -> Use:
     """What the model behind the root is for."""
-    return "embedding" if "embedding" in services(request).catalog.tasks() else "classification"
+    served = services(request).catalog.uses()
+    return next((use for use in _USES if use in served), _USES[0])
 
 
 def _served(request: Request) -> ServedVersion:
     catalog = services(request).catalog
-    return catalog.find(catalog.first(_task(request)), request.headers.get(VERSION_HEADER, ""))
+    return catalog.find(catalog.first(_use(request)), request.headers.get(VERSION_HEADER, ""))
 
 
 def _check_size(size: int, field: str, unit: str) -> None:
@@ -164,5 +174,5 @@ def _check_size(size: int, field: str, unit: str) -> None:
         raise Problem(400, message, param=field, code="too_many_tokens")
 
 
-async def _infer(request: Request, caller: Caller, task: Task, inputs: Inputs) -> Answer:
-    return await infer(request, caller, task, inputs, model=services(request).catalog.first(task))
+async def _infer(request: Request, caller: Caller, use: Use, inputs: Inputs) -> Answer:
+    return await infer(request, caller, use, inputs, model=services(request).catalog.first(use))

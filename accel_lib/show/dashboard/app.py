@@ -33,6 +33,7 @@ Interest rates rose for the third time this year.
 Kittens curl up wherever the sun falls on the floor.
 The train to the coast leaves at half past seven.
 Our new model serves twice as many requests per second."""
+_NOTHING_ASKED = "Write a text, and at least one sentence to search."
 _VIEWS_ONLY = "This key may look and not change anything. One that may: accel keys create ui --role operator"
 _EVERY_S = 1.0
 _SLOW = 5  # looks between two questions that cost the gateway more than its counters do
@@ -119,7 +120,12 @@ class Dashboard:
     # try it
 
     def _try_it(self) -> Any:
-        self.task = self._w.Dropdown(options=["nearest sentences", "sentiment"], description="Ask for")
+        self._asks = {
+            "nearest sentences": self._nearest,
+            "sentences that answer": self._reranked,
+            "sentiment": self._sentiment,
+        }
+        self.task = self._w.Dropdown(options=[*self._asks], description="Ask for")
         self.query = self._w.Text(value=_EXAMPLE, description="Text")
         self.corpus = self._w.Textarea(value=_CORPUS, description="Sentences to search, one a line")
         self.task.observe(lambda change: self._task_changed(change["new"]), "value")
@@ -135,15 +141,15 @@ class Dashboard:
         """Send the text, and show the answer with its times."""
         self._set("try it", page.loading("Asking"))
         try:
-            shown = self._sentiment() if self.task.value == "sentiment" else self._nearest()
+            shown = self._asks[self.task.value]()
         except AccelError as error:
             shown = page.failure(error.cause, error.fix)
         self._set("try it", shown)
 
     def _nearest(self) -> str:
-        sentences = [line.strip() for line in self.corpus.value.splitlines() if line.strip()]
-        if not (self.query.value.strip() and sentences):
-            return page.empty("Write a text, and at least one sentence to search.")
+        sentences = self._sentences()
+        if not sentences:
+            return page.empty(_NOTHING_ASKED)
         body = {"model": "embedding", "input": [self.query.value, *sentences], "truncate": "END"}
         answer = self.api.infer("/v1/embeddings", body)
         vectors = np.array([item["embedding"] for item in answer.body["data"]], dtype=np.float32)
@@ -152,6 +158,19 @@ class Dashboard:
             (sentences[i], f"{abs(cosine[i]) if abs(cosine[i]) < 5e-4 else cosine[i]:.3f}") for i in np.argsort(-cosine)
         ]
         return page.heading("Nearest first") + page.table(("sentence", "cosine"), rows) + self._times(answer)
+
+    def _sentences(self) -> list[str]:
+        """Those to search; none if there is no text to search them for."""
+        lines = [line.strip() for line in self.corpus.value.splitlines()]
+        return [line for line in lines if line and self.query.value.strip()]
+
+    def _reranked(self) -> str:
+        sentences = self._sentences()
+        if not sentences:
+            return page.empty(_NOTHING_ASKED)
+        answer = self.api.infer("/v1/rerank", {"query": self.query.value, "documents": sentences, "truncate": "END"})
+        rows = [(sentences[item["index"]], percent(item["relevance_score"])) for item in answer.body["results"]]
+        return page.heading("Most relevant first") + page.table(("sentence", "relevance"), rows) + self._times(answer)
 
     def _sentiment(self) -> str:
         if not self.query.value.strip():

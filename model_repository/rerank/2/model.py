@@ -1,0 +1,1 @@
+from accel_lib.triton.backend import TritonPythonModel as TritonPythonModel
