@@ -81,7 +81,8 @@ class Supervisor:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._flags = tuple(flags)
-        self._repository, self._ports = Path(repository), ports or Ports()
+        self._ports = ports or Ports()
+        self._repository = Path(repository) if triton is None else triton.repository
         self._models = set(models)
         self._owned = triton is None
         self._server = triton

@@ -18,6 +18,7 @@ from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.convert.generation_files import generation_to_transformers
 from accel_lib.errors import RequestError
 from accel_lib.models import load_model
+from accel_lib.triton.repository import default_config
 from tests.gateways import gateway_on
 from tests.generation import reference
 from tests.tiny import TABLE, end_at_once, llama_folder, tiny_artifact
@@ -25,11 +26,14 @@ from tests.tiny import TABLE, end_at_once, llama_folder, tiny_artifact
 pytestmark = pytest.mark.triton
 MESSAGES = [{"role": "user", "content": "w10 w11 w12"}]
 LONGEST_S = 60
+CONTEXT = 65_536  # tokens; a text of that length takes the tiny model many seconds
+ENDLESS = 60_000
+CACHE = 4 * CONTEXT
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_model(str(llama_folder(tmp_path_factory.mktemp("llama"), max_position_embeddings=4096)))
+    return load_model(str(llama_folder(tmp_path_factory.mktemp("llama"), max_position_embeddings=CONTEXT)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,9 @@ def server(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generation")
     (folder / "model_repository").mkdir()
     with accel_lib.serve(folder / "model_repository") as running:
-        running.add("generation", generation_to_transformers(model, folder / "transformers"))
+        first = generation_to_transformers(model, folder / "transformers")
+        config = default_config("generation", first).replace(cache_tokens=CACHE)
+        running.add("generation", first, config=config)
         converted = generation_to_openvino(model, output=folder / "openvino", progress=False)
         running.add("generation", converted.record_validation({"passed": True}), version=2)
         running.add("embedding", tiny_artifact(folder / "embedding", TABLE))
@@ -88,7 +94,7 @@ def text_of(found):
 @contextlib.contextmanager
 def endless(client, **fields):
     """Open a stream that would run for minutes; yields its lines once the first token is there."""
-    body = {"model": "generation", "messages": MESSAGES, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    body = {"model": "generation", "messages": MESSAGES, "max_tokens": ENDLESS, "ignore_eos": True, "stream": True}
     with client.stream("POST", "/v1/chat/completions", json=body | fields) as answer:
         assert answer.status_code == 200
         lines = answer.iter_lines()
@@ -208,10 +214,10 @@ def test_several_choices_are_several_streams_in_one(client, expected):
         ({"messages": [{"role": "bob", "content": "w1"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
-        ({"messages": [{"role": "user", "content": "w1 " * 5000}]}, "max_tokens"),
+        ({"messages": [{"role": "user", "content": "w1 " * CONTEXT}]}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
-        ({"max_tokens": 5000}, "max_tokens"),
+        ({"max_tokens": CONTEXT}, "max_tokens"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, "top_p"),
@@ -303,7 +309,7 @@ def test_a_client_that_leaves_frees_its_row(client, server, gateway):
 
 
 def test_a_stop_string_frees_its_row(client, server, expected):
-    chat(client, stop=expected.split(" ")[2], max_tokens=4000)
+    chat(client, stop=expected.split(" ")[2], max_tokens=ENDLESS)
     wait_for(lambda: running_rows(server) == 0)
 
 
@@ -367,6 +373,26 @@ def test_a_stream_that_the_drain_does_not_finish_ends_with_an_error_inside(serve
         rest = [line for line in lines if line]
         assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "draining"
         assert rest[-1] == "data: [DONE]"
+
+
+def test_a_request_that_the_cache_has_no_room_for_waits_until_its_deadline_or_somebody_leaves(client):
+    asked = {"messages": MESSAGES, "max_tokens": ENDLESS, "stream": True, "ignore_eos": True}
+    with contextlib.ExitStack() as others:
+        for _ in range(CACHE // CONTEXT):
+            others.enter_context(endless(client))
+        late = client.post("/v1/chat/completions", json=asked, headers={"x-request-timeout-ms": "300"})
+        assert late.status_code == 504
+        assert "vllm:num_requests_running" in client.get("/metrics").text
+    assert chat(client).status_code == 200
+
+
+def test_a_reader_that_is_slow_gets_all_of_its_text_and_holds_up_nobody(client, expected):
+    body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=body) as slow:
+        assert chat(client).json()["choices"][0]["message"]["content"] == expected
+        time.sleep(1)
+        found = [json.loads(line[6:]) for line in slow.iter_lines() if line.startswith("data: {")]
+    assert text_of(found) == chat(client, max_tokens=2000).json()["choices"][0]["message"]["content"]
 
 
 def test_a_model_s_process_that_is_killed_ends_its_streams_with_an_error_and_comes_back(client, server):
