@@ -117,7 +117,7 @@ class OpenVINOEngine:
             except RuntimeError as error:
                 raise EngineError(
                     "OpenVINO cannot open this language model.",
-                    seen=str(error).strip().splitlines()[-1][:300],
+                    seen=_last_line(error),
                     fix="convert it again: generation_to_openvino(model)",
                 ) from error
 
@@ -129,7 +129,12 @@ class OpenVINOEngine:
         stops = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.stop_ids))
         ids = self._ov.Tensor(np.array([prompt_ids], dtype=np.int64))
         self._count += 1
-        handle = self._pipeline.add_request(self._count, ids, self._settings(sampling, stops))
+        try:
+            handle = self._pipeline.add_request(self._count, ids, self._settings(sampling, stops))
+        except RuntimeError as error:
+            raise RequestError(
+                "OpenVINO refuses this request.", seen=_last_line(error), fix="leave out what it names"
+            ) from error
         self._live[key] = _Live(handle, sampling, stops, len(prompt_ids))
 
     def _settings(self, sampling: Sampling, stops: frozenset[int]) -> Any:
@@ -171,7 +176,7 @@ class OpenVINOEngine:
             except RuntimeError as error:
                 raise EngineError(
                     "OpenVINO's pipeline failed in a step.",
-                    seen=str(error).strip().splitlines()[-1][:300],
+                    seen=_last_line(error),
                     fix="close this engine and open another one",
                 ) from error
         events = [event for key, live in list(self._live.items()) if (event := self._event(key, live))]
@@ -222,6 +227,10 @@ class OpenVINOEngine:
             live.handle.stop()
         self._live.clear()
         del self._pipeline
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1][:300]
 
 
 def compute_properties(precision: str) -> dict[str, Any]:
