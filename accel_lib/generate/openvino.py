@@ -13,7 +13,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +26,13 @@ from accel_lib.machine import cores, inspect_machine
 _BLOCK_TOKENS = 32  # on a CPU
 _THEIR_FILES = ("openvino_model.xml", "openvino_model.bin")
 _BF16 = {"AVX-512 BF16", "AMX"}
-Compute = Literal["f32", "bf16"]
+# With INT8 weights, activations are rounded to INT8 in groups of 32 as they are multiplied: 1.5 times as fast as without.
+# BF16 around it is no faster, and further from the reference.
+_COMPUTE: dict[str, dict[str, Any]] = {
+    "fp32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32},
+}
 
 
 @dataclasses.dataclass
@@ -241,17 +247,10 @@ def compute_properties(precision: str) -> dict[str, Any]:
     EngineError
         BF16 on a CPU that does not multiply it.
     """
-    has_bf16 = bool(_BF16 & set(inspect_machine().isa))
-    if precision == "bf16" and not has_bf16:
+    if precision == "bf16" and not _BF16 & set(inspect_machine().isa):
         raise EngineError(
             "This CPU does not multiply BF16 numbers.",
             seen=", ".join(inspect_machine().isa) or "no vector instructions",
             fix="open an fp32 or an int8 artifact: generation_to_openvino(model)",
         )
-    exact = precision == "fp32"
-    compute: Compute = "bf16" if has_bf16 and not exact else "f32"
-    return {
-        "INFERENCE_PRECISION_HINT": compute,
-        "KV_CACHE_PRECISION": "f32" if exact else "bf16" if compute == "bf16" else "f16",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if precision != "int8" else 32,
-    }
+    return dict(_COMPUTE[precision])
