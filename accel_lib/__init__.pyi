@@ -1,9 +1,10 @@
 from .artifact import Artifact as Artifact
-from .bench.compare import choose as choose
+from .bench.choose import choose as choose
 from .bench.compare import compare as compare
 from .checkup import doctor as doctor
 from .convert.onnx import to_onnx as to_onnx
 from .convert.onnx import to_torch as to_torch
+from .convert.openvino import to_openvino as to_openvino
 from .convert.tensorrt import to_tensorrt as to_tensorrt
 from .convert.validate import validate as validate
 from .course_models import ensure as ensure
@@ -16,7 +17,7 @@ from .service.gateway import serve_gateway as serve_gateway
 from .show.quiz import check as check
 from .show.quiz import guess as guess
 from .show.quiz import reveal as reveal
-from .show.widgets import sliders as sliders
+from .show.sliders import sliders as sliders
 from .simulation.fit import fit_simulator as fit_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts

@@ -1,8 +1,9 @@
 """A converted model on disk: its files, and the manifest that says what they are.
 
-One folder holds one artifact: the model file (``model.onnx``, ``model.plan`` or ``model.pt2``), ``tokenizer.json`` and
-``manifest.json``; an ONNX file of 1 GiB or more has its weights beside it, in ``model.onnx.data``. A TensorRT artifact
-also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere. A folder is whole or not there.
+One folder holds one artifact: the model file (``model.onnx``, ``model.xml``, ``model.plan`` or ``model.pt2``),
+``tokenizer.json`` and ``manifest.json``; an ONNX file of 1 GiB or more has its weights beside it, in
+``model.onnx.data``, and OpenVINO's graph always, in ``model.bin``. A TensorRT artifact also keeps the ONNX file it was
+built from, so that it can be rebuilt elsewhere. A folder is whole or not there.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
-Format = Literal["onnx", "openvino", "tensorrt", "torch"]
+Format = Literal["onnx", "openvino", "tensorrt", "torch", "transformers"]
 Task = Literal["embedding", "classification", "generation"]
 
 MODEL_FILES: dict[Format, str] = {
-    "onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan", "torch": "model.pt2"
-}  # fmt: skip
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "tensorrt": "model.plan",
+    "torch": "model.pt2",
+    "transformers": "model.safetensors",
+}
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
@@ -53,14 +58,16 @@ class Manifest:
     source
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
-        ``"embedding"`` (one unit vector a text), ``"classification"`` (one row of logits a text) or ``"generation"``
-        (logits of the next token, with a cache inside).
+        ``"embedding"`` (one unit vector per text), ``"classification"`` (one row of logits per text) or
+        ``"generation"`` (token ids that continue a prompt).
     format, precision
-        What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
+        What the model file holds, which names the engine that runs it; ``precision`` is ``"fp32"``, ``"fp16"``,
+        ``"bf16"`` (of OpenVINO, which rounds FP32 weights as it compiles them), ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension
-        Name and width of the single output, shape ``[batch, dimension]``, float32.
+        Name and width of the single output, shape ``[batch, dimension]``, float32; of a model that generates, its
+        token ids, and how many there are.
     max_length
-        Longest sequence in tokens, special tokens included; of a language model its context, prompt and answer.
+        Longest sequence in tokens, special tokens included; of a model that generates, prompt and answer together.
     labels
         Class names in the order of the logits; empty for embeddings.
     inputs
@@ -72,16 +79,15 @@ class Manifest:
         Whether a classifier takes two texts at once. A file that does not say so was converted without segment ids.
     prompts, default_prompt
         Named text prefixes of the model, and the one used when none is asked for.
-    stop_ids
-        Of a language model: the token ids that end a text.
-    chat_template, special_tokens
-        Of a language model that chats: the Jinja source that renders messages, and what it may name, such as
-        ``{"bos_token": "<s>"}``.
     packed
         Whether the graph computes on real tokens only; it takes and gives the same tensors as any other.
     weight_bits
         For INT8 on a CPU: 8 bits for processors with VNNI or the like, 7 for those whose sums of two products would
         overflow; 0 for every other precision.
+    stop_ids
+        Token ids with which a generated text ends.
+    chat_template, special_tokens
+        Jinja template that makes a prompt of messages, empty where there is none, and the tokens it may name.
     target
         ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
     profiles
@@ -90,6 +96,9 @@ class Manifest:
         Package versions at the time of conversion.
     machine
         For an engine: ``gpu`` and ``driver`` that it was built on; empty where it was built without a GPU.
+    calibration
+        For INT8 of OpenVINO: what showed how large activations become, as ``texts`` (how many), ``source`` (where they
+        are from) and ``sha256`` of them; the texts themselves, which may be private, are not kept.
     seconds
         Duration of the conversion step that wrote this artifact.
     notes
@@ -116,15 +125,16 @@ class Manifest:
     pairs: bool = True
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str | None = None
+    packed: bool = False
+    weight_bits: int = 0
     stop_ids: tuple[int, ...] = ()
     chat_template: str = ""
     special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
-    packed: bool = False
-    weight_bits: int = 0
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     machine: dict[str, str] = dataclasses.field(default_factory=dict)
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     created: str = ""

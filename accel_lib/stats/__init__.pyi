@@ -8,6 +8,10 @@ from .intervals import wilson as wilson
 from .proportions import Difference as Difference
 from .proportions import compare_shares as compare_shares
 from .proportions import requests_needed as requests_needed
+from .quality import QUALITY_CLASSES as QUALITY_CLASSES
+from .quality import Quality as Quality
+from .quality import QualityClass as QualityClass
+from .quality import measure_quality as measure_quality
 from .similarity import agreement as agreement
 from .similarity import cosine as cosine
 from .similarity import neighbours as neighbours

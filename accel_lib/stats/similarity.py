@@ -26,9 +26,12 @@ def agreement(
     """
     if task == "classification":
         return {"same_label": float(same_answers(seen, reference, activation).mean())}
-    a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in (seen, reference))
-    near = cosine(a, b)
-    return {"cosine_mean": float(near.mean()), "cosine_min": float(near.min()), "top10_overlap": overlap(a, b)}
+    near = cosine(seen, reference)
+    return {
+        "cosine_mean": float(near.mean()),
+        "cosine_min": float(near.min()),
+        "top10_overlap": overlap(seen, reference),
+    }
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -41,11 +44,15 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64
 def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Share of each text's ten nearest neighbours that are the same in both, the text itself left out.
 
-    Both hold unit vectors of the same texts, float32 ``[n, dimension]``. NaN under 12 texts, where it says nothing.
+    Both hold vectors of the same texts, float32 ``[n, dimension]``. NaN under 12 texts, where it says nothing.
     """
-    if len(a) < _NEAREST + 2:
-        return float("nan")
-    return float(_kept(_nearest(a), _nearest(b)).mean())
+    return float(kept_neighbours(a, b).mean()) if len(a) >= _NEAREST + 2 else float("nan")
+
+
+def kept_neighbours(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Share of each text's ten nearest neighbours by cosine that both have, float64 ``[n]``; rows of any length."""
+    a, b = (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) for vectors in (a, b))
+    return _kept(_nearest(a), _nearest(b))
 
 
 def neighbours(texts: Sequence[str], seen: NDArray[np.float32], reference: NDArray[np.float32]) -> pd.DataFrame:

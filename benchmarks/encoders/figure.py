@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from accel_lib.formatting import number, times
-from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
+from accel_lib.show.plots.style import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
 
 COLORS = {
     "Triton, ours INT8": GREEN,

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -108,18 +109,18 @@ def _write(kind: str, folder: Path) -> Path:
     if after == "legacy":
         return _write_legacy(folder)
     bare = _write_bare(family, folder / "bare")
-    first = models.Transformer(str(bare), max_seq_length={"mpnet": 50, "t5": 70}.get(family))
+    first = modules.Transformer(str(bare), max_seq_length={"mpnet": 50, "t5": 70}.get(family))
     later: dict[str, list[Any]] = {
-        "cls": [models.Pooling(32, "cls"), models.Normalize()],
+        "cls": [modules.Pooling(32, "cls"), modules.Normalize()],
         "dense": [
-            models.Pooling(32, "mean"),
-            models.Dense(32, 24),
-            models.Dense(24, 16, activation_function=torch.nn.ReLU()),
+            modules.Pooling(32, "mean"),
+            modules.Dense(32, 24),
+            modules.Dense(24, 16, activation_function=torch.nn.ReLU()),
         ],
-        "joined": [models.Pooling(32, ("max", "mean"))],
-        "last": [models.Pooling(32, "lasttoken"), models.Normalize()],
-        "weighted": [models.Pooling(32, "weightedmean")],
-        "sqrt": [models.Pooling(32, "mean_sqrt_len_tokens")],
+        "joined": [modules.Pooling(32, ("max", "mean"))],
+        "last": [modules.Pooling(32, "lasttoken"), modules.Normalize()],
+        "weighted": [modules.Pooling(32, "weightedmean")],
+        "sqrt": [modules.Pooling(32, "mean_sqrt_len_tokens")],
     }
     prompts = {"query": "find: ", "plain": ""} if after == "cls" else None
     sentence = SentenceTransformer(
