@@ -16,6 +16,7 @@ from accel_lib.models.chat import ChatTemplate
 from accel_lib.models.generation import GenerationModel
 
 _FEWEST_TEXTS = 16
+_MOST_TEXTS = 32
 _WORST = 4  # times the mean that is allowed, for one text
 _CHATS = (
     [{"role": "user", "content": "What is it?"}],
@@ -66,6 +67,12 @@ class GenerationVerdict:
     artifact: Artifact
 
     @property
+    def headline(self) -> str:
+        """How near it is, in one line."""
+        near = self.agreement
+        return f"{near.top1:.1%} of tokens alike, {near.greedy:.0%} of answers equal, divergence {near.divergence:.2g}"
+
+    @property
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
@@ -92,8 +99,8 @@ def validate_generation(
     reference
         The model; transformers' own network and chat template are what counts as right.
     texts
-        At least sixteen; each is asked as a chat, or continued by a model that does not chat. Joined, they also make
-        one long prompt.
+        At least sixteen; the first 32 are each asked as a chat, or continued by a model that does not chat. Joined,
+        they also make one long prompt.
     tolerance
         None takes the one in `GENERATION_TOLERANCES` that follows from the artifact's precision.
     threads
@@ -115,6 +122,7 @@ def validate_generation(
             seen=f"{len(set(texts))} different texts",
             fix=f"give {_FEWEST_TEXTS} or more",
         )
+    texts = list(texts)[:_MOST_TEXTS]
     allowed = tolerance or GENERATION_TOLERANCES[artifact.manifest.precision]
     checks = _text_side(artifact, reference, texts)
     if not all(check.passed for check in checks):

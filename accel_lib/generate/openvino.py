@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from accel_lib.artifact import OPENVINO_FILES, Artifact
+from accel_lib.engines.openvino import has_bf16
 from accel_lib.errors import EngineError, RequestError, require
 from accel_lib.generate import Event, Finish, Limits, Sampling, Stats, TokenLogprob
 from accel_lib.generate.requests import check_request
@@ -25,9 +26,8 @@ from accel_lib.machine import cores, inspect_machine
 
 _BLOCK_TOKENS = 32  # on a CPU
 _THEIR_FILES = ("openvino_model.xml", "openvino_model.bin")
-_BF16 = {"AVX-512 BF16", "AMX"}
-# With INT8 weights, activations are rounded to INT8 in groups of 32 as they are multiplied: 1.5 times as fast as without.
-# BF16 around it is no faster, and further from the reference.
+# With INT8 weights, activations are rounded to INT8 in groups of 32 as they are multiplied: 1.5 times as fast as
+# without. BF16 around it is no faster, and further from the reference.
 _COMPUTE: dict[str, dict[str, Any]] = {
     "fp32": {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
@@ -247,7 +247,7 @@ def compute_properties(precision: str) -> dict[str, Any]:
     EngineError
         BF16 on a CPU that does not multiply it.
     """
-    if precision == "bf16" and not _BF16 & set(inspect_machine().isa):
+    if precision == "bf16" and not has_bf16():
         raise EngineError(
             "This CPU does not multiply BF16 numbers.",
             seen=", ".join(inspect_machine().isa) or "no vector instructions",
