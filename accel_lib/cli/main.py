@@ -135,8 +135,9 @@ def convert(
         str, typer.Option(help="fp32, fp16, int8 or int8-qdq; of openvino fp32, bf16 or int8.")
     ] = "fp32",
     form: Annotated[
-        str, typer.Option("--format", help="onnx, or openvino, whose files OpenVINO runs on a CPU.")
-    ] = "onnx",
+        str | None,
+        typer.Option("--format", help="onnx, or openvino, which runs on a CPU. Default: onnx; openvino to generate."),
+    ] = None,
     packed: Annotated[bool, typer.Option("--packed", help="Compute without padding, for CPUs.")] = False,
     target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
     texts: Annotated[str, typer.Option(help="File of texts like yours: validates, and shapes the engine.")] = "mixed",
@@ -153,20 +154,25 @@ def convert(
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
-    if form not in ("onnx", "openvino") or (target and form != "onnx"):
+    if form not in (None, "onnx", "openvino") or (target and form == "openvino"):
         seen = f"--format {form}" + (f" --target {target}" if target else "")
         raise AccelError(
             "There is no such format.", seen=seen, fix="--format onnx, alone or with --target, or --format openvino"
         )
-    to_form = to_onnx if form == "onnx" else to_openvino
     with atomic_directory(
         output, foreign=foreign_files
     ) as draft:  # what is there stays until the new artifact is validated
         sample = load_texts(texts, column=column, limit=256)
         loaded = load_model(model, revision=revision, token=token)
+        generates = str(loaded.task) == "generation"
+        if generates and (form == "onnx" or target or packed):
+            raise AccelError(
+                "A language model is converted to OpenVINO, and is not packed.", fix="leave out --format and --packed"
+            )
+        to_form = to_openvino if generates or form == "openvino" else to_onnx
         onnx = to_form(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
         verdict = validate(onnx, reference=loaded, texts=sample)
-        print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+        print(f"{onnx.name}: validated, {verdict.headline}")
         if target:
             _build_engine(onnx, loaded, sample, target, draft)
     for file in sorted(output.iterdir()):
@@ -182,7 +188,7 @@ def _build_engine(onnx: Artifact, model: Model, texts: Sequence[str], target: st
     capabilities = {f"sm{gpu.compute_capability.replace('.', '')}" for gpu in inspect_machine().gpus}
     if plan.manifest.target in capabilities:
         verdict = validate(plan, reference=model, texts=texts)
-        print(f"{plan.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
+        print(f"{plan.name}: validated, {verdict.headline}")
     else:
         print(f"{plan.name}: built; not validated, as this machine has no such GPU. Validate it there before serving.")
 

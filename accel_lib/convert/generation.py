@@ -40,7 +40,7 @@ def generation_to_openvino(
         Of a family that `accel_lib.models.decoder` computes: Llama, Mistral, Qwen 2 and 3, Gemma.
     precision
         ``"fp32"``; ``"bf16"`` (the same file, computed in BF16: for CPUs that have it); ``"int8"`` (weights in INT8
-        with a scale a channel, computed in BF16 where the CPU has it).
+        with a scale a channel, activations rounded to INT8 as they are multiplied).
     output
         Folder to write; None takes one in the cache, and reuses what is there if nothing it depends on has changed.
     progress

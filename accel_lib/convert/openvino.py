@@ -28,6 +28,7 @@ from accel_lib.texts import Texts, load_texts
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
 
 PRECISIONS = ("fp32", "bf16", "int8")
 _CALIBRATION_TEXTS = 300  # as many as NNCF looks at
@@ -43,7 +44,7 @@ _NOT_COMPARED: dict[str, Any] = {
 
 
 def to_openvino(
-    candidate: Model | Artifact,
+    candidate: Model | GenerationModel | Artifact,
     *,
     precision: str = "fp32",
     packed: bool = False,
@@ -60,10 +61,12 @@ def to_openvino(
     Parameters
     ----------
     candidate
-        A model, which is converted to ONNX first, or what `to_onnx` made of it in FP32.
+        A model, which is converted to ONNX first, or what `to_onnx` made of it in FP32; or a language model
+        (`accel_lib.convert.generation`).
     precision
         ``"fp32"``; ``"bf16"`` (on CPUs with AVX-512 BF16 or AMX); ``"int8"``: NNCF's post-training quantization for
-        transformers, with SmoothQuant, weights by channel and activations by tensor.
+        transformers, with SmoothQuant, weights by channel and activations by tensor; of a language model, the weights
+        alone, without calibration.
     packed
         Compute on real tokens only, as in `to_onnx`; an artifact that is given is what it is.
     keep
@@ -96,6 +99,10 @@ def to_openvino(
     >>> int8 = accel.to_openvino(model, precision="int8", packed=True)  # doctest: +SKIP
     """
     _check_precision(precision, keep)
+    if not isinstance(candidate, Artifact) and candidate.task == "generation":
+        from accel_lib.convert.generation import generation_to_openvino
+
+        return generation_to_openvino(candidate, precision=precision, output=output, progress=progress)
     onnx = candidate if isinstance(candidate, Artifact) else to_onnx(candidate, packed=packed, progress=progress)
     source = onnx.manifest
     if (source.format, source.precision) != ("onnx", "fp32"):

@@ -6,7 +6,7 @@ import dataclasses
 import html
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ from accel_lib.stats import cosine
 if TYPE_CHECKING:
     import pandas as pd
 
+    from accel_lib.convert.validate_generation import GenerationTolerance, GenerationVerdict
     from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
 
 _FEWEST_TEXTS = 4
 _MOST_PAIRS = 32
@@ -118,6 +120,11 @@ class Verdict:
     artifact: Artifact | None = None
 
     @property
+    def headline(self) -> str:
+        """How near it is, in one line."""
+        return f"smallest cosine {self.cosine_min:.5f}"
+
+    @property
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(check.passed for check in self.checks)
@@ -150,6 +157,7 @@ class Verdict:
         return "\n".join([str(self), *lines])
 
 
+@overload
 def validate(
     candidate: Artifact | Engine,
     *,
@@ -158,7 +166,28 @@ def validate(
     tolerance: Tolerance | None = None,
     batch_sizes: Sequence[int] = _BATCH_SIZES,
     device: str = "auto",
-) -> Verdict:
+) -> Verdict: ...
+
+
+@overload
+def validate(
+    candidate: Artifact,
+    *,
+    reference: GenerationModel,
+    texts: Sequence[str],
+    tolerance: GenerationTolerance | None = None,
+) -> GenerationVerdict: ...
+
+
+def validate(
+    candidate: Artifact | Engine,
+    *,
+    reference: Model | GenerationModel,
+    texts: Sequence[str],
+    tolerance: Any = None,
+    batch_sizes: Sequence[int] = _BATCH_SIZES,
+    device: str = "auto",
+) -> Verdict | GenerationVerdict:
     """Run texts through a model's own reference and through a candidate, and compare.
 
     Parameters
@@ -166,7 +195,8 @@ def validate(
     candidate
         An artifact, or any open engine.
     reference
-        The model; its `reference` (sentence-transformers' own ``encode``) is what counts as right.
+        The model; its `reference` (sentence-transformers' own ``encode``) is what counts as right. Of a language model,
+        transformers' own network and chat template: see `accel_lib.convert.validate_generation`.
     texts
         At least four; better some dozens of different lengths. Their words also make texts of 32 tokens up to the
         longest that the model takes, which are compared too.
@@ -187,6 +217,10 @@ def validate(
     ValidationError
         At least one check failed; the message lists which, with what was seen and what is allowed.
     """
+    if reference.task == "generation":
+        from accel_lib.convert.validate_generation import validate_generation
+
+        return validate_generation(_artifact(candidate), reference=reference, texts=texts, tolerance=tolerance)
     if len(set(texts)) < _FEWEST_TEXTS:
         raise ValidationError(
             "Too few texts to judge by.", seen=f"{len(set(texts))} different texts", fix="give dozens, short and long"
@@ -231,6 +265,14 @@ def validate(
     if isinstance(candidate, Artifact):
         verdict = dataclasses.replace(verdict, artifact=candidate.record_validation(_record(verdict, len(texts))))
     return verdict
+
+
+def _artifact(candidate: Artifact | Engine) -> Artifact:
+    if isinstance(candidate, Artifact):
+        return candidate
+    raise ValidationError(
+        "A language model is validated as an artifact.", seen=candidate.name, fix="accel.to_openvino(model)"
+    )
 
 
 def _longer(

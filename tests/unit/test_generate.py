@@ -206,6 +206,22 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(engine):
     assert other != alone
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_tokens=3, temperature=1e-9, top_p=1e-9),
+        Sampling(max_tokens=3, temperature=1e9, top_k=10**6),
+        Sampling(max_tokens=3, temperature=1.0, seed=2**63 - 1),
+        Sampling(max_tokens=3, temperature=1.0, seed=0, repetition_penalty=1e-3, presence_penalty=-2),
+        Sampling(max_tokens=3, temperature=0, repetition_penalty=1e3, frequency_penalty=2.0, min_tokens=3),
+        Sampling(max_tokens=512 - len(PROMPTS[0]), temperature=0, ignore_eos=True),
+    ],
+)
+def test_the_most_that_may_be_asked_for_is_answered(engine, sampling):
+    needs(engine, *(name for name in vars(sampling) if getattr(sampling, name) != getattr(greedy(), name)))
+    assert len(run(engine, {"a": (PROMPTS[0], sampling)})["a"]) == sampling.max_tokens
+
+
 def test_no_stop_ends_a_text_before_its_least_length(engine, model):
     needs(engine, "min_tokens")
     stop = reference(model, PROMPTS[4], 1, eos_token_id=None)[0]

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
+import accel_lib as accel
 from accel_lib.artifact import Artifact, write_manifest
+from accel_lib.cli import app
 from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.convert.generation_agreement import kl_divergence
 from accel_lib.convert.validate_generation import GenerationTolerance, validate_generation
@@ -267,6 +270,21 @@ def test_another_models_weights_or_tokenizer_are_refused(model, whole, broken, t
     write_manifest(artifact.folder, whole.manifest)
     with pytest.raises(ValidationError, match="tokenizer"):
         validate_generation(Artifact.load(artifact.folder), reference=model, texts=TEXTS, threads=1)
+
+
+def test_the_public_calls_and_the_command_know_a_language_model(model, tmp_path):
+    artifact = accel.to_openvino(model, output=tmp_path / "called", progress=False)
+    assert accel.validate(artifact, reference=model, texts=TEXTS).passed
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    command = ["convert", "--model", str(model.folder), "--output", str(tmp_path / "made"), "--texts", str(texts)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "100.0% of tokens alike, 100% of answers equal" in done.output
+    assert Artifact.load(tmp_path / "made").validated
+    refused = CliRunner().invoke(app, [*command, "--format", "onnx"])
+    assert refused.exit_code
+    assert Artifact.load(tmp_path / "made").manifest.format == "openvino"
 
 
 def test_few_texts_and_unknown_precisions_are_refused(model, whole, tmp_path):
