@@ -1,14 +1,11 @@
-"""What most people write first: FastAPI around ``SentenceTransformer.encode``. Run as ``FOLDER BACKEND PORT``."""
+"""What most people write first: FastAPI around ``SentenceTransformer.encode``; uvicorn starts the workers."""
 
-import sys
-
-import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sentence_transformers import SentenceTransformer
+from service_model import load  # type: ignore[import-not-found]
 
 app = FastAPI()
-model = SentenceTransformer(sys.argv[1], device="cpu", backend=sys.argv[2])
+model = load()
 
 
 class Body(BaseModel):
@@ -18,7 +15,3 @@ class Body(BaseModel):
 @app.post("/embed")
 def embed(body: Body) -> dict[str, list[float]]:
     return {"embedding": model.encode(body.text, show_progress_bar=False).tolist()}
-
-
-if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="error")
