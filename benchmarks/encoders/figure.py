@@ -119,6 +119,7 @@ def _lines(rows: Sequence[Row], ax: Any) -> None:
     ax.set_xticks(levels, map(str, levels))
     ax.minorticks_off()
     ax.set_xlim(0.85, levels[-1] * 300)
+    ax.spines["bottom"].set_bounds(0.85, levels[-1])
 
 
 def _levels(rows: Sequence[Row]) -> list[int]:

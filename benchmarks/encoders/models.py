@@ -49,9 +49,17 @@ def prepare(build: Path) -> tuple[Files, Files]:
     """The course's model and the larger one."""
     model, folder = accel.load_model(), resolve(DEFAULT).folder
     small = files(model, folder, build / "minilm", keep="auto")
+    small = dataclasses.replace(small, ours={name: validated(one, model) for name, one in small.ours.items()})
     large_folder = random_encoder(build / "large" / "model", tokenizer=folder)
     large = files(accel.load_model(large_folder), large_folder, build / "large", keep=())
     return dataclasses.replace(small, exported=export(folder, build)), large
+
+
+def validated(artifact: accel.Artifact, model: Model) -> accel.Artifact:
+    """The artifact with its verdict: what has none is not served."""
+    if artifact.validated:
+        return artifact
+    return accel.validate(artifact, reference=model, texts=accel.load_texts("mixed", limit=64, seed=3)).artifact
 
 
 def files(model: Model, folder: Path, build: Path, *, keep: Any) -> Files:
