@@ -1,9 +1,10 @@
 from .artifact import Artifact as Artifact
-from .bench.compare import choose as choose
+from .bench.choose import choose as choose
 from .bench.compare import compare as compare
 from .checkup import doctor as doctor
 from .convert.onnx import to_onnx as to_onnx
 from .convert.onnx import to_torch as to_torch
+from .convert.openvino import to_openvino as to_openvino
 from .convert.tensorrt import to_tensorrt as to_tensorrt
 from .convert.validate import validate as validate
 from .course_models import ensure as ensure

@@ -1,8 +1,9 @@
 """A converted model on disk: its files, and the manifest that says what they are.
 
-One folder holds one artifact: the model file (``model.onnx``, ``model.plan`` or ``model.pt2``), ``tokenizer.json`` and
-``manifest.json``; an ONNX file of 1 GiB or more has its weights beside it, in ``model.onnx.data``. A TensorRT artifact
-also keeps the ONNX file it was built from, so that it can be rebuilt elsewhere. A folder is whole or not there.
+One folder holds one artifact: the model file (``model.onnx``, ``model.xml``, ``model.plan`` or ``model.pt2``),
+``tokenizer.json`` and ``manifest.json``; an ONNX file of 1 GiB or more has its weights beside it, in
+``model.onnx.data``, and OpenVINO's graph always, in ``model.bin``. A TensorRT artifact also keeps the ONNX file it was
+built from, so that it can be rebuilt elsewhere. A folder is whole or not there.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
-Format = Literal["onnx", "tensorrt", "torch"]
+Format = Literal["onnx", "openvino", "tensorrt", "torch"]
 Task = Literal["embedding", "classification"]
 
-MODEL_FILES: dict[Format, str] = {"onnx": "model.onnx", "tensorrt": "model.plan", "torch": "model.pt2"}
+MODEL_FILES: dict[Format, str] = {
+    "onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan", "torch": "model.pt2"
+}  # fmt: skip
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
+OPENVINO_FILES = (MODEL_FILES["openvino"], "model.bin")  # the graph, and its weights
 _SCHEMA = 1
 
 
@@ -52,7 +56,8 @@ class Manifest:
     task
         ``"embedding"`` (one unit vector a text) or ``"classification"`` (one row of logits a text).
     format, precision
-        What the model file holds; ``precision`` is ``"fp32"``, ``"fp16"``, ``"int8"`` or ``"int8-qdq"``.
+        What the model file holds, which names the engine that runs it; ``precision`` is ``"fp32"``, ``"fp16"``,
+        ``"bf16"`` (of OpenVINO, which rounds FP32 weights as it compiles them), ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension
         Name and width of the single output, shape ``[batch, dimension]``, float32.
     max_length
@@ -81,6 +86,9 @@ class Manifest:
         Package versions at the time of conversion.
     machine
         For an engine: ``gpu`` and ``driver`` that it was built on; empty where it was built without a GPU.
+    calibration
+        For INT8 of OpenVINO: what showed how large activations become, as ``texts`` (how many), ``source`` (where they
+        are from) and ``sha256`` of them; the texts themselves, which may be private, are not kept.
     seconds
         Duration of the conversion step that wrote this artifact.
     notes
@@ -113,6 +121,7 @@ class Manifest:
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     machine: dict[str, str] = dataclasses.field(default_factory=dict)
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     created: str = ""
@@ -196,7 +205,8 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Size of the model file, with its weights where they lie beside it."""
-        names = ONNX_FILES if self.manifest.format == "onnx" else (self.path.name,)
+        beside = {"onnx": ONNX_FILES, "openvino": OPENVINO_FILES}
+        names = beside.get(self.manifest.format, (self.path.name,))
         return sum(file.stat().st_size for name in names if (file := self.folder / name).is_file())
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from accel_lib.engines.select import choices
-from accel_lib.machine import DRIVERS, Machine, cache_dir, inspect_machine, libpython, major
+from accel_lib.machine import BF16, DRIVERS, Machine, cache_dir, inspect_machine, libpython, major
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,19 @@ def doctor(machine: Machine | None = None) -> Checkup:
     True
     """
     machine = machine or inspect_machine()
-    checks = (_python, _system, _libpython, _processor, _memory, _gpu, _torch, _packages, _tensorrt, _engines)
+    checks = (
+        _python,
+        _system,
+        _libpython,
+        _processor,
+        _memory,
+        _gpu,
+        _torch,
+        _packages,
+        _openvino,
+        _tensorrt,
+        _engines,
+    )
     findings = [finding for check in checks for finding in check(machine)]
     return Checkup(machine, (*findings, _triton(), _ports()))
 
@@ -191,6 +203,19 @@ def _packages(machine: Machine) -> Iterator[Finding]:
     if len(runtimes) > 1:
         fix = "they overwrite each other: uninstall both, then install one"
     yield _finding("ONNX Runtime", " and ".join(runtimes) or "not installed", fail=fix)
+
+
+def _openvino(machine: Machine) -> Iterator[Finding]:
+    if not machine.system.endswith("x86_64"):
+        return
+    version = machine.versions.get("openvino")
+    if version is None:
+        yield Finding(
+            "OpenVINO", "not installed: ONNX Runtime serves", fix="python -m pip install 'accel_lib[openvino]'"
+        )
+    else:
+        computes = "FP32, BF16 and INT8" if BF16 & set(machine.isa) else "FP32 and INT8; this CPU has no BF16"
+        yield Finding("OpenVINO", f"{version}: {computes}")
 
 
 def _tensorrt(machine: Machine) -> Iterator[Finding]:

@@ -26,7 +26,16 @@ Place = Literal["colab", "kaggle", "wsl2", "linux", "mac", "other"]
 
 PACKAGES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers", "numpy", "pandas", "onnx", "onnxscript"),
-    *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12"),
+    *(
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "nncf",
+        "tensorrt",
+        "tensorrt-cu12",
+        "tensorrt-cu13",
+        "tensorrt-rtx-cu12",
+    ),
     *("tensorrt-rtx-cu13", "tritonclient", "grpcio", "protobuf", "ipywidgets", "papermill"),
     *("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime"),
 )
@@ -36,12 +45,14 @@ DRIVERS = {"13": 580, "12": 525}
 _ISA = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
     "avx_vnni": "AVX-VNNI",
     "avx512_vnni": "AVX-512 VNNI",
     "amx_int8": "AMX",
     "asimddp": "NEON dot product",
     "i8mm": "I8MM",
 }
+BF16 = frozenset({"AVX-512 BF16", "AMX"})  # instructions that multiply BF16 numbers
 _CGROUP = Path("/sys/fs/cgroup")
 
 

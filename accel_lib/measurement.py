@@ -73,7 +73,8 @@ class Result(abc.ABC):
 
 _TEXT = """
     name strategy instance_count threads max_batch_size preferred_batch_size engine batch_size role device batching
-    request concurrency replicas_max changes workload setting kind bottleneck rows executions errors"""
+    request concurrency replicas_max changes workload setting kind bottleneck rows executions errors
+    quality"""
 _NUMBER = """
     measured_mb predicted_mb texts_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
     p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms

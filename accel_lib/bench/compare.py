@@ -1,4 +1,4 @@
-"""Speed, size and agreement of candidates in one table, and the choice of one for this machine."""
+"""Speed, size and agreement of candidates in one table."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 from accel_lib.artifact import Artifact
 from accel_lib.bench.candidates import BASELINE, Candidate, baseline, open_candidate
 from accel_lib.bench.timing import Timing, affordable, sample, time_candidates
-from accel_lib.errors import AccelError, EngineError, ModelError, TextError
-from accel_lib.formatting import UNCHANGED, capital, differs, listed, number, percent, ratio, times
+from accel_lib.errors import ModelError, TextError
+from accel_lib.formatting import UNCHANGED, capital, differs, percent, ratio
 from accel_lib.measurement import Result, columns, highest, lowest, to_frame
 from accel_lib.models import Model, load_model
 from accel_lib.progress import Progress
-from accel_lib.stats import agreement
+from accel_lib.stats import agreement, measure_quality
 
 _FEWEST_TEXTS = 16
 _FEWEST_COMPARED = 48  # texts that agreement is measured on
 _SPEED_SHARE = 0.7  # of the seconds
-_PRECISIONS = ("fp32", "fp16", "int8-qdq", "int8")  # the most precise first
 
 
 class Comparison(Result):
@@ -76,7 +75,8 @@ def compare(
     Comparison
         Columns for speed (``texts_per_s``, ``speedup`` over the row named in ``over``, ``ms_at_batch_1``, each
         with how it was batched), size (``size_mb``) and agreement with the reference on ``texts_compared`` texts
-        (``cosine_mean``, ``cosine_min``, ``top10_overlap``; ``same_label`` for classifiers).
+        (``cosine_mean``, ``cosine_min``, ``top10_overlap``; ``same_label`` for classifiers), and the class of
+        ``quality`` on these texts that follows from it (`accel_lib.stats.QUALITY_CLASSES`), "–" in none.
 
     Examples
     --------
@@ -107,63 +107,6 @@ def compare(
     return Comparison(frame=to_frame(rows))
 
 
-def choose(candidates: Sequence[Artifact], texts: Sequence[str] | None = None, *, seconds: float = 10) -> Artifact:
-    """Pick the fastest artifact that was validated and runs here, and print why.
-
-    Of several that are equally fast within the measurement's interval, the most precise one is taken.
-
-    Parameters
-    ----------
-    candidates
-        Artifacts; what was not validated or cannot run on this machine is skipped, and named.
-    texts
-        What to measure with; the mixed corpus that ships if left out.
-    """
-    if texts is None:
-        from accel_lib.texts import load_texts
-
-        texts = load_texts("mixed", limit=48)
-    admitted: list[Artifact] = []
-    field: list[Candidate] = []
-    skipped: list[str] = []
-    with contextlib.ExitStack() as stack:
-        for artifact in candidates:
-            try:
-                current = Artifact.load(artifact.folder)  # a validation may have been recorded since
-                field.append(stack.enter_context(contextlib.closing(_admit(current))))
-                admitted.append(current)
-            except AccelError as error:
-                skipped.append(f"{artifact.name} ({error.cause.rstrip('.')})")
-        if not admitted:
-            raise EngineError(
-                "No candidate was validated and runs here.",
-                seen=listed(skipped) if skipped else "no candidates",
-                fix="accel_lib.validate(artifact, reference=model, texts=texts), or convert for this machine",
-            )
-        index, why = decide(field, time_candidates(field, list(texts), seconds=seconds))
-    print(f"Chose {why}")
-    if skipped:
-        print(f"Skipped: {listed(skipped)}")
-    return admitted[index]
-
-
-def decide(field: Sequence[Candidate], timings: Sequence[Timing]) -> tuple[int, str]:
-    """Position of the fastest, or of the most precise of those that no interval tells from it; and why."""
-    medians = [float(np.median(timing.rates)) for timing in timings]
-    first = int(np.argmax(medians))
-    ratios = [columns("x", timings[first].rates / timing.rates) for timing in timings]
-    alike = [i for i, x in enumerate(ratios) if not x["x_low"] > 1]
-    taken = min(alike, key=lambda i: (_PRECISIONS.index(field[i].precision), i))
-    why = f"{field[taken].name}: {number(medians[taken])} texts/s here"
-    if len(alike) > 1:
-        others = listed([field[i].name for i in alike if i != taken])
-        return taken, f"{why}, no significant difference to {others}, and none of them is more precise"
-    behind = sorted((i for i in range(len(field)) if i != first), key=lambda i: -medians[i])
-    if behind:
-        why += f", {times(*ratios[behind[0]].values())} as many as {field[behind[0]].name}"
-    return taken, why
-
-
 def _kept(row: Mapping[str, Any]) -> str:
     if "same_label" in row:
         return f"the reference's label for {percent(row['same_label'])} of the texts"
@@ -188,11 +131,12 @@ def _baselines(model: Model, opened: Sequence[Candidate]) -> list[Candidate]:
 
 def _agreements(
     model: Model, field: Sequence[Candidate], timings: Sequence[Timing], texts: list[str]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """What each candidate keeps of the reference; the first one is the reference."""
     truth = model.reference(texts)
     judged: dict[str, Any] = {"task": model.task, "activation": model.activation}
-    kept = [agreement(truth, truth, **judged)]
+    classifier = model.activation if model.task == "classification" else None
+    kept: list[dict[str, Any]] = [agreement(truth, truth, **judged) | {"quality": "exact"}]
     for one, timing in zip(field[1:], timings[1:], strict=True):
         seen = one.encode(texts, timing.strategy)
         if seen.shape != truth.shape:
@@ -201,7 +145,8 @@ def _agreements(
                 seen=f"{seen.shape[1]} dimensions where the reference has {truth.shape[1]}",
                 fix="compare candidates of one model, or pass reference=",
             )
-        kept.append(agreement(seen, truth, **judged))
+        found = measure_quality(seen, truth, activation=classifier)
+        kept.append(agreement(seen, truth, **judged) | {"quality": found.quality_class or "–"})
     return kept
 
 
@@ -218,9 +163,3 @@ def _speed(field: Sequence[Candidate], timings: Sequence[Timing], index: int) ->
     }
     rates = timings[index].rates
     return row | columns("texts_per_s", rates) | columns("speedup", rates / timings[over].rates)
-
-
-def _admit(artifact: Artifact) -> Candidate:
-    if not artifact.validated:
-        raise EngineError("not validated", fix="accel_lib.validate(artifact, reference=model, texts=texts)")
-    return open_candidate(artifact)

@@ -131,7 +131,12 @@ def convert(
     output: Annotated[
         Path, typer.Option(help="Folder to write: a new or empty one, or that of an artifact, which is replaced.")
     ],
-    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or int8-qdq.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, int8 or int8-qdq; of openvino fp32, bf16 or int8.")
+    ] = "fp32",
+    form: Annotated[
+        str, typer.Option("--format", help="onnx, or openvino, whose files OpenVINO runs on a CPU.")
+    ] = "onnx",
     packed: Annotated[bool, typer.Option("--packed", help="Compute without padding, for CPUs.")] = False,
     target: Annotated[str | None, typer.Option(help="GPU to build a TensorRT engine for: t4, a100, l4, auto.")] = None,
     texts: Annotated[str, typer.Option(help="File of texts like yours: validates, and shapes the engine.")] = "mixed",
@@ -139,20 +144,27 @@ def convert(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
     token: Annotated[str | None, typer.Option(envvar="HF_TOKEN", help="Hub token for a private id.")] = None,
 ) -> None:
-    """Convert a model to ONNX, and to a TensorRT engine for a target, validated against PyTorch."""
+    """Convert a model to ONNX or OpenVINO, or to a TensorRT engine for a target, validated against PyTorch."""
     from accel_lib.artifact import foreign_files
     from accel_lib.atomic import atomic_directory
     from accel_lib.convert.onnx import to_onnx
+    from accel_lib.convert.openvino import to_openvino
     from accel_lib.convert.validate import validate
     from accel_lib.models import load_model
     from accel_lib.texts import load_texts
 
+    if form not in ("onnx", "openvino") or (target and form != "onnx"):
+        seen = f"--format {form}" + (f" --target {target}" if target else "")
+        raise AccelError(
+            "There is no such format.", seen=seen, fix="--format onnx, alone or with --target, or --format openvino"
+        )
+    to_form = to_onnx if form == "onnx" else to_openvino
     with atomic_directory(
         output, foreign=foreign_files
     ) as draft:  # what is there stays until the new artifact is validated
         sample = load_texts(texts, column=column, limit=256)
         loaded = load_model(model, revision=revision, token=token)
-        onnx = to_onnx(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
+        onnx = to_form(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
         verdict = validate(onnx, reference=loaded, texts=sample)
         print(f"{onnx.name}: validated, smallest cosine {verdict.cosine_min:.5f}")
         if target:

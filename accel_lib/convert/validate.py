@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import Artifact
+from accel_lib.artifact import ONNX_FILES, Artifact
 from accel_lib.convert.declared import open_as_declared
 from accel_lib.convert.lengths import texts_up_to
 from accel_lib.convert.precision import graph_precision
 from accel_lib.engines import Engine
 from accel_lib.engines.batching import run_batches
+from accel_lib.engines.openvino import OpenVINOEngine
 from accel_lib.errors import ValidationError
 from accel_lib.ragged import Ragged
 from accel_lib.scores import logit_errors, spread
@@ -62,9 +63,9 @@ class Tolerance:
     scale: float
 
 
-# Rounding of the element type through a dozen layers: FP32 has 24 bits, FP16 11, INT8 8, where a last bit of FP32 can
-# decide to which whole number a number is rounded. Of logits: three times what heads of 1, 2 and 28 labels on random
-# networks lose, which lose more than trained ones; a head that is zeroed or of another model is off by 1 or more.
+# Rounding of the element type through a dozen layers: FP32 has 24 bits, FP16 11, BF16 and INT8 8, where a last bit of
+# FP32 can decide to which whole number a number is rounded. Of logits: three times what heads of 1, 2 and 28 labels on
+# random networks lose, which lose more than trained ones; one that is zeroed or of another model is off by 1 or more.
 _INT8 = {"cosine_min": 0.95, "cosine_mean": 0.99, "top1": 0.85, "padding": 2e-2}
 TOLERANCES = {
     "fp32": Tolerance(
@@ -72,6 +73,9 @@ TOLERANCES = {
     ),
     "fp16": Tolerance(
         cosine_min=0.999, cosine_mean=0.9995, top1=0.95, padding=5e-3, logits=0.03, logits_worst=0.15, scale=0.02
+    ),
+    "bf16": Tolerance(
+        cosine_min=0.995, cosine_mean=0.999, top1=0.9, padding=2e-2, logits=0.1, logits_worst=0.5, scale=0.05
     ),
     "int8": Tolerance(**_INT8, logits=0.35, logits_worst=1.5, scale=0.1),
     "int8-qdq": Tolerance(**_INT8, logits=0.6, logits_worst=3, scale=0.15),
@@ -196,11 +200,12 @@ def validate(
         }
         moved = _moved(engine, rows, reference.tokenizer.pad_id)
         longer = _longer(engine, reference, texts, wanted, allowed)
+        held = _holds(candidate, engine, reference)
     finally:
         if isinstance(candidate, Artifact):
             engine.close()
     seen = np.concatenate(list(answers.values()))
-    checks = [*_sanity(seen, wanted, len(answers), reference.task), *_holds(candidate, reference)]
+    checks = [*_sanity(seen, wanted, len(answers), reference.task), *held]
     if seen.shape[1] != wanted.shape[1]:
         raise _disagreement(candidate.name, reference.name, checks)
     with np.errstate(all="ignore"):  # of what is not finite; it passes no check
@@ -282,15 +287,22 @@ def _sanity(seen: NDArray[np.float32], wanted: NDArray[np.float32], batches: int
     return [check for check in checks if task == "embedding" or "length" not in check.name]  # one logit may be 0
 
 
-def _holds(candidate: Artifact | Engine, reference: Model) -> list[Check]:
+def _held_precision(candidate: Artifact, engine: Engine) -> str:
+    """The precision that a graph holds; of OpenVINO's, that in which the engine computes, which decides by itself."""
+    if isinstance(engine, OpenVINOEngine):
+        return engine.computed_precision()
+    return graph_precision(candidate.folder / ONNX_FILES[0])
+
+
+def _holds(candidate: Artifact | Engine, engine: Engine, reference: Model) -> list[Check]:
     """What the manifest says, against what the file holds and the model is."""
     if not isinstance(candidate, Artifact):
         return []
     manifest = candidate.manifest
     labels = manifest.labels == reference.labels
     checks = [Check(name="labels", seen=str(manifest.labels), limit=str(reference.labels), passed=labels)]
-    if manifest.format in ("onnx", "tensorrt"):
-        held = graph_precision(candidate.folder / "model.onnx")
+    if manifest.format != "torch":
+        held = _held_precision(candidate, engine)
         same = held == manifest.precision
         checks.append(Check(name="precision of the graph", seen=held, limit=manifest.precision, passed=same))
     return checks if reference.labels else checks[1:]

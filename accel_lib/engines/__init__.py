@@ -1,9 +1,9 @@
-"""Engines run token ids through one file or one network: PyTorch, ONNX Runtime or TensorRT behind one protocol."""
+"""Engines behind one protocol run token ids through a file or a network: PyTorch, ONNX Runtime, OpenVINO, TensorRT."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from accel_lib.errors import EngineError
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
+
+
+Runtime = Literal["onnxruntime", "openvino"]
+_RUNTIMES = {("onnx", "onnxruntime"), ("onnx", "openvino"), ("openvino", "openvino")}
 
 
 class Engine(Protocol):
@@ -38,7 +42,12 @@ class Engine(Protocol):
 
 
 def open_engine(
-    candidate: Model | Artifact, *, device: str = "auto", threads: int | None = None, **options: Any
+    candidate: Model | Artifact,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    runtime: Runtime | None = None,
+    **options: Any,
 ) -> Engine:
     """Open a model or an artifact for running.
 
@@ -51,8 +60,12 @@ def open_engine(
         and never replaced.
     threads
         CPU threads for one batch; None leaves the choice to the engine.
+    runtime
+        ``"openvino"`` runs an ONNX artifact in OpenVINO. None takes the engine of the artifact's format, which for ONNX
+        is ONNX Runtime; Triton does the same, so what OpenVINO is to serve is an artifact of its own
+        (`accel_lib.to_openvino`).
     options
-        What one engine alone knows: see `TorchEngine`, `OnnxRuntimeEngine` and `TensorRTEngine`.
+        What one engine alone knows: see `TorchEngine`, `OnnxRuntimeEngine`, `OpenVINOEngine` and `TensorRTEngine`.
 
     Raises
     ------
@@ -63,11 +76,22 @@ def open_engine(
     """
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise EngineError("There is no such device.", seen=repr(device), fix='device="auto", "cpu", "cuda" or "cuda:0"')
-    if isinstance(candidate, Artifact) and candidate.manifest.format == "onnx":
+    form = candidate.manifest.format if isinstance(candidate, Artifact) else "torch"
+    if runtime and (form, runtime) not in _RUNTIMES:
+        raise EngineError(
+            "This runtime does not run that format.",
+            seen=f"runtime={runtime!r} for {candidate.name}",
+            fix="leave runtime out; OpenVINO takes ONNX: accel.to_onnx(model), or its own: accel.to_openvino(model)",
+        )
+    if isinstance(candidate, Artifact) and "openvino" in (form, runtime):
+        from accel_lib.engines.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(candidate, device=device, threads=threads, **options)
+    if isinstance(candidate, Artifact) and form == "onnx":
         from accel_lib.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(candidate, device=device, threads=threads, **options)
-    if isinstance(candidate, Artifact) and candidate.manifest.format == "tensorrt":
+    if isinstance(candidate, Artifact) and form == "tensorrt":
         from accel_lib.engines.tensorrt import TensorRTEngine
 
         return TensorRTEngine(candidate, device=device, **options)

@@ -19,7 +19,7 @@ from accel_lib.triton.repository import write_model
 
 _REPOSITORY = "model_repository"
 _IMAGE = "nvcr.io/nvidia/tritonserver:24.11-py3"  # the first with Python 3.12
-_ENGINES = {"onnx": "convert", "torch": "models", "tensorrt": "tensorrt"}
+_ENGINES = {"onnx": "convert", "openvino": "openvino", "torch": "models", "tensorrt": "tensorrt"}
 _README = """\
 # {name}
 
@@ -149,10 +149,12 @@ def _rebuild(artifact: Artifact) -> str:
         at = f', revision="{hub[1]}"' if hub else ""
         loaded = f'accel.load_model("{m.model.removesuffix("-classifier") if trained else m.model}"{at})'
         model = f"accel.train_classifier({loaded}, labelled_texts)" if trained else loaded
-        convert = "to_torch" if m.format == "torch" else "to_onnx"
+        convert = {"torch": "to_torch", "openvino": "to_openvino"}.get(m.format, "to_onnx")
         made = f'accel.{convert}({model}, precision="{m.precision}")'
         return f'accel.to_tensorrt({made}, target="{m.target}")' if m.format == "tensorrt" else made
     parts = ["accel convert", f"--model {m.model}", f"--precision {m.precision}", "--output artifact"]
     parts += [f"--revision {hub[1]}"] if hub else []
     parts += [f"--target {m.target}"] if m.format == "tensorrt" else []
+    parts += ["--format openvino"] if m.format == "openvino" else []
+    parts += ["--packed"] if m.packed else []
     return " ".join(parts)

@@ -8,7 +8,8 @@ import pytest
 
 from accel_lib.bench.batching import compare_batching
 from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Candidate, budget
-from accel_lib.bench.compare import Comparison, choose, compare, decide
+from accel_lib.bench.choose import choose, decide
+from accel_lib.bench.compare import Comparison, compare
 from accel_lib.bench.speedup import map_speedup
 from accel_lib.bench.timing import Timing
 from accel_lib.errors import EngineError, ModelError, TextError
@@ -249,3 +250,24 @@ def test_the_finding_follows_the_numbers(ratio, start):
     said = Comparison(frame=frame_of(ratio)).headline
     assert said.startswith(start)
     assert said.endswith("keeps 88% of the ten nearest neighbours")
+
+
+def test_a_comparison_shows_the_class_of_each_candidate(comparison):
+    assert comparison.frame["quality"].tolist() == ["exact", "exact", "exact", "–"]
+    assert "quality" in repr(comparison)
+
+
+def test_a_faster_candidate_below_the_class_is_not_chosen_and_is_named(exact, rough, texts, capsys):
+    assert choose([rough, exact], texts, seconds=0.2).folder == exact.folder
+    printed = capsys.readouterr().out
+    assert "Chose onnx fp32: " in printed
+    assert "exact: cosine 1.00000" in printed
+    assert "Below the class 'small': onnx int8 (no class: cosine 0." in printed
+
+
+def test_the_class_that_is_asked_for_decides_who_may_win(model, texts, tmp_path):
+    close = tiny_artifact(tmp_path / "close", TABLE + 0.004 * NOISE, precision="int8")
+    assert choose([close], texts, quality="near", reference=model, seconds=0.2).folder == close.folder
+    with pytest.raises(EngineError, match="in the quality class 'exact'") as refusal:
+        choose([close], texts, quality="exact", reference=model, seconds=0.2)
+    assert "of ten nearest kept" in str(refusal.value.seen)

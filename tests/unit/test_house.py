@@ -45,9 +45,21 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
 AccelError Artifact check choose compare doctor ensure fit_simulator guess load_model load_test load_texts open_engine
-reveal serve serve_gateway simulate sliders to_onnx to_tensorrt to_torch train_classifier tune validate
+reveal serve serve_gateway simulate sliders to_onnx to_openvino to_tensorrt to_torch train_classifier tune validate
 """
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tritonclient", "matplotlib", "pandas", "sklearn", "IPython")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tritonclient",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "IPython",
+)
 
 
 def modules():

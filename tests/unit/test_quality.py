@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 
 import numpy as np
 import pytest
 
+from accel_lib.bench import quality_judge
 from accel_lib.errors import AccelError
 from accel_lib.stats import Quality, measure_quality
 
@@ -80,3 +82,22 @@ def test_vectors_of_another_width_or_too_few_texts_are_refused():
         measure_quality(vectors()[:, :8], vectors())
     with pytest.raises(AccelError, match="12 texts"):
         measure_quality(vectors(n=11), vectors(n=11))
+
+
+class Words:
+    """A reference whose vectors count words: texts that share words are close to each other."""
+
+    def reference(self, texts):
+        rows = [[zlib.crc32(word.encode()) % 1_024 for word in text.lower().split()] for text in texts]
+        return np.stack([np.bincount(row, minlength=1_024) for row in rows]).astype(np.float32)
+
+
+def test_a_judge_compares_over_a_thousand_texts_and_the_labels_of_those_it_held_out():
+    judge = quality_judge(Words())
+    assert len(set(judge.texts)) >= 1_000
+    same = judge.quality(Words().reference)
+    assert (same.quality_class, same.accuracy_change) == ("exact", 0.0)
+    turned = judge.quality(lambda texts: -Words().reference(texts))  # neighbours stay, what the head says does not
+    assert turned.kept == 1.0
+    assert turned.accuracy_high < 0
+    assert turned.quality_class is None
