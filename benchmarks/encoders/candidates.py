@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import openvino
-
+from accel_lib.engines.openvino import has_bf16
 from benchmarks.encoders.models import Files
 
 SIZES = ("1", "8", "32")  # sentence-transformers sorts by itself
@@ -119,8 +118,3 @@ def our_own(small: Files, large: Files) -> list[Candidate]:
         Candidate(name=name, **common, folder=one.folder, large=large.ours[name].folder if name in large.ours else None)
         for name, one in small.ours.items()
     ]
-
-
-def has_bf16() -> bool:
-    """Whether this CPU multiplies BF16, by OpenVINO."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

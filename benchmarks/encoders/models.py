@@ -11,12 +11,15 @@ from typing import Any
 
 import accel_lib as accel
 from accel_lib.atomic import atomic_directory
+from accel_lib.engines.openvino import has_bf16
 from accel_lib.models import Model
 from accel_lib.models.hub import DEFAULT, resolve
 from benchmarks.encoders.environments import apart, python_of
 
 HERE = Path(__file__).parent
 CALIBRATION_TEXTS = 300  # as sentence-transformers and NNCF take by default
+LARGE_CALIBRATION_TEXTS = 16  # its vectors mean nothing, and each takes long
+LARGE_NAME = "BERT-12x768-random"
 LARGE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 SENTENCE_TRANSFORMERS = "exported"
 
@@ -48,10 +51,12 @@ class Files:
 def prepare(build: Path) -> tuple[Files, Files]:
     """The course's model and the larger one."""
     model, folder = accel.load_model(), resolve(DEFAULT).folder
-    small = files(model, folder, build / "minilm", keep="auto")
+    small = files(model, folder, build / "minilm", keep="auto", calibration=None)
     small = dataclasses.replace(small, ours={name: validated(one, model) for name, one in small.ours.items()})
-    large_folder = random_encoder(build / "large" / "model", tokenizer=folder)
-    large = files(accel.load_model(large_folder), large_folder, build / "large", keep=())
+    large_folder = random_encoder(build / "large" / LARGE_NAME, tokenizer=folder)
+    large = files(
+        accel.load_model(large_folder), large_folder, build / "large", keep=(), calibration=LARGE_CALIBRATION_TEXTS
+    )
     return dataclasses.replace(small, exported=export(folder, build)), large
 
 
@@ -59,17 +64,32 @@ def validated(artifact: accel.Artifact, model: Model) -> accel.Artifact:
     """The artifact with its verdict: what has none is not served."""
     if artifact.validated:
         return artifact
-    return accel.validate(artifact, reference=model, texts=accel.load_texts("mixed", limit=64, seed=3)).artifact
+    texts = accel.load_texts("mixed", limit=64, seed=3)
+    return accel.validate(artifact, reference=model, texts=texts).artifact or artifact
 
 
-def files(model: Model, folder: Path, build: Path, *, keep: Any) -> Files:
-    """Ours and the peers' files of one model; `keep` is what our INT8 leaves in FP32."""
-    plain = accel.to_onnx(model, progress=False)
-    ours = {
-        "ours FP32": accel.to_onnx(model, packed=True, progress=False),
-        "ours INT8": accel.to_onnx(model, packed=True, precision="int8", keep=keep, progress=False),
+def our_own(model: Model, texts: list[str] | None, *, keep: Any) -> dict[str, accel.Artifact]:
+    """Our packed artifacts, for ONNX Runtime and for OpenVINO."""
+    packed = accel.to_onnx(model, packed=True, progress=False)
+    made = {
+        "ours, ONNX Runtime FP32": packed,
+        "ours, ONNX Runtime INT8": accel.to_onnx(model, packed=True, precision="int8", keep=keep, progress=False),
+        "ours, OpenVINO FP32": accel.to_openvino(packed, progress=False),
+        "ours, OpenVINO INT8": accel.to_openvino(packed, precision="int8", texts=texts, progress=False),
     }
-    texts = list(accel.load_texts("mixed", limit=CALIBRATION_TEXTS, seed=5))
+    return made | (
+        {"ours, OpenVINO BF16": accel.to_openvino(packed, precision="bf16", progress=False)} if has_bf16() else {}
+    )
+
+
+def files(model: Model, folder: Path, build: Path, *, keep: Any, calibration: int | None) -> Files:
+    """Ours and the peers' files of one model; `keep` is what our INT8 on ONNX Runtime leaves in FP32.
+
+    `calibration` is the number of texts for INT8 on OpenVINO; None is each one's own default.
+    """
+    plain = accel.to_onnx(model, progress=False)
+    texts = list(accel.load_texts("mixed", limit=calibration or CALIBRATION_TEXTS, seed=5))
+    ours = our_own(model, texts if calibration else None, keep=keep)
     for name, make in (("int8", quantize_onnx), ("openvino", quantize_openvino)):
         if not (build / name).is_dir():
             print(f"{model.name}: making its file for {name}", flush=True)
@@ -103,7 +123,7 @@ def quantize_openvino(source: Path, folder: Path, model: Model, texts: list[str]
     rows = [pad([row], model.tokenizer.pad_id) for row in model.tokenizer(texts)]
     samples = nncf.Dataset([dict(zip(("input_ids", "attention_mask"), row, strict=True)) for row in rows])
     graph = openvino.Core().read_model(source)
-    quantized = nncf.quantize(graph, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_TEXTS)
+    quantized = nncf.quantize(graph, samples, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
     openvino.save_model(quantized, folder / "model.xml")
 
 

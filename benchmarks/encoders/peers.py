@@ -44,6 +44,7 @@ class Service:
     group: int = 0  # its processes' group, where it has one of its own
     how: str = ""
     ours: bool = False
+    engine: str = ""  # what it runs on, where that was measured in one process too
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
@@ -103,7 +104,9 @@ def peers(
     ):
         model = {"model": "m"} if name == "infinity" else {}
         payloads = [(path, JSON, json.dumps({field: text} | model).encode()) for text in texts]
-        services += fastest(started(stack, name, ways, payloads), measured)
+        engine = name.partition(" + ")[2]
+        best = fastest(started(stack, name, ways, payloads), measured)
+        services += [dataclasses.replace(service, engine=engine) for service in best]
     return services
 
 

@@ -56,13 +56,18 @@ def measure(
     *,
     ours: Mapping[str, accel.Artifact],
     backends: Backends,
+    classes: Mapping[str, str | None],
     small: Files,
     texts: Sequence[str],
     build: Path,
     reference: np.ndarray,
     effort: Effort,
 ) -> list[dict[str, Any]]:
-    """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures, least cosine, class."""
+    """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures, least cosine, class.
+
+    `ours` and `backends` are what our services and sentence-transformers' run on, `classes` the quality classes that
+    these have in one process.
+    """
     rows: list[dict[str, Any]] = []
     seen: Vectors = collections.defaultdict(dict)
     with contextlib.ExitStack() as stack:
@@ -83,14 +88,17 @@ def measure(
                     rows.append(row | {"round": turn})
                     words = "{name}, {concurrency}: {rate:.0f}/s, p95 {p95_ms:.0f} ms, failed {failed}"
                     print(f"{words}, cosine {{cosine:.4f}}".format(**rows[-1]), flush=True)
-    classes = {name: quality_of(answers, reference) for name, answers in seen.items()}
-    return [row | {"class": classes[row["name"]]} for row in rows]
+    found = {one.name: quality_class(seen[one.name], reference, classes, one.engine) for one in services}
+    return [row | {"class": found[row["name"]]} for row in rows]
 
 
-def quality_of(answers: Mapping[int, np.ndarray], reference: np.ndarray) -> str | None:
-    """The quality class of what a service answered, one vector a text."""
+def quality_class(
+    answers: Mapping[int, np.ndarray], reference: np.ndarray, classes: Mapping[str, str | None], engine: str
+) -> str | None:
+    """The class of what a service runs on, which was judged on more texts; none if its own answers are in none."""
     texts = sorted(answers)
-    return measure_quality(np.stack([answers[i] for i in texts]), reference[texts]).quality_class
+    seen = measure_quality(np.stack([answers[i] for i in texts]), reference[texts]).quality_class
+    return classes.get(engine, seen) if seen else None
 
 
 def load(service: Service, concurrency: int, effort: Effort, reference: np.ndarray, seen: Vectors) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def triton(
             served = {"naive": ("Triton, naive", "padded, ONNX Runtime")}
             for name in ours:
                 how = tuned(server.model(slug(name)), texts, effort.seconds) if effort.tuned else ""
-                served[slug(name)] = (f"Triton, {name}", how)
+                served[slug(name)] = (f"Triton + {name}", how)
             yield (
                 server,
                 [
@@ -165,6 +173,7 @@ def triton(
                         protocol="grpc",
                         how=how,
                         ours=model != "naive",
+                        engine=name.partition(" + ")[2],
                     )
                     for model, (name, how) in served.items()
                 ],
@@ -206,8 +215,8 @@ def gateway(
     bodies = [json.dumps({"model": model, "input": text}).encode() for text in texts]
     payloads = [("/v1/embeddings", headers, body) for body in bodies]
     way = Way(how="", command=[command, "serve", "--port"], env=env)
-    found = started(stack, f"our gateway, {name}", [way], payloads)
-    return [dataclasses.replace(service, ours=True) for service in found]
+    found = started(stack, f"our gateway + {name}", [way], payloads)
+    return [dataclasses.replace(service, ours=True, engine=name) for service in found]
 
 
 def addresses(server: Server) -> tuple[str, str, str]:

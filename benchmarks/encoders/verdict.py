@@ -80,7 +80,7 @@ def through_gateway(rows: Sequence[Row]) -> list[str]:
     here = {row["name"]: row for row in summaries(rows, GATEWAY_AT)}
     lines = []
     for name, row in here.items():
-        behind = here.get(f"Triton, {name.removeprefix('our gateway, ')}")
+        behind = here.get(f"Triton + {name.removeprefix('our gateway + ')}")
         if name.startswith("our gateway") and behind:
             share = ratio(row, behind)
             words = f"our gateway, {GATEWAY_AT} clients: {share:.0%} of the rate of Triton behind it"

@@ -32,9 +32,9 @@ def served(**changed):
         ours = theirs | {"rate": 400.0, "p95_ms": 20.0, "p50_ms": 5.0, "ours": True}
         for turn in range(3):
             rows.append(theirs | {"name": "infinity", "class": "exact", "ours": False, "round": turn})
-            rows.append(ours | changed | {"name": "Triton, ours FP32", "class": "exact", "round": turn})
-            rows.append(ours | {"name": "Triton, ours INT8", "class": "small", "round": turn})
-            rows.append(ours | {"name": "our gateway, ours INT8", "class": "small", "round": turn, "rate": 300.0})
+            rows.append(ours | changed | {"name": "Triton + ours FP32", "class": "exact", "round": turn})
+            rows.append(ours | {"name": "Triton + ours INT8", "class": "small", "round": turn})
+            rows.append(ours | {"name": "our gateway + ours INT8", "class": "small", "round": turn, "rate": 300.0})
     return rows
 
 
@@ -86,9 +86,9 @@ def test_every_served_target_is_judged(module):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"rate": 120.0}, "exact, 8 clients: Triton, ours FP32 over infinity 1.20×, at least 1.5; "),
-        ({"p95_ms": 100.0}, "exact, 32 clients: Triton, ours FP32 over infinity 4.00×, at least 1.5; "),
-        ({"p50_ms": 20.0}, "exact, one client: Triton, ours FP32 p50 20.0 ms, infinity 10.0 ms: missed by 50.0%"),
+        ({"rate": 120.0}, "exact, 8 clients: Triton + ours FP32 over infinity 1.20×, at least 1.5; "),
+        ({"p95_ms": 100.0}, "exact, 32 clients: Triton + ours FP32 over infinity 4.00×, at least 1.5; "),
+        ({"p50_ms": 20.0}, "exact, one client: Triton + ours FP32 p50 20.0 ms, infinity 10.0 ms: missed by 50.0%"),
     ],
 )
 def test_what_is_missed_says_by_how_much(module, changed, said):
