@@ -17,7 +17,7 @@ from .service.gateway import serve_gateway as serve_gateway
 from .show.quiz import check as check
 from .show.quiz import guess as guess
 from .show.quiz import reveal as reveal
-from .show.widgets import sliders as sliders
+from .show.sliders import sliders as sliders
 from .simulation.fit import fit_simulator as fit_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts

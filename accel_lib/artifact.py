@@ -21,12 +21,16 @@ from accel_lib.errors import ArtifactError
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
-Format = Literal["onnx", "openvino", "tensorrt", "torch"]
-Task = Literal["embedding", "classification"]
+Format = Literal["onnx", "openvino", "tensorrt", "torch", "transformers"]
+Task = Literal["embedding", "classification", "generation"]
 
 MODEL_FILES: dict[Format, str] = {
-    "onnx": "model.onnx", "openvino": "model.xml", "tensorrt": "model.plan", "torch": "model.pt2"
-}  # fmt: skip
+    "onnx": "model.onnx",
+    "openvino": "model.xml",
+    "tensorrt": "model.plan",
+    "torch": "model.pt2",
+    "transformers": "model.safetensors",
+}
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
@@ -54,14 +58,16 @@ class Manifest:
     source
         Where the weights came from: package and version, hub id and revision, or folder hash.
     task
-        ``"embedding"`` (one unit vector a text) or ``"classification"`` (one row of logits a text).
+        ``"embedding"`` (one unit vector per text), ``"classification"`` (one row of logits per text) or
+        ``"generation"`` (token ids that continue a prompt).
     format, precision
         What the model file holds, which names the engine that runs it; ``precision`` is ``"fp32"``, ``"fp16"``,
         ``"bf16"`` (of OpenVINO, which rounds FP32 weights as it compiles them), ``"int8"`` or ``"int8-qdq"``.
     output_name, dimension
-        Name and width of the single output, shape ``[batch, dimension]``, float32.
+        Name and width of the single output, shape ``[batch, dimension]``, float32; of a model that generates, its
+        token ids, and how many there are.
     max_length
-        Longest sequence in tokens, special tokens included.
+        Longest sequence in tokens, special tokens included; of a model that generates, prompt and answer together.
     labels
         Class names in the order of the logits; empty for embeddings.
     inputs
@@ -78,6 +84,10 @@ class Manifest:
     weight_bits
         For INT8 on a CPU: 8 bits for processors with VNNI or the like, 7 for those whose sums of two products would
         overflow; 0 for every other precision.
+    stop_ids
+        Token ids with which a generated text ends.
+    chat_template, special_tokens
+        Jinja template that makes a prompt of messages, empty where there is none, and the tokens it may name.
     target
         ``"any"`` for portable files, else the compute capability an engine was built for (``"sm75"``).
     profiles
@@ -117,6 +127,9 @@ class Manifest:
     default_prompt: str | None = None
     packed: bool = False
     weight_bits: int = 0
+    stop_ids: tuple[int, ...] = ()
+    chat_template: str = ""
+    special_tokens: dict[str, str] = dataclasses.field(default_factory=dict)
     target: str = "any"
     profiles: tuple[Profile, ...] = ()
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -147,6 +160,7 @@ class Manifest:
             data["profiles"] = tuple(Profile(**{k: tuple(v) for k, v in p.items()}) for p in data["profiles"])
             data["labels"] = tuple(data["labels"])
             data["notes"] = tuple(data["notes"])
+            data["stop_ids"] = tuple(data.get("stop_ids", ()))
             data["inputs"] = tuple(data.get("inputs", IDS_AND_MASK))
             data.setdefault("activation", "sigmoid" if len(data["labels"]) == 1 else "softmax")
             data.setdefault("pairs", False)

@@ -313,7 +313,7 @@ def _build_or_fall_back(model: Model, recipe: _Recipe, texts: Sequence[str], put
             raise
         print(f"no {recipe.name}: {refusal.cause} {refusal.seen or ''}".rstrip(), flush=True)
         version = _build_or_fall_back(model, recipe.instead, texts, put)
-        Artifact.load(version / ARTIFACT_FOLDER).with_note(f"in place of {recipe.name}: {refusal.cause}")
+        Artifact.load(version / ARTIFACT_FOLDER).with_note(f"instead of {recipe.name}: {refusal.cause}")
         return version
 
 

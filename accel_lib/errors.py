@@ -12,7 +12,7 @@ AccelError
 ├── EngineError              an engine that cannot run here, or failed while running
 ├── ServerError              Triton did not start, load, configure or stop
 ├── StateError               the gateway's own state cannot be read or written
-└── RequestError             Triton refused or lost one request
+└── RequestError             a request was refused or lost
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class StateError(AccelError):
 
 
 class RequestError(AccelError):
-    """Triton refused or lost one request."""
+    """Triton or an engine refused or lost one request."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -168,7 +168,7 @@ def machine_line() -> str:
 
 
 def spread(lengths: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Indices of `count` texts that stand for all: evenly spaced over the lengths, in their own order."""
+    """Indices of `count` texts that represent all: evenly spaced over the lengths, in their own order."""
     by_length = np.argsort(lengths, kind="stable")
     count = min(count, len(lengths))
     places = np.linspace(0, len(lengths) - 1, count) if count > 1 else [len(lengths) // 2]

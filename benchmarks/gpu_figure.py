@@ -9,7 +9,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from accel_lib.formatting import number
-from accel_lib.show.plots.base import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from accel_lib.show.plots.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 
 COLORS = (BLUE, ORANGE, GREEN, VERMILLION)
 

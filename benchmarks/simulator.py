@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from accel_lib.show.plots.simulator import Answer
+from accel_lib.show.plots.answer import Answer
 from accel_lib.simulation.simulator import simulate
 from tests.unit.test_simulate import calibration
 

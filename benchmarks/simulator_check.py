@@ -18,14 +18,14 @@ import numpy as np
 import accel_lib as accel
 from accel_lib.formatting import percent
 from accel_lib.load.arrivals import poisson
-from accel_lib.load.cpu_affinity import apart, neighbours
 from accel_lib.load.results import Run
 from accel_lib.measurement import Result, to_frame
 from accel_lib.progress import Progress
-from accel_lib.show.plots.base import BLUE, GREY, LIGHT, VERMILLION, canvas, finish
+from accel_lib.show.plots.style import BLUE, GREY, LIGHT, VERMILLION, canvas, finish
 from accel_lib.simulation.curve import saturated
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.triton.client import ServedModel
+from benchmarks.cpu_affinity import apart, neighbours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -134,3 +134,41 @@ def classifier_folder(folder, *, labels=2, seed=0, network=None, **config):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         shutil.copy(resolve(DEFAULT).folder / name, folder)
     return folder
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role') }}{% endif %}{{ message['role'] + ' ' + message['content'] + ' <end> ' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+)
+SPECIAL = ("<s>", "<end>", "system", "user", "assistant")
+
+
+def llama_folder(folder, *, seed=0, template=TEMPLATE, network=None, **config):
+    """Save a Llama of 2 layers with random weights, another causal network, beside a tokenizer of 200 words."""
+    shape = {
+        "vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 512, "initializer_range": 0.4,
+        "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": True,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    network = network or transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape | config))
+    network.generation_config = transformers.GenerationConfig(bos_token_id=0, eos_token_id=1)
+    network.save_pretrained(folder)
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), WORDS))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w5"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(SPECIAL[:2]))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<end>", pad_token="<end>", unk_token="w5"
+    )
+    theirs.chat_template = template
+    theirs.save_pretrained(folder)
+    return folder
+
+
+def tiny_prompts(count, *, shortest=3, longest=40, seed=3):
+    """Token ids of prompts of different lengths, none of them special."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(shortest, longest, count)
+    return [random.integers(len(SPECIAL), WORDS, length).tolist() for length in lengths]

@@ -19,7 +19,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main() -> None:
-    """Arguments: the artifact's folder, the device, tokens a text, batch sizes in growing order."""
+    """Arguments: the artifact's folder, the device, tokens per text, batch sizes in growing order."""
     folder, device, length, *sizes = sys.argv[1:]
     already = _used(0)
     engine = open_engine(Artifact.load(folder), device=device)
@@ -44,7 +44,7 @@ def _say(**facts: object) -> None:
 def _start_peak() -> None:
     """Set the kernel's high-water mark back to what is resident now, where that is allowed.
 
-    Elsewhere the mark stands for the whole life of the process, which growing batches move all the same.
+    Elsewhere the mark counts for the whole life of the process, which growing batches move all the same.
     """
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5", encoding="ascii")

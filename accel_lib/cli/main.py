@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib.cli import simulate, tune
+from accel_lib.cli import tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -243,7 +243,6 @@ app.command()(tune.sweep)
 app.command()(tune.control)
 app.command()(tune.cores)
 app.command()(tune.memory)
-app.command()(simulate.simulate)
 
 
 @keys.command("create")

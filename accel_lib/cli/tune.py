@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _TEXTS = typer.Option(help="short, mixed, or a file of texts like yours.")
 _VERSION = typer.Option("--model-version", help="Version of the course's embedding model: 1 is FP32, 2 optimized.")
-_P95 = typer.Option(help="Latency that 95% of the answers must stay under, ms.")
+_P95 = typer.Option(help="Latency target: the p95, ms.")
 _LEAST_WINDOW_S = 5.0
 _LEAST_TARGET_MS, _TIMES_ALONE = 50.0, 5.0
 
@@ -99,7 +99,7 @@ def cores(
     output: Annotated[Path | None, typer.Option(help="Folder to write config.pbtxt to: model_repository/mine.")] = None,
     model_version: Annotated[int, _VERSION] = 2,
 ) -> None:
-    """Measure how many instances of the course's model, and threads each, answer most on this machine's CPU."""
+    """Measure which number of instances, with which threads each, gives most throughput on this machine's CPU."""
     from accel_lib.texts import load_texts
     from accel_lib.tuning.grid import share_cores
 
@@ -112,7 +112,7 @@ def cores(
 
 
 def memory(
-    length: Annotated[int, typer.Option(help="Tokens a text: the longest that is to be safe.")] = 128,
+    length: Annotated[int, typer.Option(help="Tokens per text: the longest that is to be safe.")] = 128,
     model_version: Annotated[int, _VERSION] = 1,
 ) -> None:
     """Measure what batches of the course's model need, check the fit, and say how many texts fit."""

@@ -25,9 +25,12 @@ from accel_lib.machine import cache_dir
 from accel_lib.version import __version__
 
 if TYPE_CHECKING:
-    from accel_lib.models import Model
+    from torch import nn
 
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
+
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 _FACTS = (
     "task", "output_name", "dimension", "max_length", "labels", "inputs", "activation", "pairs", "prompts",
     "default_prompt",
@@ -161,7 +164,7 @@ def _facts(model: Model, form: Format, precision: str, *, packed: bool) -> dict[
     """What an artifact's manifest has to say for it to be used again."""
     return {
         "model": model.name,
-        "source": f"{model.source}, weights {_weights(model)}",
+        "source": f"{model.source}, weights {_weights(model.module)}",
         "format": form,
         "precision": precision,
         "packed": packed,
@@ -175,7 +178,7 @@ def _label(precision: str = "fp32", *, packed: bool, form: Format = "onnx", kept
     return "-".join(filter(None, [form, precision, "packed" if packed else "", kept]))
 
 
-def _folder(model: Model, label: str) -> Path:
+def _folder(model: Model | GenerationModel, label: str) -> Path:
     return cache_dir("artifacts", model.name.replace("/", "--"), label)
 
 
@@ -189,7 +192,7 @@ def _reusable(folder: Path, facts: dict[str, Any]) -> Artifact | None:
 
 
 def _make(
-    model: Model,
+    model: Model | GenerationModel,
     facts: dict[str, Any],
     label: str,
     write: Callable[[Path], tuple[str, ...]],
@@ -207,7 +210,7 @@ def _make(
     started = time.monotonic()
     with atomic_directory(folder, foreign=foreign_files if output else None) as draft:
         notes = write(draft / MODEL_FILES[facts["format"]])
-        model.tokenizer.save(draft / TOKENIZER_FILE)
+        model.tokenizer.save(str(draft / TOKENIZER_FILE))
         seconds = time.monotonic() - started
         manifest = write_manifest(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
     artifact = Artifact(folder, manifest)
@@ -225,9 +228,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _weights(model: Model) -> str:
-    digest = hashlib.blake2b(str(getattr(model.module, "tail", "")).encode(), digest_size=6)  # pooling has no weights
-    for name, weight in sorted(model.module.state_dict().items()):
+def _weights(module: nn.Module) -> str:
+    digest = hashlib.blake2b(str(getattr(module, "tail", "")).encode(), digest_size=6)  # pooling has no weights
+    for name, weight in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -12,17 +12,18 @@ from accel_lib.machine import free_memory_bytes
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
 
 # In sizes of the FP32 weights, which are in memory already, as measured on XLM-RoBERTa large (2.3 GB).
-_MEMORY = {"fp32": 0.3, "fp16": 1.0, "int8": 1.5, "int8-qdq": 3.0}
+_MEMORY = {"fp32": 0.3, "bf16": 0.3, "fp16": 1.0, "int8": 1.5, "int8-qdq": 3.0}
 _MEMORY_FOR_COPIES = 1.0  # packing, and PyTorch programs, copy the network
-_DISK = {"fp32": 1.0, "fp16": 0.5, "int8": 1.7, "int8-qdq": 2.7}  # with INT8 the FP32 file is written too
+_DISK = {"fp32": 1.0, "bf16": 1.0, "fp16": 0.5, "int8": 1.7, "int8-qdq": 2.7}  # with INT8 the FP32 file is written too
 _ENGINE_MEMORY = 4.0  # sizes of the ONNX file; TensorRT-RTX's builder took 3.0 on that model in FP16
 _ENGINE_DISK = 2.2  # the engine, and a copy of the ONNX file
 _SPARE_BYTES = 256 * 2**20
 
 
-def check_room(model: Model, folder: Path, form: Format, precision: str, *, packed: bool) -> None:
+def check_room(model: Model | GenerationModel, folder: Path, form: Format, precision: str, *, packed: bool) -> None:
     """Refuse a conversion that would run out of memory or disk.
 
     Raises

@@ -43,7 +43,8 @@ class OnnxRuntimeEngine:
         Threads for one operator (``intra_op_num_threads``); None leaves them to ONNX Runtime, which counts the
         machine's cores, or takes as many as this process may use where those are fewer.
     allow_spinning
-        Let idle threads wait in a loop, which answers sooner; False where several engines share the cores.
+        Let threads wait in a loop for the next operator of a run, which answers sooner; False where several engines run
+        on the same cores at a time.
         Source: https://onnxruntime.ai/docs/performance/tune-performance/threading.html
     fusions
         Let ONNX Runtime rearrange the graph for this machine; False runs it operator by operator, to see what it gives.
@@ -147,6 +148,7 @@ def open_session(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fusions else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads or _allowed()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # after a run, when others need the cores
     if graph is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.folder))
         options.execution_order = (

@@ -44,7 +44,7 @@ class RateCurve(Result):
 
     @property
     def capacity(self) -> float:
-        """Sentences/s in the closed loop."""
+        """Texts/s in the closed loop."""
         return self.closed.throughput
 
     @property

@@ -5,7 +5,6 @@ Settings are applied by model control while the server runs.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -14,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 
-from accel_lib.errors import AccelError
 from accel_lib.formatting import UNCHANGED, capital, differs, listed, number, percent, times
 from accel_lib.load.rounds import MEASURES, in_rounds, ratios, speed, totals
 from accel_lib.load.runner import LoadRun, in_flight, load_test
@@ -160,8 +158,7 @@ def vary(
     >>> delays = {"no delay": {"max_queue_delay_us": 0}, "5 ms": {"max_queue_delay_us": 5_000}}
     >>> vary(embedding, texts, delays, concurrency=(1, 16))  # doctest: +SKIP
     """
-    own = served.config
-    configs = {name: own.replace(**change) for name, change in settings.items()}
+    configs = {name: served.config.replace(**change) for name, change in settings.items()}
     how: dict[str, Any] = {"seconds": seconds, "warmup_s": warmup_s, **request}
 
     def measure(at: float, _name: str, turn: int) -> LoadRun:
@@ -170,11 +167,8 @@ def vary(
 
     ways = {name: functools.partial(apply, served, config) for name, config in configs.items()}
     loads = {float(at): functools.partial(measure, at) for at in (concurrency if rates is None else rates)}
-    try:
+    with served.own_config():
         runs, stopped = in_rounds(ways, loads, repeats=repeats)
-    finally:
-        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
-            apply(served, own)
     rows = []
     for (name, at), part in runs.items():
         config, base = configs[name], runs.get((next(iter(configs)), at), part)

@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from accel_lib.errors import AccelError, RequestError, ServerError, require
+from accel_lib.errors import AccelError, RequestError, require
 from accel_lib.formatting import number, percent
 from accel_lib.measurement import Result, highest, to_frame
 from accel_lib.triton.client import ServedModel
@@ -60,14 +60,6 @@ def read_metrics(url: str) -> pd.DataFrame:
             return parse_metrics(response.read().decode())
     except OSError as error:
         raise RequestError("No metrics can be read there.", seen=error, fix="see whether it still runs") from error
-
-
-def change(before: Statistics, after: Statistics) -> tuple[Statistics, bool]:
-    """What happened between two readings, and whether a reload set the numbers back: then it counts from the reload."""
-    try:
-        return after - before, False
-    except ServerError:
-        return after, True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -133,7 +125,9 @@ class Watch:
         for (start_s, before), (end_s, after) in itertools.pairwise(readings):
             known = before.resets == after.resets
             # A reload can show in the counts a reading before it is known as one: it is one all the same
-            counted, reset = change(dataclasses.replace(before, resets=after.resets) if seen else before, after)
+            former = dataclasses.replace(before, resets=after.resets) if seen else before
+            reset = not after.follows(former)
+            counted = after if reset else after - former
             seen = (seen or reset) and known
             sizes.update(counted.batch_sizes)
             rows.append(self._row(counted, end_s - start_s) | {"time_s": end_s, "reset": reset})

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from accel_lib.errors import AccelError
 from accel_lib.formatting import percent
 from accel_lib.load.experiment import apply
 from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, totals, whole
@@ -101,18 +100,14 @@ def share_at_once(
 @contextlib.contextmanager
 def _configurations(*models: ServedModel) -> Iterator[Callable[[Limits], None]]:
     """What gives each model its limits; their own configurations are put back at the end."""
-    own = [served.config for served in models]
+    with contextlib.ExitStack() as stack:
+        own = [stack.enter_context(served.own_config()) for served in models]
 
-    def set_up(limits: Limits) -> None:
-        for served, config, limit in zip(models, own, limits, strict=True):
-            apply(served, limited(config, **limit))
+        def set_up(limits: Limits) -> None:
+            for served, config, limit in zip(models, own, limits, strict=True):
+                apply(served, limited(config, **limit))
 
-    try:
         yield set_up
-    finally:
-        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
-            for served, config in zip(models, own, strict=True):
-                apply(served, config)
 
 
 def _row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import secrets
@@ -14,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from accel_lib.errors import AccelError, ServerError
+from accel_lib.errors import ServerError
 from accel_lib.formatting import capital, change, number, percent
-from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, totals, whole
+from accel_lib.load.rounds import Ways, compare, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.measurement import Result, columns, highest, to_frame
 from accel_lib.triton.client import ServedModel
@@ -117,34 +116,25 @@ def compare_response_cache(
     kinds
         Different texts of each traffic, as `zipf_traffic` takes them.
     """
-    own = served.config.response_cache
     settings = {"no cache": False, "cache": True}
     ways = {name: functools.partial(served.configure, response_cache=on) for name, on in settings.items()}
     cases = [(workload, count) for workload in workloads for count in kinds]
     requests = max(64, int(_CALLS_PER_S * seconds))
     ask = functools.partial(load_test, served, concurrency=concurrency, warmup_s=0)
 
-    def measure(case: tuple[str, int], way: str, turn: int) -> tuple[LoadRun, float]:
+    def measure(case: tuple[str, int], way: str, turn: int) -> tuple[LoadRun, dict[str, float]]:
         make = functools.partial(zipf_traffic, workloads[case[0]], case[1], requests, mark=secrets.token_hex(2))
         earlier, now = make(seed=2 * turn), make(start=requests, seed=2 * turn + 1)
         before = np.empty(0, dtype=np.int64)
         if settings[way]:  # callers have been there for a while
             before = np.resize(earlier.numbers, len(whole(ask(earlier.texts, seconds=max(seconds / 2, _WARM_S))).frame))
         run = whole(ask(now.texts, seconds=seconds))
-        return run, now.repeated(len(run.frame), before)
+        return run, {"kinds": case[1], "repeated": now.repeated(len(run.frame), before)} | _counted(run)
 
-    try:
-        measured, stopped = in_rounds(ways, {case: functools.partial(measure, case) for case in cases}, repeats=repeats)
-    finally:
-        with contextlib.suppress(AccelError):  # a server that is gone has no configuration to put back
-            served.configure(response_cache=own)
-    rows = []
-    for (way, case), pairs in measured.items():
-        runs, base = [run for run, _ in pairs], [run for run, _ in measured.get(("no cache", case), pairs)]
-        row: dict[str, Any] = {"workload": case[0], "kinds": case[1], "setting": way}
-        row |= {"repeated": float(np.mean([share for _, share in pairs]))} | _counted(runs)
-        rows.append(row | speed(runs) | ratios(runs, base, slices=_SLICES))
-    frame = to_frame(rows)
+    loads = {case: functools.partial(measure, case) for case in cases}
+    with served.own_config():
+        rows, stopped = compare(ways, loads, repeats=repeats, slices=_SLICES)
+    frame = to_frame([row | {"workload": row["workload"][0]} for row in rows])
     return CacheGain(frame=frame, explanation=_why(frame), stopped=stopped)
 
 
@@ -172,10 +162,10 @@ def time_lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *,
     return Lookups(frame=to_frame(rows))
 
 
-def _counted(runs: Sequence[LoadRun]) -> dict[str, float]:
+def _counted(run: LoadRun) -> dict[str, float]:
     """Share of the requests that were hits, and the mean batch of the others, as columns."""
-    counted, _ = totals(runs)
-    if counted is None:
+    counted = run.statistics
+    if not counted or not counted.requests:
         return {"hits": float("nan"), "mean_batch_size": float("nan")}
     return {"hits": counted.cache_hits / counted.requests, "mean_batch_size": counted.mean_batch_size}
 

@@ -37,17 +37,17 @@ class Run(Result):
 
     @property
     def throughput(self) -> float:
-        """Sentences/s that were answered."""
+        """Texts/s that were answered."""
         return self.goodput(np.inf)
 
     def goodput(self, target_ms: float) -> float:
-        """Sentences/s that were answered within `target_ms`."""
+        """Texts/s that were answered within `target_ms`."""
         ended = self._answered["start_s"] + self._answered["ms"] / 1e3
         counts = (ended <= self.seconds) & (self._answered["ms"] <= target_ms)
         return float(self._answered.loc[counts, "rows"].sum() / self.seconds)
 
     def percentile(self, q: float) -> float:
-        """Latency that `q` percent of the answers stay under, ms; NaN when there was no answer."""
+        """Latency percentile of the responses, ms; NaN when there was none."""
         ms = self._answered["ms"].to_numpy()
         return percentile(ms, q) if len(ms) else float("nan")
 
@@ -58,12 +58,12 @@ class Run(Result):
 
     @property
     def p95_ms(self) -> float:
-        """Latency that 95% of the answers stay under."""
+        """95th percentile of the latency."""
         return self.percentile(95)
 
     @property
     def p99_ms(self) -> float:
-        """Latency that 99% of the answers stay under."""
+        """99th percentile of the latency."""
         return self.percentile(99)
 
     @property
@@ -84,7 +84,7 @@ class Run(Result):
         return pd.DataFrame([row | self._details() | {"errors": sum(self.errors.values())}])
 
     def rates(self, slices: int = 10) -> NDArray[np.float64]:
-        """Sentences/s in each of equal slices of the run."""
+        """Texts/s in each of equal slices of the run."""
         done = self._answered
         ended = (done["start_s"] + done["ms"] / 1e3).to_numpy()
         rows = np.histogram(ended, bins=slices, range=(0, self.seconds), weights=done["rows"])[0]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,32 @@ class Ways(Result):
         if not differs(second, "speedup"):
             return UNCHANGED
         return str((second if second["speedup"] > 1 else first)["setting"])
+
+
+def compare(
+    ways: Mapping[str, Callable[[], object]],
+    loads: Mapping[K, Callable[[str, int], tuple[LoadRun, Mapping[str, float]]]],
+    *,
+    repeats: int,
+    slices: int = 0,
+) -> tuple[list[dict[str, Any]], str]:
+    """Rows for `Ways`, load by load, and why it ended early: `in_rounds`, each way over the first.
+
+    A measurement gives a run and further columns, of which the mean over the rounds is kept.
+    """
+    measured, stopped = in_rounds(ways, loads, repeats=repeats)
+    rows: list[dict[str, Any]] = []
+    for load, way in itertools.product(loads, ways):
+        found = measured.get((way, load))
+        if found:
+            base = [run for run, _ in measured.get((next(iter(ways)), load), found)]
+            runs = [run for run, _ in found]
+            row: dict[str, Any] = {"workload": load, "setting": way}
+            for name in found[0][1]:
+                values = [facts[name] for _, facts in found]
+                row[name] = values[0] if len(set(values)) == 1 else float(np.mean(values))
+            rows.append(row | speed(runs) | ratios(runs, base, slices=slices))
+    return rows, stopped
 
 
 def in_rounds(
@@ -158,7 +185,7 @@ def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
 
 
 def _rates(runs: Sequence[LoadRun], slices: int = 0) -> NDArray[np.float64]:
-    """Sentences/s in slices of the runs."""
+    """Texts/s in slices of the runs."""
     counts = (slices or int(np.clip(r.seconds * 1e3 / (_SLICE_LATENCIES * r.p50_ms), 1, _MOST_SLICES)) for r in runs)
     return np.concatenate([run.rates(count) for run, count in zip(runs, counts, strict=True)])
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.errors import AccelError, RequestError, ServerError
+from accel_lib.errors import AccelError, RequestError
 from accel_lib.formatting import listed, number, percent
 from accel_lib.load import storage
 from accel_lib.load.arrivals import poisson
@@ -214,7 +214,7 @@ def load_test(
         if first:
             raise request_error(served.name, first)
         fix = f"measure longer: accel_lib.load_test({served.name}, texts, seconds={seconds * 4:g})"
-        raise RequestError("No answer came within the measurement.", seen=f"{seconds:g} s", fix=fix)
+        raise RequestError("No response came within the measurement.", seen=f"{seconds:g} s", fix=fix)
     rows_due = np.resize([request.rows for request in requests], 0 if due is None else len(due))
     offered = float("nan") if due is None else float(rows_due.sum()) / length
     frame = to_frame([_row(served.name, reply, begin, requests[reply.index], protocol) for reply in replies])
@@ -279,9 +279,8 @@ def _row(name: str, reply: Reply, begin: float, request: Request, protocol: Prot
 
 
 def _between(before: Statistics | None, after: Statistics | None) -> Statistics | None:
-    with contextlib.suppress(ServerError):  # the model was loaded again: nothing to subtract from
-        return after - before if before and after else None
-    return None
+    """What was counted meanwhile; None where a reload set the numbers back, or the server could not be asked."""
+    return after - before if before and after and after.follows(before) else None
 
 
 def statistics_now(served: ServedModel) -> Statistics | None:

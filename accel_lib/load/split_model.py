@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.engines.onnx_session import Part
 from accel_lib.formatting import number, percent
-from accel_lib.load.rounds import Ways, in_rounds, ratios, speed, whole
+from accel_lib.load.rounds import Ways, compare, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.machine import cache_dir, inspect_machine
 from accel_lib.measurement import to_frame
@@ -27,7 +27,6 @@ from accel_lib.triton.server import Server
 INSTANCES, HALVES, ONE = "two instances", "two halves", "one instance"
 LAYOUTS = {INSTANCES: "instances", HALVES: "halves", ONE: "one"}  # models of the repository
 _PARTS = {INSTANCES: ("instances",), HALVES: ("halves-1", "halves-2"), ONE: ("one",)}
-_Counted = tuple[LoadRun, float, int]
 
 
 def write_layouts(model: Artifact, halves: Sequence[Artifact]) -> Path:
@@ -59,27 +58,20 @@ def compare_layouts(
     """
     served = {way: server.model(name, version=1) for way, name in LAYOUTS.items()}
 
-    def measure(texts: Sequence[str], way: str, _turn: int) -> _Counted:
+    def measure(texts: Sequence[str], way: str, _turn: int) -> tuple[LoadRun, dict[str, float]]:
         parts = [server.model(name) for name in _PARTS[way]]
         before = [part.statistics() for part in parts]
         run = whole(load_test(served[way], texts, concurrency=concurrency, seconds=seconds, warmup_s=0.2))
         worked = [part.statistics() - earlier for part, earlier in zip(parts, before, strict=True)]
         text_ms = sum(part.text_ms for part in worked)
-        return run, text_ms, sum(part.config.instance_count for part in parts)
+        instances_ms = 1e3 * sum(part.config.instance_count for part in parts)
+        busy = min(text_ms * run.throughput / instances_ms, 1.0)
+        return run, {"threads": parts[0].config.threads or 0, "text_ms": text_ms, "busy": busy}
 
     ways = {way: functools.partial(server.model, name, version=1) for way, name in LAYOUTS.items()}
     loads = {name: functools.partial(measure, texts) for name, texts in workloads.items()}
-    measured, stopped = in_rounds(ways, loads, repeats=repeats)
-    rows = []
-    for (way, workload), counted in measured.items():
-        runs, base = [run for run, *_ in counted], measured.get((INSTANCES, workload), counted)
-        row: dict[str, Any] = {"workload": workload, "setting": way}
-        row["threads"] = server.model(_PARTS[way][0]).config.threads
-        row |= speed(runs) | ratios(runs, [run for run, *_ in base])
-        row["text_ms"] = sum(text_ms for _, text_ms, _ in counted) / len(counted)
-        row["busy"] = min(row["text_ms"] * row["texts_per_s"] / 1e3 / counted[0][2], 1.0)
-        rows.append(row)
-    frame = to_frame(sorted(rows, key=lambda row: list(workloads).index(row["workload"])))
+    rows, stopped = compare(ways, loads, repeats=repeats)
+    frame = to_frame(rows)
     return Ways(frame=frame, explanation=_why(frame), stopped=stopped)
 
 

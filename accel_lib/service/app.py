@@ -26,7 +26,7 @@ from accel_lib.service.keys import Keys
 from accel_lib.service.limits import Limits
 from accel_lib.service.metrics import Metrics
 from accel_lib.service.middleware import GatewayMiddleware
-from accel_lib.service.routes import admin, health, inference, status, tei
+from accel_lib.service.routes import admin, chat, health, inference, status, tei
 from accel_lib.service.services import Services
 from accel_lib.service.settings import Settings
 from accel_lib.service.supervisor import Supervisor
@@ -85,7 +85,7 @@ def create_app(
     app = _App(title="accel gateway", version=__version__, description=_DESCRIPTION, lifespan=_lifespan)
     made = _make_services(settings or Settings(), triton, metrics_port, clock, now)
     app.state.services = made
-    for endpoints in (inference, tei, health, admin, status):
+    for endpoints in (inference, chat, tei, health, admin, status):
         app.include_router(endpoints.router)
     errors.install(app)
     validation.install(app)

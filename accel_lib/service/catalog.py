@@ -11,6 +11,7 @@ from typing import Literal
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest, Task
 from accel_lib.errors import AccelError, RequestError, ServerError
 from accel_lib.models.encoding import Row
+from accel_lib.models.generation_text import GenerationText
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import SEGMENTS, Ragged
 from accel_lib.service.errors import Problem
@@ -50,6 +51,11 @@ class Inputs:
     prompt_name: str | None = None
 
     @property
+    def characters(self) -> int:
+        """Of all texts together."""
+        return sum(map(len, self.texts)) + sum(len(half) for half in self.seconds or () if half is not None)
+
+    @property
     def field(self) -> str:
         """What the client calls the texts."""
         return "inputs" if self.tei else "input"
@@ -57,7 +63,7 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServedVersion:
-    """One version of a model that is ready; `tokenizers` by the side at which they cut."""
+    """One version of a model that is ready; `tokenizers` by the side at which they cut, `text` if it generates."""
 
     name: str
     version: str
@@ -65,6 +71,7 @@ class ServedVersion:
     config: ModelConfig
     tokenizers: dict[str, Tokenizer]
     created_s: int
+    text: GenerationText | None = None
 
     @property
     def vector_space_id(self) -> str:
@@ -213,6 +220,18 @@ class Catalog:
         if known and self._manifests.get((name, version)) == text:
             return dataclasses.replace(known, config=config)
         manifest = Manifest.from_json(text)
+        created_s = int((folder / MANIFEST_FILE).stat().st_mtime)
+        if manifest.task == "generation":
+            self._manifests[name, version] = text
+            return ServedVersion(
+                name=name,
+                version=version,
+                manifest=manifest,
+                config=config,
+                tokenizers={},
+                created_s=created_s,
+                text=GenerationText(folder, manifest),
+            )
         segments = SEGMENTS in manifest.inputs
         tokenizer = Tokenizer.load(folder / TOKENIZER_FILE, manifest.max_length, segments=segments)
         self._manifests[name, version] = text
@@ -222,7 +241,7 @@ class Catalog:
             manifest=manifest,
             config=config,
             tokenizers={"right": tokenizer.cutting("right"), "left": tokenizer.cutting("left")},
-            created_s=int((folder / MANIFEST_FILE).stat().st_mtime),
+            created_s=created_s,
         )
 
     def _observe(self, name: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from asyncio import TimerHandle
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import httptools
@@ -17,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from accel_lib.service.errors import Problem
 
 MOST_CONNECTIONS = 8192
+ON_LOST = "on_lost"  # in a request's state: functions that are called when its client is gone
 _MOST_HEAD_BYTES = 16_384  # request line, headers and trailers of one request
 _MOST_URL_BYTES = 8_192
 _MOST_HEADERS = 100
@@ -50,6 +52,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = self._began = self._refused = False
         self._found: Problem | None = None
         self._fields = self._head_bytes = self._content_bytes = self._framing_bytes = 0
+        self.on_lost: set[Callable[[], object]] = set()
         self._unread: TimerHandle | None = None
         self._late: TimerHandle | None = self.loop.call_later(_HEAD_S, self._head_is_late)
         if len(self.connections) > self.most:
@@ -58,11 +61,12 @@ class Connection(HttpToolsProtocol):
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection and its timers."""
+        """Forget the connection and its timers, and tell the requests whose client is gone."""
         for timer in (self._late, self._unread):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self._tell_lost()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; a request beyond the bounds is refused and its connection closed."""
@@ -87,6 +91,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Count from zero: a head begins."""
         super().on_message_begin()
+        self.scope["state"][ON_LOST] = self.on_lost
         self._in_head = self._began = True
         self._fields = self._head_bytes = self._content_bytes = self._framing_bytes = 0
 
@@ -143,6 +148,10 @@ class Connection(HttpToolsProtocol):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
+    def _tell_lost(self) -> None:
+        for tell in list(self.on_lost):
+            tell()
+
     def _parse(self, data: bytes) -> None:
         while data:
             try:
@@ -187,6 +196,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        self._tell_lost()
         if not mine or self.transport.is_closing():
             self.transport.close()
             return

@@ -93,6 +93,12 @@ class Quota:
         self._levels[principal] = (level - tokens, now)
         return 0.0
 
+    def spend(self, principal: str, tokens: int) -> None:
+        """Take tokens, also more than there are."""
+        if self.try_acquire(principal, 0) == 0 and self.tokens_per_minute:
+            level, at_s = self._levels[principal]
+            self._levels[principal] = (level - tokens, at_s)
+
 
 class Limits:
     """Admission to one gateway; used from its event loop only.
@@ -107,11 +113,25 @@ class Limits:
     ) -> None:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
-        self.draining = False
+        self._draining_since_s: float | None = None
         self._quota = Quota(quota_tokens_per_minute, clock)
         self._metrics = metrics
         self._clock = clock
         self._backlogs: dict[str, Backlog] = {}
+
+    @property
+    def draining(self) -> bool:
+        """Whether no new request is taken, because the gateway ends."""
+        return self._draining_since_s is not None
+
+    @property
+    def drained_for_s(self) -> float:
+        """Seconds since then; 0 while it does not."""
+        return 0.0 if self._draining_since_s is None else self._clock() - self._draining_since_s
+
+    def drain(self) -> None:
+        """Take no new request from now on."""
+        self._draining_since_s = self._clock()
 
     def current(self) -> dict[str, int]:
         """``{"limit": …}``: the most requests in flight."""
@@ -148,6 +168,10 @@ class Limits:
         if tokens > quota:
             message, wait_s, headers = f"{message} Split it.", _MINUTE_S, {"x-should-retry": "false"}
         raise Problem(429, message, code="rate_limit_exceeded", retry_after_s=wait_s, headers=headers)
+
+    def spend(self, principal: str, tokens: int) -> None:
+        """Count tokens that were generated: the next request waits until they are paid back."""
+        self._quota.spend(principal, tokens)
 
     @contextlib.contextmanager
     def admitted(self, model: str, tokens: int, deadline: Deadline) -> Iterator[None]:

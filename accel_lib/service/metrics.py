@@ -9,6 +9,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from accel_lib.errors import RequestError
+from accel_lib.service.generation_metrics import GenerationMetrics
 from accel_lib.service.supervisor import Supervisor
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -56,6 +57,7 @@ class Metrics:
         self.triton_restarts = counter("triton_restarts", "Starts of Triton after it died.")
         self.ready = gauge("ready", "1 while Triton and every served model answer.")
         self.model_ready = gauge("model_ready", "1 while this version answers.", "model", "version")
+        self.generation = GenerationMetrics(registry)
         self._known: set[tuple[str, str]] = set()  # versions that were ready once: shown as 0 when they are not
         self._restarts = 0
         prometheus_client.ProcessCollector(registry=registry)

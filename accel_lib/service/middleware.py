@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from accel_lib.errors import StateError
 from accel_lib.service.bodies import Bodies, ClientGoneError
+from accel_lib.service.connection import ON_LOST
 from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
 from accel_lib.service.services import Services
@@ -139,20 +140,29 @@ class GatewayMiddleware:
             raise Problem(404, "This port shows /metrics only.")
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        work = asyncio.ensure_future(self._app(scope, _replay(body, receive), send))
-        if scope["method"] != "POST" or "/models/" in scope["path"]:  # what changes a model is finished in any case
-            await work
+        """Run the handler; its work ends when the client is gone, as `ClientGoneError`."""
+        lost = scope["state"].get(ON_LOST)
+        work, gone = asyncio.current_task(), False
+        finished = scope["method"] != "POST" or "/models/" in scope["path"]  # what changes a model is, in any case
+        if lost is None or work is None or finished:
+            await self._app(scope, _replay(body, receive), send)
             return
-        gone = asyncio.ensure_future(_until_gone(receive))
+
+        def end() -> None:
+            nonlocal gone
+            gone = True
+            work.cancel()
+
+        lost.add(end)
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientGoneError
-            await work
+            await self._app(scope, _replay(body, receive), send)
+        except asyncio.CancelledError as error:
+            if not gone:
+                raise
+            work.uncancel()
+            raise ClientGoneError from error
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            lost.discard(end)
 
     def _record(self, scope: Scope, method: str, context: RequestContext, status: int, seconds: float) -> None:
         """Count the request, and log it in one line."""
@@ -184,11 +194,6 @@ def _positive(text: str | None) -> float | None:
         value = float(text or "")
         return value if math.isfinite(value) and value > 0 else None
     return None
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -61,7 +61,7 @@ class GatewayServer(uvicorn.Server):
         if self._draining_since is not None:
             self.should_exit = True
         self._draining_since = time.monotonic()
-        self._services.limits.draining = True
+        self._services.limits.drain()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """What uvicorn calls on SIGTERM and SIGINT."""

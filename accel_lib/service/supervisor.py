@@ -95,6 +95,7 @@ class Supervisor:
         self._changing = threading.Lock()
         self._suspects: set[str] = set()
         self.restarts = 0
+        self.deaths: Counter[str] = Counter()  # of a model's Python processes; Triton leaves their streams open
         self.failed: AccelError | None = None  # what kept Triton from starting
         self.incidents: list[Incident] = []
 
@@ -196,6 +197,7 @@ class Supervisor:
         broken = self._broken()
         for model in sorted(broken & self._suspects):  # at two looks, so not one that is just being loaded
             self._note(f"a process of {model} ended by itself")
+            self.deaths[model] += 1
             try:
                 self.server.load(model)
             except AccelError as error:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.engines.batching import padding_share, plan_batches
+from accel_lib.engines.batching import plan_batches
 from accel_lib.errors import require
 from accel_lib.ragged import Ragged
 from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
+from accel_lib.triton.generation_wire import STREAM_METHOD
 from accel_lib.triton.wire import serialize
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -74,18 +75,29 @@ class TritonClient:
         lengths = rows.lengths
         most = max(1, served.config.max_batch_size)
         batches = plan_batches(lengths, max_batch_tokens=self._max_batch_tokens, max_batch_size=most)
+
+        async def ask(part: Ragged) -> NDArray[np.float32]:
+            deadline.check()
+            padded = len(part) * int(part.lengths.max())
+            self._metrics.batch_tokens.labels(served.name).observe(padded)
+            self._metrics.batch_padding.labels(served.name).observe(1 - len(part.ids) / padded)
+            return await self._ask(served, part, deadline, priority, metadata)
+
+        if len(batches) == 1:
+            return await ask(rows)
         output = np.empty((len(rows), served.manifest.dimension), dtype=np.float32)
         places = asyncio.Semaphore(_PARALLEL)
 
-        async def one(batch: NDArray[np.int64]) -> None:
+        async def fill(batch: NDArray[np.int64]) -> None:
             async with places:
-                deadline.check()
-                self._metrics.batch_tokens.labels(served.name).observe(len(batch) * int(lengths[batch].max()))
-                self._metrics.batch_padding.labels(served.name).observe(padding_share(lengths, [batch]))
-                output[batch] = await self._ask(served, rows.take(batch), deadline, priority, metadata)
+                output[batch] = await ask(rows.take(batch))
 
-        await _all([one(batch) for batch in batches])
+        await _all([fill(batch) for batch in batches])
         return output
+
+    def stream(self, message: bytes, *, metadata: Sequence[tuple[str, str]] = ()) -> Any:
+        """A stream of serialized responses to one serialized request, read with ``await .read()``."""
+        return self._channel().stream_stream(STREAM_METHOD)(_only(message), metadata=tuple(metadata))
 
     async def close(self) -> None:
         """Close the channel."""
@@ -120,10 +132,13 @@ class TritonClient:
         return vectors
 
     def _call(self) -> Any:
+        return self._channel().unary_unary(_METHOD)
+
+    def _channel(self) -> Any:
         address = self._address()
         if address not in self._channels:
             self._channels[address] = grpc.aio.insecure_channel(address, options=_CHANNEL)
-        return self._channels[address].unary_unary(_METHOD)
+        return self._channels[address]
 
     def _invalid(self, served: ServedVersion, reason: str) -> Problem:
         self._metrics.guard_rejections.labels(served.name, reason).inc()
@@ -143,11 +158,12 @@ def refusal(code: grpc.StatusCode, details: str) -> Problem:
     return Problem(500, "The model failed on this request.", code="model_error")
 
 
+async def _only(message: bytes) -> AsyncIterator[bytes]:
+    yield message
+
+
 async def _all(work: Sequence[Any]) -> None:
     """Run all of them; the first error ends the others and is raised as it is."""
-    if len(work) == 1:
-        await work[0]
-        return
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         await asyncio.gather(*tasks)

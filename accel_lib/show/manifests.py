@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,8 @@ _WHY = {
 def render(root: Path) -> Path:
     """The folder of what the chart renders with its default values; prints where it comes from.
 
-    Helm's own engine renders it here if this Python, or the environment of ``make deploy-check``, has it; else it is
-    what that engine rendered before, which ``make deploy-check`` holds equal.
+    Helm's own engine renders it here if this Python has it; otherwise it is what that engine rendered before, which
+    ``make deploy-check`` keeps equal.
 
     Parameters
     ----------
@@ -43,29 +41,20 @@ def render(root: Path) -> Path:
     AccelError
         Helm refuses the chart.
     """
-    deploy = Path(root) / "deploy"
-    python = _with_helm(Path(root))
-    if not python:
-        print("deploy/k8s, as Helm rendered it before: there is no Helm here (make deploy-check brings it)")
+    deploy, folder = Path(root) / "deploy", Path(root) / "build" / "rendered"
+    if not importlib.util.find_spec("helm_python"):
+        print("deploy/k8s, as Helm rendered it before: there is no Helm here (pip install helm-python-sdk)")
         return deploy / "k8s"
-    folder = Path(root) / "build" / "rendered"
+    helm = import_module("helm_python")
     folder.mkdir(parents=True, exist_ok=True)
-    paths = (deploy / "check" / "render.py", deploy / "helm" / "accel", folder / "accel.yaml")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([python, *map(str, paths)], capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise AccelError("Helm refuses the chart.", seen=done.stderr.strip()[-500:], fix="mend what it names")
+    try:
+        config, chart = helm.Config(storage_driver="memory"), helm.Chart.load(deploy / "helm" / "accel")
+        done = config.install(chart, "accel", namespace="accel", dry_run="client")
+    except helm.HelmError as error:
+        raise AccelError("Helm refuses the chart.", seen=error, fix="correct the value that it names") from error
+    (folder / "accel.yaml").write_text(done["manifest"], encoding="utf-8")
     print("deploy/helm/accel, rendered by Helm just now")
     return folder
-
-
-def _with_helm(root: Path) -> str:
-    """A Python that has Helm's engine; empty if there is none."""
-    if importlib.util.find_spec("helm_sdkpy"):
-        return sys.executable
-    checks = root / "build" / "deploy-check" / "venv"
-    found = any(checks.glob("lib/python*/site-packages/helm_sdkpy"))
-    return str(checks / "bin" / "python") if found else ""
 
 
 def values(root: Path, name: str) -> str:

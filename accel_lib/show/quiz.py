@@ -27,9 +27,9 @@ class Guess:
     question, unit
         What was asked, and the unit of the answer.
     default
-        Taken when nobody answered.
+        Taken when the reader gave no answer.
     widget
-        The ipywidgets input, or None where there is nobody to ask.
+        The ipywidgets input, or None in a run without a reader.
     """
 
     question: str
@@ -54,7 +54,7 @@ def guess(question: str, default: float | str | None = None, unit: str = "", *, 
     question
         What to predict.
     default
-        Taken when nobody answers, as in a run without a reader (``ACCEL_HEADLESS=1``).
+        Taken when the reader gives no answer, or there is none (``ACCEL_HEADLESS=1``).
     unit
         Unit of a number, such as ``"ms"``.
     choices

@@ -86,7 +86,7 @@ def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], 
 
 
 def saturated(service: ServiceTime, config: ModelConfig | None = None, *, requests: int = 2_000) -> float:
-    """Sentences/s with enough clients that full batches always wait, simulated."""
+    """Texts/s with enough clients that full batches always wait, simulated."""
     config = (config or service.config).replace(max_queue_size=0, queue_timeout_us=0)
     clients = _CLIENTS * max(1, config.max_batch_size) * config.instance_count
     return simulate(service, config, concurrency=clients, requests=max(requests, 4 * clients)).throughput

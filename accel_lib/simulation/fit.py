@@ -25,7 +25,7 @@ _REPEATS = 5
 _CONCURRENCY = (6, 24)  # requests in flight per instance, beside one alone
 _FEWEST = 3  # executions of a size, under which their mean says little
 _POLLS = 1_000  # Triton counts an execution just after its response
-_BATCHES = 200  # of the workload, whose mean work stands for a batch size
+_BATCHES = 200  # of the workload, whose mean work represents a batch size
 
 _Work = Callable[[Sequence[int]], list[float]]  # what each cost in `Cost` is multiplied by, from the rows' tokens
 

@@ -133,7 +133,7 @@ def _parsed(path: Path, suffix: str) -> Table:
     text = _decoded(path)
     if suffix in (".csv", ".tsv"):
         return _csv(path.name, text, "\t" if suffix == ".tsv" else _delimiter(text))
-    # Not splitlines: it also cuts at characters that may stand inside a text.
+    # Not splitlines: it also cuts at characters that may be inside a text.
     rows = text.removesuffix("\n").split("\n") if text else []
     places = [f"line {n}" for n in range(1, len(rows) + 1)]
     if suffix == ".txt":

@@ -10,16 +10,20 @@ import ctypes
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
+from accel_lib.engines.shared_cores import SharedCores
 from accel_lib.errors import AccelError, ArtifactError, RequestError
 from accel_lib.machine import cores
 from accel_lib.ragged import Ragged
+
+if TYPE_CHECKING:
+    from accel_lib.engines import Engine
 
 _set_destructor = ctypes.pythonapi.PyCapsule_SetDestructor
 _set_destructor.argtypes = [ctypes.py_object, ctypes.c_void_p]
@@ -69,8 +73,13 @@ class TritonPythonModel:
         self._output = artifact.manifest.output_name
         self._pad_id = artifact.pad_id
         self._limits = _limits(artifact, config, parameters)
-        self._engine = open_engine(artifact, device=_device(args, parameters), threads=thread_count(config, parameters))
-        self._vectors(Ragged.from_rows([np.full(8, self._pad_id, dtype=np.int64)]))
+        device, threads = _device(args, parameters), thread_count(config, parameters)
+        self._engine = self._on_all_cores = open_engine(artifact, device=device, threads=threads)
+        self._cores = SharedCores()
+        if threads < cores() and "threads" not in parameters and _threads_are_its_own(artifact, self._engine):
+            self._on_all_cores = open_engine(artifact, device=device, threads=cores())
+        for engine in (self._engine, self._on_all_cores):
+            self._run(engine, Ragged.from_rows([np.full(8, self._pad_id, dtype=np.int64)]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Respond to every request of a batch; a bad one gets its own error."""
@@ -86,7 +95,9 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Release what the engine holds."""
-        self._engine.close()
+        for engine in {self._engine, self._on_all_cores}:
+            engine.close()
+        self._cores.close()
 
     def _rows(self, request: Any) -> Ragged:
         """The rows of one request, checked, without their padding."""
@@ -116,7 +127,7 @@ class TritonPythonModel:
         if not rows:
             return {}
         try:
-            vectors = self._vectors(Ragged.concat(list(rows.values())))
+            vectors = self._vectors(Ragged.concat(list(rows.values())), requests=len(rows))
         except AccelError as error:
             if len(rows) == 1:
                 return dict.fromkeys(rows, refusal(error))
@@ -125,10 +136,14 @@ class TritonPythonModel:
         parts = zip(rows, np.split(vectors, ends[:-1]), strict=True)
         return {index: pb_utils.InferenceResponse([write_tensor(self._output, part)]) for index, part in parts}
 
-    def _vectors(self, rows: Ragged) -> NDArray[np.float32]:
+    def _vectors(self, rows: Ragged, *, requests: int) -> NDArray[np.float32]:
+        with self._cores.computing() as alone:
+            return self._run(self._on_all_cores if alone and requests == 1 else self._engine, rows)
+
+    def _run(self, engine: Engine, rows: Ragged) -> NDArray[np.float32]:
         from accel_lib.engines.batching import run_batches
 
-        return run_batches(self._engine, rows, self._pad_id, side_by_side=False, **self._limits)
+        return run_batches(engine, rows, self._pad_id, side_by_side=False, **self._limits)
 
 
 def _check_tensors(artifact: Artifact, config: dict[str, Any]) -> None:
@@ -162,6 +177,11 @@ def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
     """The configured device, else the one Triton put this instance on."""
     own = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
     return parameters.get("device", own)
+
+
+def _threads_are_its_own(artifact: Artifact, engine: Engine) -> bool:
+    """Whether an engine on a CPU keeps its number of threads beside another one; PyTorch has one for the process."""
+    return engine.device == "cpu" and artifact.manifest.format != "torch"
 
 
 def thread_count(config: dict[str, Any], parameters: dict[str, str]) -> int:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,9 @@ from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.repository import ARTIFACT_FOLDER, versions
 from accel_lib.triton.statistics import STAGES, Statistics, Timeline
+
+if TYPE_CHECKING:
+    from accel_lib.triton.generation_client import Prompt
 
 _MESSAGE_BYTES = 2**31 - 1
 _CHANNEL = (
@@ -182,6 +185,47 @@ class ServedModel:
         scores = to_scores(logits, manifest.activation)
         return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in scores]
 
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, stop: str | Sequence[str] = (), **options: Any
+    ) -> str: ...
+    @overload
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], stop: str | Sequence[str] = (), **options: Any
+    ) -> Iterator[str]: ...
+    def generate(
+        self, prompt: Prompt, *, stream: bool = False, stop: str | Sequence[str] = (), **options: Any
+    ) -> str | Iterator[str]:
+        """Continue a text, or answer a chat.
+
+        Parameters
+        ----------
+        prompt
+            A text to continue, or messages with ``role`` and ``content``.
+        stream
+            Give an iterator over pieces of the text as they come; to leave it early cancels the request.
+        stop
+            Strings before which the text ends.
+        options
+            Fields of `accel_lib.generate.Sampling`; ``max_tokens`` is the rest of the context without one.
+
+        Raises
+        ------
+        RequestError
+            The model does not generate, or Triton or the engine refused or lost the request.
+        TextError
+            The prompt cannot be tokenized, or the chat template refuses the messages.
+
+        Examples
+        --------
+        >>> server.model("generation").generate("The capital of France is", max_tokens=5)  # doctest: +SKIP
+        """
+        from accel_lib.triton.generation_client import generate
+
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        pieces = generate(self, prompt, stop=stops, options=options)
+        return pieces if stream else "".join(pieces)
+
     def infer(
         self,
         input_ids: ArrayLike,
@@ -260,7 +304,7 @@ class ServedModel:
         """Token ids of texts or pairs as `encode` sends them, one row per text, without padding."""
         from accel_lib.models.tokenizer import Tokenizer, prompt_text
 
-        folder = self._artifact_folder
+        folder = self.artifact_folder
         if not (folder / MANIFEST_FILE).is_file():
             raise RequestError(
                 f"{self.name} has no tokenizer in the repository.",
@@ -287,7 +331,7 @@ class ServedModel:
     @property
     def artifact(self) -> Artifact:
         """The artifact of the version that responds; raises `ArtifactError` if the repository has no whole one."""
-        return Artifact.load(self._artifact_folder)
+        return Artifact.load(self.artifact_folder)
 
     @contextlib.contextmanager
     def own_config(self) -> Iterator[ModelConfig]:
@@ -360,14 +404,14 @@ class ServedModel:
         """
         from accel_lib.triton.export import write_export
 
-        version = int(self._artifact_folder.parent.name)
+        version = int(self.artifact_folder.parent.name)
         return write_export(path, self.artifact, self.config, measured, version=version)
 
     def __repr__(self) -> str:
         return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self.server}"
 
     @property
-    def _artifact_folder(self) -> Path:
+    def artifact_folder(self) -> Path:
         """The folder of `artifact`."""
         model = self.server.repository / self.name
         return model / (self.version or str(versions(model)[-1])) / ARTIFACT_FOLDER

@@ -33,12 +33,20 @@ _PATHS = {
     "backend": "backend",
     "max_batch_size": "max_batch_size",
     "response_cache": "response_cache.enable",
+    "decoupled": "model_transaction_policy.decoupled",
     **_BATCHING,
 }
-_PARAMETERS: Mapping[str, Callable[[str], Any]] = {"max_batch_tokens": int, "threads": int, "device": str}
+_PARAMETERS: Mapping[str, Callable[[str], Any]] = {
+    "max_batch_tokens": int,
+    "threads": int,
+    "device": str,
+    "rows": int,
+    "cache_tokens": int,
+    "max_waiting": int,
+}
 _LEAST = {
     **dict.fromkeys(["max_batch_size", *(name for name in _BATCHING if name not in _NO_NUMBERS)], 0),
-    **dict.fromkeys(["instance_count", "max_batch_tokens", "threads"], 1),
+    **dict.fromkeys(["instance_count", *(name for name in _PARAMETERS if name != "device")], 1),
 }
 _MOST = 2**31 - 1
 
@@ -86,12 +94,18 @@ class ModelConfig:
         ``"all"``, ``"latest"``, or the version numbers to serve.
     response_cache
         Whether equal requests are served from the response cache.
+    decoupled
+        Whether a request may have several responses, as a model that generates gives.
     max_batch_tokens
         Padded tokens per engine call, of which an execution may make several; None leaves it to the backend.
     threads
-        CPU threads of one instance; None shares the cores among the instances.
+        CPU threads of one instance; None shares the cores among the instances, and gives all of them to a request that
+        no other one computes beside. Memory for the weights is needed twice then (not with PyTorch).
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` for the engine; None follows the instance.
+    rows, cache_tokens, max_waiting
+        Of a model that generates: requests in a batch, tokens in its key-value cache, and requests that wait for a
+        place at most; None leaves them to the engine.
     kept
         The protobuf message it was read from: fields without a name here are written back unchanged.
 
@@ -119,9 +133,13 @@ class ModelConfig:
     instance_kind: Kind = "auto"
     versions: Versions = "all"
     response_cache: bool = False
+    decoupled: bool = False
     max_batch_tokens: int | None = None
     threads: int | None = None
     device: str | None = None
+    rows: int | None = None
+    cache_tokens: int | None = None
+    max_waiting: int | None = None
     kept: bytes = dataclasses.field(default=b"", repr=False)
 
     def __post_init__(self) -> None:

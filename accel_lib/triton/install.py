@@ -19,18 +19,22 @@ import time
 import zipfile
 from pathlib import Path
 
-from accel_lib.artifact import sha256
 from accel_lib.atomic import atomic_directory, locked
 from accel_lib.errors import MachineError, ServerError
 from accel_lib.machine import cache_dir, thread_environment
+from accel_lib.wheels import Wheel
 
 TRITON_VERSION = "2.51.0"
-_REQUIREMENT = "nvidia-pytriton==0.7.0"
-_SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
+_WHEEL = Wheel(
+    what="Triton",
+    requirement="nvidia-pytriton==0.7.0",
+    digest="21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df",
+    variable="ACCEL_TRITON_WHEEL",
+    error=ServerError,
+)
 _PYTHONS = ("3.11", "3.12", "3.13")
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _GLIBC = (2, 35)
-_WHEEL_VARIABLE = "ACCEL_TRITON_WHEEL"
 _RECORD = "installed.json"
 _SERVER = Path("pytriton", "tritonserver")
 
@@ -131,14 +135,9 @@ def _whole(root: Path) -> bool:
 
 def _install(root: Path) -> None:
     started = time.monotonic()
-    given = os.environ.get(_WHEEL_VARIABLE)
-    print(
-        f"Triton {TRITON_VERSION}: into the cache, once, from {Path(given).name if given else _REQUIREMENT} (55 MB) …",
-        end=" ",
-        flush=True,
-    )
+    print(f"Triton {TRITON_VERSION}: into the cache, once, from {_WHEEL.source} (55 MB) …", end=" ", flush=True)
     with tempfile.TemporaryDirectory(prefix=".wheel-", dir=root.parent) as folder, atomic_directory(root) as draft:
-        wheel = _checked(Path(given)) if given else _download(Path(folder))
+        wheel = _WHEEL.fetch(Path(folder))
         try:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(draft)
@@ -152,35 +151,6 @@ def _install(root: Path) -> None:
         sizes = {str(f.relative_to(draft)): f.stat().st_size for f in sorted(draft.rglob("*")) if f.is_file()}
         (draft / _RECORD).write_text(json.dumps(sizes), encoding="utf-8")
     print(f"{sum(sizes.values()) / 1e6:.0f} MB in {time.monotonic() - started:.0f} s")
-
-
-def _download(folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{_REQUIREMENT} --hash=sha256:{_SHA256}\n", encoding="utf-8")
-    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "-r", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        fix = f"check the network, or fetch that wheel elsewhere and: export {_WHEEL_VARIABLE}=<path of the wheel>"
-        if "No module named pip" in done.stderr:
-            fix = "python -m ensurepip"
-        raise ServerError(
-            "pip could not fetch Triton.", seen="; ".join(lines[-2:]) or f"exit {done.returncode}", fix=fix
-        )
-    return wheels[0]
-
-
-def _checked(wheel: Path) -> Path:
-    found = sha256(wheel) if wheel.is_file() else "no such file"
-    if found != _SHA256:
-        raise ServerError(
-            f"{_WHEEL_VARIABLE} does not name the wheel of {_REQUIREMENT}.",
-            seen=f"{wheel.name}: {found}",
-            fix=f"python -m pip download --no-deps {_REQUIREMENT}  # SHA-256 {_SHA256}",
-        )
-    return wheel
 
 
 def _arrange(draft: Path) -> None:

@@ -19,12 +19,13 @@ from pathlib import Path
 from accel_lib.artifact import Artifact, foreign_files
 from accel_lib.atomic import atomic_directory, draft_beside, is_draft, put, replaceable, write_text
 from accel_lib.errors import ArtifactError, ServerError
+from accel_lib.generate import wire
 from accel_lib.triton.config import CONFIG_FILE, ModelConfig, TensorSpec
 
 ARTIFACT_FOLDER = "artifact"
 MODEL_FILE = "model.py"
-_NEEDS_ARTIFACT = "from accel_lib.triton.backend import TritonPythonModel"
-_MODEL_CODE = f"{_NEEDS_ARTIFACT} as TritonPythonModel\n"
+_BACKENDS = {"generation": "generation_backend"}  # of a task; of every other one, `accel_lib.triton.backend`
+_NEEDS_ARTIFACT = re.compile(r"from accel_lib\.triton\.(generation_)?backend import TritonPythonModel")
 _OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import TritonPythonModel( as TritonPythonModel)?\s*")
 
 
@@ -78,8 +79,20 @@ def write_config(path: str | Path, config: ModelConfig) -> None:
 
 
 def default_config(name: str, artifact: Artifact) -> ModelConfig:
-    """The configuration this project serves an artifact with: dynamic, ragged batches, all versions, no timeout."""
+    """The configuration this project serves an artifact with: dynamic, ragged batches, all versions, no timeout.
+
+    A model that generates makes its batches itself, and gives several responses to a request.
+    """
     manifest = artifact.manifest
+    if manifest.task == "generation":
+        return ModelConfig(
+            name=name,
+            max_batch_size=0,
+            dynamic_batching=False,
+            decoupled=True,
+            inputs=(TensorSpec(name=wire.PROMPT_IDS, data_type="INT64", dims=(-1,)),),
+            outputs=tuple(TensorSpec(name=each, data_type=kind, dims=dims) for each, kind, dims in wire.OUTPUTS),
+        )
     inputs = (TensorSpec(name=tensor, data_type="INT64", dims=(-1,), ragged=True) for tensor in manifest.inputs)
     output = TensorSpec(name=manifest.output_name, data_type="FP32", dims=(manifest.dimension,))
     return ModelConfig(name=name, inputs=tuple(inputs), outputs=(output,))
@@ -147,7 +160,7 @@ def write_model(
     written.to_text()  # what cannot be written is refused before anything is
     unchanged = (model / CONFIG_FILE).is_file() and written == read_config(model)
     with atomic_directory(model / str(version), foreign=foreign_version) as draft:
-        (draft / MODEL_FILE).write_text(_MODEL_CODE, encoding="utf-8")
+        (draft / MODEL_FILE).write_text(_model_code(artifact), encoding="utf-8")
         artifact.copy_to(draft / ARTIFACT_FOLDER, recipe=recipe)
     if not unchanged:
         write_config(model, written)
@@ -225,13 +238,18 @@ def unbuilt(model: Path) -> list[int]:
         version
         for version in versions(model)
         if not (model / str(version) / ARTIFACT_FOLDER / "manifest.json").is_file()
-        and _NEEDS_ARTIFACT in (model / str(version) / MODEL_FILE).read_text(encoding="utf-8")
+        and _NEEDS_ARTIFACT.search((model / str(version) / MODEL_FILE).read_text(encoding="utf-8"))
     ]
 
 
 def versions(model: Path) -> list[int]:
     """Version numbers that have a ``model.py``, in order."""
     return sorted(int(file.parent.name) for file in model.glob(f"*/{MODEL_FILE}") if file.parent.name.isdecimal())
+
+
+def _model_code(artifact: Artifact) -> str:
+    module = _BACKENDS.get(artifact.manifest.task, "backend")
+    return f"from accel_lib.triton.{module} import TritonPythonModel as TritonPythonModel\n"
 
 
 def _existing(model: Path, plain: ModelConfig, version: int) -> ModelConfig:

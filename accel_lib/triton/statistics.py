@@ -77,6 +77,10 @@ class Statistics:
         by_size = {name: {int(size): n for size, n in values[name].items()} for name in _BY_SIZE}
         return cls(**{**values, **by_size})
 
+    def follows(self, earlier: Statistics) -> bool:
+        """Whether no reload set the numbers back since an earlier reading, so that it can be subtracted."""
+        return self.resets == earlier.resets and all(getattr(self, name) >= getattr(earlier, name) for name in _COUNTS)
+
     def __sub__(self, earlier: Statistics) -> Statistics:
         """What happened between two readings of one model.
 
@@ -85,13 +89,13 @@ class Statistics:
         ServerError
             The model was loaded again in between, which set its numbers back.
         """
-        change = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
-        if self.resets != earlier.resets or min(change.values()) < 0:
+        if not self.follows(earlier):
             raise ServerError(
                 "The statistics were set back by a reload between the two readings.",
                 seen=f"{earlier.requests} requests before, {self.requests} after",
                 fix="take both readings after configure() or load()",
             )
+        change = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
         sizes, spent = (Counter(getattr(self, name)) - Counter(getattr(earlier, name)) for name in _BY_SIZE)
         return Statistics(**change, batch_sizes=dict(sizes), batch_ns=dict(spent), resets=self.resets)
 

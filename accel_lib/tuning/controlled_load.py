@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from accel_lib.errors import AccelError, ServerError
+from accel_lib.errors import AccelError
 from accel_lib.formatting import number, percent
 from accel_lib.load.generator import SHED, Generator, Reply
 from accel_lib.load.runner import statistics_now
@@ -193,7 +193,10 @@ class _Run:
         replies = self.generator.replies[self.seen :]
         self.seen += len(replies)
         before, self.counted = self.counted, statistics_now(self.served)
-        window = self._outcome(index, replies, _between(before, self.counted))
+        counted = self.counted  # since a reload, where one set the numbers back
+        if counted and before and counted.follows(before):
+            counted -= before
+        window = self._outcome(index, replies, counted)
         for decision in controller.step(window):
             self.log.append((index, decision))
             if decision.action == "admission" and decision.actuator:
@@ -225,13 +228,3 @@ def _check_target(served: ServedModel, texts: Sequence[str], p95_ms: float) -> N
             seen=f"{alone:.1f} ms alone, a p95 of {p95_ms:g} ms wanted",
             fix=f"a target of {2.5 * alone:.0f} ms or more, shorter texts, or a faster engine",
         )
-
-
-def _between(before: Statistics | None, after: Statistics | None) -> Statistics | None:
-    """What was counted in between; since a reload, where one set the numbers back."""
-    if before is None or after is None:
-        return after
-    try:
-        return after - before
-    except ServerError:
-        return after

@@ -63,7 +63,7 @@ class Sweep(Result):
 
     @property
     def throughput(self) -> float:
-        """Sentences/s of the best setting."""
+        """Texts/s of the best setting."""
         return float(self._best["texts_per_s"])
 
     @property

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from accel_lib.formatting import listed, number
-from accel_lib.show.plots.base import BLUE, GREY, LIGHT, VERMILLION
+from accel_lib.show.plots.style import BLUE, GREY, LIGHT, VERMILLION
 from benchmarks.encoders.classes import CLASSES, Row, fastest, rate, ratio, split
 from benchmarks.encoders.verdict import summaries
 

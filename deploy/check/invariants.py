@@ -184,6 +184,14 @@ def an_autoscaler_and_a_replica_count_do_not_fight(objects: list[Object]) -> Ite
             yield f"{_name(scaler)}"
 
 
+def an_uninstall_leaves_the_claims_and_nothing_else(objects: list[Object]) -> Iterator[str]:
+    """What was built, and the keys, outlive the release; everything else goes with it."""
+    for thing in objects:
+        kept = thing["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+        if kept != (thing["kind"] == "PersistentVolumeClaim"):
+            yield _name(thing)
+
+
 def no_password_is_in_a_manifest(objects: list[Object]) -> Iterator[str]:
     """Secrets are named, never made here."""
     for thing in objects:

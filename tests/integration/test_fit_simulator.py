@@ -9,12 +9,12 @@ import pytest
 import accel_lib
 from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
-from accel_lib.load.cpu_affinity import apart
-from accel_lib.show.simulator_ui import Knobs, Playground
+from accel_lib.show.sliders import Sliders
 from accel_lib.simulation.curve import latency_curve
 from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.simulator import simulate
 from accel_lib.tuning.replica import simulate_replica
+from benchmarks.cpu_affinity import apart
 from benchmarks.simulator_check import Setting, check_fidelity, plot
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
@@ -103,14 +103,13 @@ def test_settings_are_compared_and_the_verdict_comes_last(tiny):
 
 
 def test_the_measure_button_stops_when_the_interval_suffices_and_puts_the_configuration_back(tiny, service):
-    playground = Playground([tiny], TEXTS, p95_ms=50, calibrated=[service])
-    (contender,) = playground.models
+    sliders = Sliders([tiny], TEXTS, p95_ms=50, rate=80, calibrated=[service])
     before = tiny.config
-    knobs = Knobs(model=contender[0], engine=contender[1], precision=contender[2], rate=80, max_queue_delay_us=1_000)
-    measured = playground.measure(knobs, seconds=0.5, rounds=2)
+    sliders.knobs["max_queue_delay_us"].value = 1_000
+    sliders.measure(seconds=0.5, rounds=2)
     assert tiny.config == before
-    assert measured.throughput > 0
-    assert "Measured: " in playground.title(playground.simulate(knobs))
+    assert sliders.measured.throughput > 0
+    assert "Measured: " in sliders.title(sliders.simulate())
 
 
 def test_a_refused_number_of_instances_leaves_the_model_as_it_was(tiny):

@@ -11,7 +11,7 @@ from accel_lib.show.dashboard.api import Api, parse_metrics
 from accel_lib.show.dashboard.app import TABS, Dashboard, _weights
 from accel_lib.show.dashboard.live import Batches, Live, quantile
 from accel_lib.show.dashboard.server import secret
-from accel_lib.show.dashboard.simulator import fitted, predicted_sizes
+from accel_lib.show.dashboard.simulator import predicted_sizes
 
 STATUS = {
     "ready": True,
@@ -225,13 +225,6 @@ def test_batch_sizes_are_those_between_the_looks_and_begin_anew_after_a_reload()
     assert (seen.sizes, seen.requests_per_s) == ({2: 1}, 0.0)
 
 
-def test_the_cost_of_an_execution_and_of_its_rows_are_told_apart_where_there_are_two_sizes():
-    assert fitted({1: 5.0, 4: 8.0}, {1: 10, 4: 10}) == pytest.approx((4.0, 1.0))
-    assert fitted({4: 8.0}, {4: 10}) == pytest.approx((0.0, 2.0))
-    assert fitted({1: 8.0, 4: 6.0}, {1: 10, 4: 10}) == pytest.approx((7.0, 0.0))
-    assert fitted({1: 1.0, 4: 8.0}, {1: 10, 4: 10})[0] == 0.0
-
-
 def test_a_longer_queue_delay_makes_larger_batches_in_the_simulator():
     setting = {"rate": 100.0, "rows": 1.0, "executions": {1: 10}, "batch_ms": {1: 5.0}, "instance_count": 1}
     short = predicted_sizes(**setting, max_queue_delay_us=0)
@@ -246,8 +239,8 @@ def test_requests_of_several_texts_make_batches_of_whole_requests_in_the_simulat
 
 
 def test_charts_say_in_words_what_they_draw():
-    chart = page.lines("Latency", "ms", {"half": [1.0, math.nan, 3.0], "95%": []}, 120)
-    assert 'aria-label="Latency, ms: half 3.0, 95% –"' in chart
+    chart = page.lines("Latency", "ms", {"p50": [1.0, math.nan, 3.0], "p95": []}, 120)
+    assert 'aria-label="Latency, ms: p50 3.0, p95 –"' in chart
     assert "No batch yet" in page.bars("Batch sizes", "share", {})
 
 

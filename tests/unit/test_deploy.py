@@ -256,6 +256,14 @@ def _a_secret_in_the_manifests(objects):
     objects.append({"kind": "Secret", "metadata": {"name": "password"}})
 
 
+def _a_claim_that_an_uninstall_takes_along(objects):
+    del part(objects, "PersistentVolumeClaim", "models")["metadata"]["annotations"]["helm.sh/resource-policy"]
+
+
+def _an_account_that_an_uninstall_leaves(objects):
+    part(objects, "ServiceAccount", "gateway")["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+
+
 MISTAKES = [thing for name, thing in list(globals().items()) if re.match(r"_[a-z]\w+$", name) and callable(thing)]
 
 

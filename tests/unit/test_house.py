@@ -1,6 +1,7 @@
 """The house rules that a reader of one room would not see broken in another."""
 
 import ast
+import collections
 import importlib
 import re
 import subprocess
@@ -29,8 +30,8 @@ FLOORS = (
         "scores",
     ),
     ("texts", "stats", "measurement"),
-    ("models", "artifact", "atomic"),
-    ("engines",),
+    ("models", "artifact", "atomic", "wheels"),
+    ("engines", "generate"),
     ("checkup",),
     ("convert",),
     ("triton",),
@@ -47,6 +48,7 @@ PUBLIC = """
 AccelError Artifact check choose compare doctor ensure fit_simulator guess load_model load_test load_texts open_engine
 reveal serve serve_gateway simulate sliders to_onnx to_openvino to_tensorrt to_torch train_classifier tune validate
 """
+LINES = 27_750  # of accel_lib, in all
 HEAVY = (
     "torch",
     "transformers",
@@ -192,3 +194,22 @@ def test_no_file_is_left_open():
     marks = re.compile("|".join(["TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error", "X" * 3 + r"\b"]))
     figure = re.compile(r'"image/png": ".*"')  # letters by chance
     assert not [str(path.relative_to(ROOT)) for path, text in tracked() if marks.search(figure.sub("", text))]
+
+
+def lines_by_package():
+    """Lines of the library's Python by package, its own modules as one."""
+    counted = collections.Counter()
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).parts
+        counted[parts[0] if len(parts) > 1 else "modules of its own"] += len(
+            path.read_text(encoding="utf-8").splitlines()
+        )
+    return counted
+
+
+def test_the_library_stays_within_its_lines():
+    counted = lines_by_package()
+    for package, lines in counted.most_common():
+        print(f"{lines:7,} {package}")
+    print(f"{counted.total():7,} in all, at most {LINES:,}")
+    assert counted.total() <= LINES, "delete, merge, or take a library"

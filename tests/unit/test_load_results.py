@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from accel_lib.bench.roofline import Crossover, fit
 from accel_lib.load.curve import RateCurve
 from accel_lib.load.experiment import Experiment
-from accel_lib.load.monitor import Watched, change, parse_metrics, watch
+from accel_lib.load.monitor import Watched, parse_metrics, watch
 from accel_lib.load.runner import LoadRun
 from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
@@ -235,10 +235,10 @@ def test_statistics_of_two_runs_add_up_and_give_means():
     assert both.busy(0.012, 2) == pytest.approx(0.25)
 
 
-def test_counts_after_a_reload_count_from_the_reload():
-    assert change(counted(requests=5), counted(requests=9)) == (counted(requests=4), False)
-    assert change(counted(requests=5), counted(requests=3)) == (counted(requests=3), True)
-    assert change(counted(requests=5), counted(requests=9, resets=1)) == (counted(requests=9, resets=1), True)
+def test_a_reading_follows_another_unless_a_reload_set_the_counts_back():
+    assert counted(requests=9).follows(counted(requests=5))
+    assert not counted(requests=3).follows(counted(requests=5))
+    assert not counted(requests=9, resets=1).follows(counted(requests=5))
 
 
 def test_a_reload_that_shows_in_the_counts_before_it_is_known_as_one_is_one():

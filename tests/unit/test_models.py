@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from sentence_transformers import SentenceTransformer, models  # type: ignore[attr-defined]
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -108,18 +109,18 @@ def _write(kind: str, folder: Path) -> Path:
     if after == "legacy":
         return _write_legacy(folder)
     bare = _write_bare(family, folder / "bare")
-    first = models.Transformer(str(bare), max_seq_length={"mpnet": 50, "t5": 70}.get(family))
+    first = modules.Transformer(str(bare), max_seq_length={"mpnet": 50, "t5": 70}.get(family))
     later: dict[str, list[Any]] = {
-        "cls": [models.Pooling(32, "cls"), models.Normalize()],
+        "cls": [modules.Pooling(32, "cls"), modules.Normalize()],
         "dense": [
-            models.Pooling(32, "mean"),
-            models.Dense(32, 24),
-            models.Dense(24, 16, activation_function=torch.nn.ReLU()),
+            modules.Pooling(32, "mean"),
+            modules.Dense(32, 24),
+            modules.Dense(24, 16, activation_function=torch.nn.ReLU()),
         ],
-        "joined": [models.Pooling(32, ("max", "mean"))],
-        "last": [models.Pooling(32, "lasttoken"), models.Normalize()],
-        "weighted": [models.Pooling(32, "weightedmean")],
-        "sqrt": [models.Pooling(32, "mean_sqrt_len_tokens")],
+        "joined": [modules.Pooling(32, ("max", "mean"))],
+        "last": [modules.Pooling(32, "lasttoken"), modules.Normalize()],
+        "weighted": [modules.Pooling(32, "weightedmean")],
+        "sqrt": [modules.Pooling(32, "mean_sqrt_len_tokens")],
     }
     prompts = {"query": "find: ", "plain": ""} if after == "cls" else None
     sentence = SentenceTransformer(
@@ -375,9 +376,9 @@ def test_a_module_outside_the_folder_is_refused(spoiled: Path) -> None:
         load_model(spoiled)
 
 
-def test_a_text_generator_is_refused(make: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_text_generator_with_an_encoder_is_refused(make: Callable[[str], Path], tmp_path: Path) -> None:
     folder = _copy(make("bert bare"), tmp_path / "generator")
-    _edit(folder / "config.json", architectures=["LlamaForCausalLM"])
+    _edit(folder / "config.json", architectures=["T5ForConditionalGeneration"])
     with pytest.raises(ModelError, match="a text generator"):
         load_model(folder)
 

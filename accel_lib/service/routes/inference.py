@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from accel_lib.artifact import Task
 from accel_lib.ragged import Ragged
 from accel_lib.scores import to_scores, unique_labels
 from accel_lib.service.abtest.routing import Route
-from accel_lib.service.auth import require_role
+from accel_lib.service.auth import InferenceRoute, require_role
 from accel_lib.service.catalog import Catalog, Inputs, InputType, ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import read
@@ -28,13 +28,19 @@ from accel_lib.service.openapi import described
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
 from accel_lib.service.services import Services, services
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 Caller = Annotated[Principal, Depends(require_role("inference"))]
 
 VERSION_HEADER = "x-model-version"
 _PRIORITY_HEADER = "x-request-priority"
 _STAGE_HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
+_IN_LOOP_CHARS = 2_000  # tokenized within a millisecond; more would keep other requests waiting, and goes to the pool
 _IN_POOL_ROWS = 32  # responses of more rows are written in another thread
+_ENDPOINTS: dict[Task, str] = {
+    "embedding": "/v1/embeddings",
+    "classification": "/v1/classify",
+    "generation": "/v1/chat/completions",
+}
 _SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "passage"}
 
 
@@ -120,14 +126,16 @@ async def infer(
     """
     own: Services = services(request)
     context: RequestContext = request.state.context
-    served, route = _version(request, own, task, model, user)
+    served, route = choose_version(request, own, task, model, user)
     context.model, context.version, context.inputs = served.name, served.version, len(inputs.texts)
     with own.experiments.observed(route, len(inputs.texts)) as compute, own.limits.in_flight_slot(served.name):
         began = time.perf_counter()
-        most = own.settings.max_request_tokens
+        most, few = own.settings.max_request_tokens, inputs.characters <= _IN_LOOP_CHARS
 
-        def tokenize(version: ServedVersion) -> Awaitable[Ragged]:
-            return own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most))
+        async def tokenize(version: ServedVersion) -> Ragged:
+            if few:
+                return version.tokenize(inputs, max_tokens=most)
+            return await own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most))
 
         rows = await tokenize(served)
         tokenized = time.perf_counter()
@@ -194,13 +202,15 @@ def _addressed(catalog: Catalog, name: str) -> tuple[str, InputType | None]:
     return name, None
 
 
-def _version(request: Request, own: Services, task: Task, model: str, user: str | None) -> tuple[ServedVersion, Route]:
+def choose_version(
+    request: Request, own: Services, task: Task, model: str, user: str | None
+) -> tuple[ServedVersion, Route]:
     """The version that answers: the one that is asked for, else an experiment's choice, else the live one."""
     route = own.experiments.route(model, user=user, pinned=request.headers.get(VERSION_HEADER, ""))
     served = own.catalog.find(model, route.version)
     if served.manifest.task != task:
-        other = "/v1/classify" if task == "embedding" else "/v1/embeddings"
-        raise Problem(400, f"{served.name} is a model for {other}.", param="model", code="wrong_task")
+        endpoint = _ENDPOINTS[served.manifest.task]
+        raise Problem(400, f"{served.name} is a model for {endpoint}.", param="model", code="wrong_task")
     return served, route
 
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from accel_lib.artifact import Task
 from accel_lib.scores import to_scores
 from accel_lib.service import tei_schemas as schemas
-from accel_lib.service.auth import require_role
+from accel_lib.service.auth import InferenceRoute, require_role
 from accel_lib.service.catalog import Inputs, ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import read
@@ -36,7 +36,7 @@ from accel_lib.service.services import services
 from accel_lib.service.validation import read_json
 from accel_lib.version import __version__
 
-router = APIRouter(tags=["text-embeddings-inference"])
+router = APIRouter(tags=["text-embeddings-inference"], route_class=InferenceRoute)
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 _Vectors = list[list[float]]
 _Cosines = list[float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,6 @@ from accel_lib.errors import AccelError, require
 if TYPE_CHECKING:
     import httpx
 
-_SAMPLE = re.compile(r"^([a-z_:][a-z0-9_:]*)(?:\{(.*)\})? (\S+)", re.IGNORECASE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 TIMES = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
@@ -106,11 +103,9 @@ class Api:
 def parse_metrics(text: str) -> Samples:
     """Prometheus's text format: name -> labels and value of each series."""
     samples: Samples = {}
-    for line in text.splitlines():
-        found = _SAMPLE.match(line)
-        if found:
-            labels = dict(_LABEL.findall(found[2] or ""))
-            samples.setdefault(found[1], []).append((labels, float(found[3])))
+    for family in require("prometheus_client.parser", extra="ui").text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     return samples
 
 

@@ -30,7 +30,7 @@ A dog barked at the postman all morning.
 Interest rates rose for the third time this year.
 Kittens curl up wherever the sun falls on the floor.
 The train to the coast leaves at half past seven.
-Our new model answers twice as many requests a second."""
+Our new model serves twice as many requests per second."""
 _VIEWS_ONLY = "This key may look and not change anything. One that may: accel keys create ui --role operator"
 _EVERY_S = 1.0
 _SLOW = 5  # looks between two questions that cost the gateway more than its counters do
@@ -103,7 +103,7 @@ class Dashboard:
             elif self.shown == "Health" and slow:
                 self._set("health", views.health(self.api.get("/v1/status")))
         except AccelError as error:
-            if self.shown != TABS[0]:  # there, whoever asks is told
+            if self.shown != TABS[0]:  # there, the reader is told when he asks
                 self._set(self.shown.lower(), page.failure(error.cause, error.fix))
 
     async def watch(self, every_s: float = _EVERY_S) -> None:
@@ -307,7 +307,7 @@ class Dashboard:
     def _apply(self, name: str, change: dict[str, Any]) -> str:
         now = self.api.send("PUT", f"/v1/models/{name}/batching", change)
         delay, count = now["dynamic_batching"]["max_queue_delay_us"], now["instance_group"]["count"]
-        return f"{name}: queue delay {delay:,} µs, {count} instance{'s' if count > 1 else ''}; its counters begin anew"
+        return f"{name}: queue delay {delay:,} µs, {count} instance{'s' if count > 1 else ''}; its counters restart"
 
     # health
 

@@ -47,7 +47,7 @@ def cards(values: Sequence[tuple[str, float | str, str]]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table without the columns that no row fills; numbers stand right, and `Raw` cells are HTML already."""
+    """A table without the columns that no row fills; numbers are on the right, and `Raw` cells are HTML already."""
     filled = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
     head = "".join(f'<th scope="col">{html.escape(columns[i])}</th>' for i in filled)
     body = "".join(f"<tr>{''.join(_cell(row[i]) for i in filled)}</tr>" for row in rows)
@@ -193,7 +193,7 @@ def _last(points: Sequence[float]) -> str:
 
 
 def _nice(value: float) -> float:
-    """The next round number, so that the axis stands still while values move."""
+    """The next round number, so that the axis keeps still while values move."""
     if value <= 0 or math.isnan(value):
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

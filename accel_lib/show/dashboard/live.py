@@ -17,7 +17,7 @@ _BATCHES = 30  # looks that a distribution of batch sizes goes back
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One look: rates a second, milliseconds, bytes; NaN where there was no request."""
+    """One look: rates per second, milliseconds, bytes; NaN where there was no request."""
 
     requests_per_s: float
     errors_per_s: float
@@ -40,7 +40,7 @@ class Live:
         self._gpus: deque[dict[str, Mapping[str, Any]]] = deque(maxlen=HISTORY)
 
     def look(self, at_s: float, samples: Samples) -> None:
-        """Take one look, `at_s` seconds on any clock. Counters that went back begin anew."""
+        """Take one look, `at_s` seconds on any clock. Counters that went back start again."""
         if self._looks and _sum(samples, "accel_requests_total") < _sum(self._looks[-1][1], "accel_requests_total"):
             self._looks.clear()
         if self._looks:
@@ -96,7 +96,7 @@ class Batches:
         self._looks: deque[tuple[float, Mapping[str, Any]]] = deque(maxlen=_BATCHES + 1)
 
     def look(self, at_s: float, counted: Mapping[str, Any]) -> None:
-        """Take one look, `at_s` seconds on any clock. Counters that a reload set back begin anew."""
+        """Take one look, `at_s` seconds on any clock. Counters that a reload set back start again."""
         if self._looks and counted["requests"] < self.counted["requests"]:
             self._looks.clear()
         self._looks.append((at_s, counted))

@@ -67,7 +67,7 @@ def secret(name: str) -> str:
 
 
 def _voila(notebook: Path, *, host: str, port: int, token: str) -> Any:
-    """The server, listening on its port when this returns; the token never stands on a command line."""
+    """The server, listening on its port when this returns; the token is never on a command line."""
     from traitlets.config import Config
 
     settings = Config()

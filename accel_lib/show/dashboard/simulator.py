@@ -1,16 +1,15 @@
-"""The simulator beside the measurement: which batch sizes the present load would make under another setting."""
+"""The simulator beside the measurement: which batch sizes the present load makes under another setting."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 
-import numpy as np
-
 from accel_lib.measurement import to_frame
 from accel_lib.simulation.service_time import Cost, ServiceTime
 from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig, TensorSpec
+from accel_lib.tuning.queueing import fit_batch_time
 
 _REQUESTS = 1_500
 
@@ -29,7 +28,7 @@ def predicted_sizes(
     Parameters
     ----------
     rate
-        Requests a second.
+        Requests per second.
     rows
         Texts in a request.
     executions, batch_ms
@@ -38,29 +37,12 @@ def predicted_sizes(
         The setting to predict.
     """
     each = max(1, round(rows))
-    alone_ms, row_ms = fitted(batch_ms, executions)
-    costs = (_two_digits(alone_ms), _two_digits(each * row_ms))
+    counts = {size: max(1.0, float(executions.get(size, 0))) for size in batch_ms}
+    time = fit_batch_time(counts, {size: ms * counts[size] / 1e3 for size, ms in batch_ms.items()})
+    if time is None:
+        return {}
+    costs = (_two_digits(1e3 * time.fixed_s), _two_digits(1e3 * each * time.each_s))
     return _predicted(_two_digits(rate), each, *costs, max_queue_delay_us, instance_count)
-
-
-def fitted(batch_ms: Mapping[int, float], executions: Mapping[int, int]) -> tuple[float, float]:
-    """What an execution costs by itself and for each row, milliseconds, neither below zero.
-
-    A line through the mean times by batch size, each weighed by its executions. One size alone cannot tell the two
-    apart: then all of it is the rows'.
-    """
-    sizes = np.array(sorted(batch_ms), dtype=float)
-    times = np.array([batch_ms[int(size)] for size in sizes])
-    weights = np.sqrt([max(1, executions.get(int(size), 0)) for size in sizes])
-    alone, row = 0.0, float(np.sum(weights**2 * sizes * times) / np.sum((weights * sizes) ** 2))
-    if len(sizes) > 1:
-        design = np.column_stack([np.ones_like(sizes), sizes]) * weights[:, None]
-        line = np.linalg.lstsq(design, times * weights, rcond=None)[0]
-        if line[1] < 0:  # larger batches were faster: chance, or texts of other lengths
-            return float(np.average(times, weights=weights**2)), 0.0
-        if line[0] >= 0:
-            alone, row = float(line[0]), float(line[1])
-    return alone, row
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from accel_lib.formatting import number
 from accel_lib.show.dashboard import html as page
 from accel_lib.show.dashboard.live import HISTORY, Batches, Live
 
-_WORDS = {"requests_per_s": "requests", "errors_per_s": "errors", "p50_ms": "half", "p95_ms": "95%"}
+_WORDS = {"requests_per_s": "requests", "errors_per_s": "errors", "p50_ms": "p50", "p95_ms": "p95"}
 _GIB = 2**30
 
 
@@ -21,24 +21,24 @@ def performance(live: Live) -> str:
     last, series = live.points[-1], live.series
     cards = page.cards(
         [
-            ("requests", last.requests_per_s, "a second"),
-            ("errors", last.errors_per_s, "a second"),
-            ("95% within", last.p95_ms, "ms"),
+            ("requests", last.requests_per_s, "per second"),
+            ("errors", last.errors_per_s, "per second"),
+            ("p95", last.p95_ms, "ms"),
             ("in flight", last.in_flight, "requests"),
-            ("tokens", last.tokens_per_s, "a second"),
+            ("tokens", last.tokens_per_s, "per second"),
         ]
     )
     memory = [value / 2**20 for value in series("memory_bytes")]
     charts = [
-        page.lines("Throughput", "a second", _named(live, "requests_per_s", "errors_per_s"), HISTORY),
+        page.lines("Throughput", "per second", _named(live, "requests_per_s", "errors_per_s"), HISTORY),
         page.lines("Latency", "ms", _named(live, "p50_ms", "p95_ms"), HISTORY),
         page.lines("Queue in Triton", "ms", {"mean": series("queue_ms")}, HISTORY),
         page.lines("Gateway's CPU", "cores", {"cores": series("cores")}, HISTORY),
         page.lines("Gateway's memory", "MiB", {"resident": memory}, HISTORY),
         *_gpus(live),
     ]
-    quiet = "" if any(series("requests_per_s")) else page.empty("No requests now: the curves move when some come.")
-    return cards + quiet + page.heading(f"The last {HISTORY} seconds") + page.grid(charts)
+    idle = "" if any(series("requests_per_s")) else page.empty("No requests now: the curves move when some come.")
+    return cards + idle + page.heading(f"The last {HISTORY} seconds") + page.grid(charts)
 
 
 def _gpus(live: Live) -> list[str]:
@@ -78,8 +78,8 @@ def batching(seen: Batches, simulated: Mapping[int, float] | None) -> str:
         [
             ("mean batch", counted["mean_batch_size"], "texts"),
             ("executions", counted["executions"], ""),
-            ("queue", counted["queue_ms"], "ms a request"),
-            ("model", counted["compute_infer_ms"], "ms a request"),
+            ("queue", counted["queue_ms"], "ms per request"),
+            ("model", counted["compute_infer_ms"], "ms per request"),
         ]
     )
     executions = max(1, sum(seen.sizes.values()))
@@ -91,9 +91,9 @@ def batching(seen: Batches, simulated: Mapping[int, float] | None) -> str:
 
 def _what_is_simulated(seen: Batches) -> str:
     if not seen.requests_per_s:
-        return page.empty("The simulator stands beside the measurement while requests come.")
+        return page.empty("The simulator is shown beside the measurement while requests come.")
     texts = round(seen.rows_per_request)
-    load = f"{number(seen.requests_per_s)} requests a second, at random, of {texts} text{'s' if texts > 1 else ''}"
+    load = f"{number(seen.requests_per_s)} requests/s, Poisson, of {texts} text{'s' if texts > 1 else ''}"
     return page.empty(
         f"Simulated: what {load} would make of the setting below, with executions that take as long as those of their "
         "size were measured to take. How one instance slows another down it does not know."

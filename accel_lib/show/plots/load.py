@@ -1,149 +1,124 @@
-"""Figures of load: latency against the rate, where its time goes, what a batch gains, and a model watched over time."""
+"""Figures of a served model under load: where the time of a request goes, batches, and a model watched over time."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from accel_lib.bench.roofline import Crossover
 from accel_lib.formatting import number, percent
 from accel_lib.load.curve import RateCurve
 from accel_lib.load.monitor import Watched
-from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, SKY, VERMILLION, canvas, finish, label
+from accel_lib.measurement import machine_line
+from accel_lib.service.waterfall import LatencyBreakdown, PayloadSizes
+from accel_lib.show.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    LINE,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    canvas,
+    finish,
+    log_axis,
+    note,
+    rows,
+    stack,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from accel_lib.triton.statistics import Timeline
+
+_SPANS = {
+    "tokenize_ms": "tokenize",
+    "transport_ms": "transport",
+    "queue_ms": "queue",
+    "compute_input_ms": "gather inputs",
+    "compute_infer_ms": "compute",
+    "compute_output_ms": "take answer",
+}
+_PARTS = {
+    "client_ms": ("client and connection", GREY),
+    "http_ms": ("HTTP, key, JSON", ORANGE),
+    "tokenize_ms": ("tokenize", SKY),
+    "queue_ms": ("queue", PURPLE),
+    "compute_infer_ms": ("model", GREEN),
+}
 _SPAN_COLORS = (VERMILLION, SKY, ORANGE, GREEN)
-_DECADES = 30  # range of a logarithmic axis up to which its minor ticks are named
-_LENGTH_COLORS = (BLUE, SKY, ORANGE, VERMILLION, GREEN, GREY)
+_NAMED_FROM = 9  # percent of a bar from which there is room for its percentage
+
+
+def timeline(request: Timeline) -> Axes:
+    """One request from text to vector, cut into the spans that ``server.model(name).timeline(text)`` returns."""
+    frame = pd.DataFrame({"span": _SPANS.values(), "ms": [getattr(request, name) for name in _SPANS]})
+    frame.attrs["machine"] = machine_line()
+    total, computing = request.total_ms, request.compute_infer_ms
+    serving = total - computing - request.tokenize_ms
+    words = f"{number(computing)} ms in the model, {number(request.tokenize_ms)} ms tokenizing, {number(serving)} ms "
+    ax = canvas(f"One request takes {number(total)} ms: {words}for being served", rows=len(frame))
+    y, end = rows(ax, frame["span"]), frame["ms"].cumsum()
+    colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
+    stack(ax, y, [(end - frame["ms"], {"color": "none"}), (np.maximum(frame["ms"], total / 400), {"color": colors})])
+    for row, x, width in zip(y, end, frame["ms"], strict=True):
+        note(ax, f"{number(width)} ms", (x, row))
+    ax.set_xlabel("milliseconds since the call (green: the model computes)")
+    return finish(ax, frame, right=total * 1.14)
+
+
+def batch_sizes(executions: pd.Series[Any]) -> Axes:
+    """How often Triton ran each batch size: the ``batch_sizes`` of a load run."""
+    mean = float(np.average(executions.index, weights=executions))
+    ax = canvas(f"Triton ran {number(mean)} requests at a time on average", rows=5)
+    ax.bar(executions.index.to_numpy(), executions.to_numpy(), color=BLUE, width=0.8)
+    ax.set_xlabel("requests run together (batch size)")
+    ax.set_ylabel("executions")
+    ax.locator_params(axis="x", integer=True)
+    return finish(ax, executions)
 
 
 def latency(curve: RateCurve) -> Axes:
-    """p95 against the offered rate: from when requests were due, on the client's clock, and the closed loop's.
-
-    Parameters
-    ----------
-    curve
-        What ``rate_curve`` returns.
-    """
+    """p95 against the offered rate: from when requests were due, on the client's clock, and the closed loop's."""
     frame = curve.frame
     ax = canvas(curve.headline, rows=6)
     x = frame["offered_per_s"].to_numpy()
     ax.axvline(curve.capacity, color=LIGHT, linewidth=1.4, zorder=0)
     lines = (("p95_ms", VERMILLION, "from when it was due", 9), ("naive_p95_ms", BLUE, "on the client's clock", -15))
     for column, color, words, up in lines:
-        ax.plot(x, frame[column], color=color, marker="o", linewidth=1.8)
-        ax.annotate(
-            words, (x[-1], frame[column].iloc[-1]), (0, up), textcoords="offset points", ha="right", color=color
-        )
+        ax.plot(x, frame[column], color=color, **LINE)
+        note(ax, words, (x[-1], frame[column].iloc[-1]), (0, up), ha="right", color=color)
     ax.scatter([curve.capacity], [curve.closed.p95_ms], color=GREEN, marker="D", s=70, zorder=3)
-    ax.annotate(
-        "closed loop ",
-        (curve.capacity, curve.closed.p95_ms),
-        (-8, -14),
-        textcoords="offset points",
-        ha="right",
-        color=GREEN,
-    )
-    ax.annotate(
-        "capacity ", (curve.capacity, 1), (-4, -10), xycoords=("data", "axes fraction"), textcoords="offset points",
-        ha="right", color=GREY,
-    )  # fmt: skip
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    _name_minor_ticks(ax)
+    note(ax, "closed loop ", (curve.capacity, curve.closed.p95_ms), (-8, -14), ha="right", color=GREEN)
+    where = ("data", "axes fraction")
+    note(ax, "capacity ", (curve.capacity, 1), (-4, -10), xycoords=where, ha="right", color=GREY)
+    log_axis(ax, "y")
     ax.margins(y=0.15)
     ax.set_xlabel("offered rate, requests per second")
     ax.set_ylabel("p95 latency, ms")
     return finish(ax, frame)
 
 
-def _name_minor_ticks(ax: Axes) -> None:
-    """Numbers between the powers of ten, where there are few powers and so room for them."""
-    low, high = ax.get_ylim()
-    if high < _DECADES * low:
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.tick_params(axis="y", which="minor", labelsize=8, colors=GREY)
-    else:
-        ax.yaxis.set_minor_formatter("")
-
-
 def split(curve: RateCurve) -> Axes:
-    """Where the time of a request goes, by the offered rate.
-
-    Parameters
-    ----------
-    curve
-        What ``rate_curve`` returns.
-    """
-    frame, parts = curve.frame, curve.spans
+    """Where the time of a request goes, by the offered rate."""
+    frame = curve.frame
     ax = canvas(curve.explanation, rows=len(frame))
-    y = np.arange(len(frame))
-    left = np.zeros(len(frame))
-    for (name, values), color in zip(parts.items(), _SPAN_COLORS, strict=True):
-        ax.barh(y, values, left=left, color=color, height=0.62, label=str(name))
-        left = left + values.to_numpy()
-    for row, end in zip(y.tolist(), left.tolist(), strict=True):
-        label(ax, end, row, f"{number(end)} ms")
-    ax.set_yticks(y, [f"{percent(share)} of capacity" for share in frame["share"]])
-    ax.tick_params(axis="y", length=0)
+    y = rows(ax, [f"{percent(share)} of capacity" for share in frame["share"]])
+    spans = zip(curve.spans.items(), _SPAN_COLORS, strict=True)
+    end = stack(ax, y, [(values, {"color": color, "label": str(name)}) for (name, values), color in spans])
+    for row, x in zip(y, end, strict=True):
+        note(ax, f"{number(x)} ms", (x, row))
     ax.legend(frameon=False, loc="lower right", fontsize=10)
-    ax.invert_yaxis()
     ax.set_xlabel("mean time of a request, ms")
-    return finish(ax, frame, right=float(left.max()) * 1.7)
-
-
-def crossover(frame: pd.DataFrame) -> Axes:
-    """Time of one token against the tokens in its batch: falling while a batch costs the same, then flat.
-
-    Parameters
-    ----------
-    frame
-        The ``frame`` of a crossover.
-    """
-    ax = canvas(Crossover(frame=frame).headline, rows=7)
-    for color, (length, part) in zip(_LENGTH_COLORS * len(frame), frame.groupby("tokens"), strict=False):
-        part = part.sort_values("batch_tokens")
-        ax.plot(
-            part["batch_tokens"],
-            part["token_ms"] * 1e3,
-            color=color,
-            marker="o",
-            linewidth=1.6,
-            label=f"texts of {length} tokens",
-        )
-    tokens = np.geomspace(frame["batch_tokens"].min(), frame["batch_tokens"].max(), 100)
-    fixed, each = 1e3 * frame["batch_ms"].iloc[0], frame["token_us"].iloc[0]
-    ax.plot(tokens, fixed / tokens + each, color=GREY, linestyle="--", linewidth=1.2, label="fixed part + tokens")
-    if tokens[0] * each < fixed < tokens[-1] * each:
-        ax.axvline(fixed / each, color=LIGHT, linewidth=1.4, zorder=0)
-        words, where = f"{number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
-        side, shift = ("left", 5) if fixed / each < float(np.sqrt(tokens[0] * tokens[-1])) else ("right", -5)
-        ax.annotate(
-            words, (fixed / each, 1), (shift, -10), xycoords=where, textcoords="offset points", color=GREY, ha=side
-        )
-    ax.legend(edgecolor="none", framealpha=1, fontsize=10, loc="upper right", bbox_to_anchor=(1, 0.93))
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.yaxis.set_major_formatter("{x:g}")
-    _name_minor_ticks(ax)
-    ax.set_xlabel("tokens in the batch (texts × tokens of each)")
-    ax.set_ylabel("time of one token, µs")
-    return finish(ax, frame)
+    return finish(ax, frame, right=float(end.max()) * 1.7)
 
 
 def watching(seen: Watched) -> Axes:
-    """Throughput, and the time that requests waited, second by second.
-
-    Parameters
-    ----------
-    seen
-        The ``result`` of a `watch`.
-    """
+    """Throughput, and the time that requests waited, second by second: the ``result`` of a `watch`."""
     frame = seen.frame
     ax = canvas(seen.headline, rows=6)
     ax.plot(frame["time_s"], frame["texts_per_s"], color=BLUE, linewidth=1.6)
@@ -155,8 +130,49 @@ def watching(seen: Watched) -> Axes:
     told = frame[frame["requests_per_s"] > 0]  # without an answer there is no waiting time to show
     waited.fill_between(told["time_s"], told["queue_ms"], color=VERMILLION, alpha=0.25, linewidth=0)
     waited.plot(told["time_s"], told["queue_ms"], color=VERMILLION, linewidth=1.4)
-    waited.set_ylabel("waiting in the queue, ms a request", color=VERMILLION)
+    waited.set_ylabel("waiting in the queue, ms per request", color=VERMILLION)
     waited.set_ylim(0, max(float(frame["queue_ms"].max()) * 1.4, 1.0))
     for when in frame.loc[frame["reset"], "time_s"]:
         ax.axvline(when, color=GREY, linestyle=":", linewidth=1.2)
+    return finish(ax, frame)
+
+
+def latency_breakdown(frame: pd.DataFrame) -> Axes:
+    """Each kind of request to the gateway as one bar, cut into what its time goes to: the frame of a breakdown."""
+    ax = canvas(LatencyBreakdown(frame=frame).headline, rows=len(frame) + 1)
+    y, end = rows(ax, frame["request"]), np.zeros(len(frame))
+    shares = frame[list(_PARTS)].div(frame["total_ms"], axis=0) * 100
+    stack(ax, y, [(shares[part], {"color": color, "label": name}) for part, (name, color) in _PARTS.items()])
+    for part, (_, color) in _PARTS.items():
+        for row, begin, width in zip(y.tolist(), end.tolist(), shares[part].tolist(), strict=True):
+            if width >= _NAMED_FROM:
+                ink = "white" if color in (GREY, GREEN, PURPLE) else "black"
+                words, at = percent(width / 100), (begin + width / 2, row)
+                note(ax, words, at, (0, 0), ha="center", color=ink)
+        end += shares[part].to_numpy()
+    for row, total in zip(y, frame["total_ms"], strict=True):
+        note(ax, f"{number(total)} ms", (100, row))
+    ax.set_xlabel("share of the time until the client holds the vectors, %")
+    look = {"ncols": len(_PARTS), "frameon": False, "handlelength": 1, "columnspacing": 1.2, "fontsize": 10}
+    ax.legend(loc="upper right", bbox_to_anchor=(1.02, -0.2), **look)
+    return finish(ax, frame, right=112)
+
+
+def payload(frame: pd.DataFrame) -> Axes:
+    """Bytes per vector against the share of nearest neighbours kept, by the way to ask: the frame of payload sizes."""
+    ax = canvas(PayloadSizes(frame=frame).headline, rows=5)
+    size, kept = frame["bytes_each"].to_numpy(), 100 * frame["top10_overlap"].to_numpy()
+    whole = kept >= 99.5
+    ax.plot(size, kept, color=GREY, linewidth=1, zorder=1)
+    ax.scatter(size[whole], kept[whole], color=GREEN, s=80, zorder=2)
+    ax.scatter(size[~whole], kept[~whole], color=VERMILLION, s=80, marker="D", zorder=2)
+    for at, value, name in zip(size, kept, frame["request"], strict=True):
+        note(ax, name, (at, value), (8, -13))
+    log_axis(ax, "x", "{x:,.0f}")
+    ax.xaxis.set_minor_formatter("")
+    ax.set_xticks(sorted({int(round(value, -2)) or int(value) for value in size}))
+    ax.set_xlabel("bytes of the response for each text (logarithmic)")
+    ax.set_ylabel("of the 10 nearest kept, %")
+    ax.set_ylim(kept.min() - 8, 104)
+    ax.set_xlim(size.min() * 0.85, size.max() * 1.5)
     return finish(ax, frame)

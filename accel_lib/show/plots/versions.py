@@ -1,4 +1,4 @@
-"""Figures of experiments: a tidy table in, the Axes out, the finding as its title."""
+"""Figures of A/B tests: a difference that narrows, and how many requests a gain takes to be seen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from accel_lib.formatting import number
-from accel_lib.show.plots.base import BLUE, GREY, SKY, VERMILLION, canvas, finish
+from accel_lib.show.plots.style import BLUE, GREY, LINE, SKY, VERMILLION, canvas, finish, log_axis, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +19,8 @@ _TICKS = (20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 def narrowing(course: pd.DataFrame) -> Axes:
     """The difference of two versions as requests come in, with the interval for one look and the one for all.
 
-    Parameters
-    ----------
-    course
-        As `accel_lib.service.abtest.trial.narrowing` makes it: ``requests``, ``difference``, ``low``, ``high``,
-        ``anytime_low``, ``anytime_high``; shares from 0 to 1.
+    `course` is what `accel_lib.service.abtest.trial.narrowing` makes: ``requests``, ``difference``, ``low``, ``high``,
+    ``anytime_low``, ``anytime_high``; shares from 0 to 1.
     """
     ax = canvas(_when_sure(course), rows=_ROWS)
     x, points = course["requests"], 100 * course.drop(columns="requests")
@@ -35,20 +32,12 @@ def narrowing(course: pd.DataFrame) -> Axes:
     ):
         ax.fill_between(x, points[low], points[high], color=SKY, alpha=strength, linewidth=0)
         first = int((points[high] < 0.8 * reach).to_numpy().argmax())
-        ax.annotate(
-            words,
-            (x.iloc[first], points[high].iloc[first]),
-            (4, 3),
-            textcoords="offset points",
-            fontsize=10,
-            color=GREY,
-        )
+        note(ax, words, (x.iloc[first], points[high].iloc[first]), (4, 3), color=GREY)
     ax.plot(x, points["difference"], color=BLUE, linewidth=2)
     ax.axhline(0, color=VERMILLION, linewidth=1.2)
     end, last = float(x.iloc[-1]), float(points["difference"].iloc[-1])
-    shift = (6, 8 if last >= 0 else -8)
-    ax.annotate("measured", (end, last), shift, textcoords="offset points", va="center", fontsize=10, color=BLUE)
-    ax.set_xscale("log")
+    note(ax, "measured", (end, last), (6, 8 if last >= 0 else -8), va="center", color=BLUE)
+    log_axis(ax, "x")
     ax.set_xlim(float(x.iloc[0]), end)
     ax.set_ylim(-reach, reach)
     ticks = [tick for tick in _TICKS if x.iloc[0] <= tick <= end]
@@ -60,24 +49,17 @@ def narrowing(course: pd.DataFrame) -> Axes:
 
 
 def needed(frame: pd.DataFrame) -> Axes:
-    """Requests that a gain takes to be seen, on logarithmic axes.
-
-    Parameters
-    ----------
-    frame
-        One row a gain, ascending: ``gain`` from 0 to 1, ``requests``.
-    """
+    """``requests`` that a ``gain`` (0 to 1, ascending) takes to be seen, on logarithmic axes."""
     ax = canvas(_price_of_small_gains(frame), rows=_ROWS)
     gains, requests = 100 * frame["gain"], frame["requests"]
-    ax.plot(gains, requests, color=BLUE, linewidth=2, marker="o")
+    ax.plot(gains, requests, color=BLUE, **LINE)
     for gain, count in zip(gains, requests, strict=True):
-        ax.annotate(f"{count:,}", (gain, count), (8, 6), textcoords="offset points", fontsize=10, color=BLUE)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+        note(ax, f"{count:,}", (gain, count), (8, 6), color=BLUE)
+    log_axis(ax, "x")
+    log_axis(ax, "y", "{x:,.0f}")
     ax.set_xticks(gains.tolist(), [f"{gain:g}" for gain in gains])
     ax.minorticks_off()
     ax.set_xlim(gains.iloc[0] * 0.85, gains.iloc[-1] * 1.5)
-    ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("gain in right answers, points")
     ax.set_ylabel("requests, both versions together")
     return finish(ax, frame)

@@ -12,10 +12,8 @@ import pytest
 
 from accel_lib.errors import AccelError
 from accel_lib.ragged import Ragged
-from accel_lib.show import simulator_ui as module
-from accel_lib.show import widgets
-from accel_lib.show.simulator_ui import FOR_P99, Knobs, Measured, Playground
-from accel_lib.show.widgets import Sliders
+from accel_lib.show import sliders as module
+from accel_lib.show.sliders import FOR_P99, Measured, Sliders
 from accel_lib.triton.config import ModelConfig
 from tests.unit.test_simulate import calibration
 
@@ -38,50 +36,56 @@ TEXTS = ["a b c", "a b c d e", "a b c d e f g h"]
 
 @pytest.fixture(autouse=True)
 def _contenders(monkeypatch):
-    monkeypatch.setattr(module, "_contender", lambda served: ("minilm", "onnx", served.precision))
+    monkeypatch.setattr(module, "_name", lambda served: ("minilm", "onnx", served.precision))
     monkeypatch.setattr(module, "fit_simulator", lambda *_, **__: calibration(noise=(0.9, 1.0, 1.1)))
 
 
 @pytest.fixture
-def playground():
-    return Playground([Served("fp32"), Served("int8")], TEXTS, p95_ms=40, calibrated=[calibration()])
+def sliders():
+    models = [Served("fp32"), Served("int8")]
+    return Sliders(models, TEXTS, p95_ms=40, calibrated=[calibration()], most_instances=3)
 
 
-@pytest.fixture
-def sliders(playground):
-    return Sliders(playground, rate=100, most_instances=3)
+def drag(sliders, **moved):
+    for name, value in ({"rate": 100, "max_batch_size": 64, "max_queue_delay_us": 0} | moved).items():
+        sliders.knobs[name].value = value
+    return sliders.simulate()
 
 
-def knobs(**moved):
-    return Knobs(**{"model": "minilm", "engine": "onnx", "precision": "fp32", "rate": 100} | moved)
+def test_the_answer_follows_every_knob(sliders):
+    calm = drag(sliders)
+    for moved in ({"rate": 300}, {"max_batch_size": 1, "rate": 190}, {"max_queue_delay_us": 20_000}):
+        assert drag(sliders, **moved).p95_ms > calm.p95_ms
+    assert set(drag(sliders, tokens=5).frame["tokens"]) == {3, 5, 8}
+    assert drag(sliders, preferred_batch_size=4, max_queue_delay_us=50_000).batch_sizes.idxmax() == 4
 
 
-def test_the_answer_follows_every_knob(playground):
-    calm = playground.simulate(knobs())
-    for moved in ({"rate": 400}, {"max_batch_size": 1, "rate": 190}, {"max_queue_delay_us": 20_000}):
-        assert playground.simulate(knobs(**moved)).p95_ms > calm.p95_ms
-    assert set(playground.simulate(knobs(tokens=5)).frame["tokens"]) == {3, 5, 8}
-    assert playground.simulate(knobs(preferred_batch_size=4, max_queue_delay_us=50_000)).batch_sizes.idxmax() == 4
-
-
-def test_an_uncalibrated_choice_is_refused_until_it_is_calibrated(playground):
-    assert not playground.ready(knobs(precision="int8"))
+def test_an_uncalibrated_choice_is_refused_until_it_is_calibrated(sliders):
+    sliders.chosen["precision"].value = "int8"
     with pytest.raises(AccelError, match="not calibrated"):
-        playground.simulate(knobs(precision="int8"))
-    playground.calibrate(knobs(precision="int8"))
-    assert playground.simulate(knobs(precision="int8")).throughput > 0
+        sliders.simulate()
+    sliders.calibrate()
+    assert sliders.simulate().throughput > 0
 
 
-def test_a_pin_stays_while_the_knobs_move_on(playground):
-    playground.pin("A", knobs())
-    shown = playground.shown(playground.simulate(knobs(rate=400)))
-    assert list(shown) == ["now", "A"]
-    assert np.percentile(shown["now"][0], 95) > np.percentile(shown["A"][0], 95)
+def test_a_combination_that_is_not_served_offers_nothing(sliders):
+    sliders.models.pop(("minilm", "onnx", "int8"))
+    sliders.chosen["precision"].value = "int8"
+    assert "not served" in sliders.said.value
+    assert sliders.buttons["calibrate"].disabled
+    with pytest.raises(AccelError, match="minilm onnx fp32"):
+        _ = sliders.config
 
 
-def test_the_config_is_the_knobs_as_triton_reads_it(playground):
-    text = playground.config(knobs(max_queue_delay_us=2_000, preferred_batch_size=8, max_batch_size=16)).to_text()
-    read = ModelConfig.from_text(text)
+def test_a_pin_stays_while_the_knobs_move_on(sliders):
+    sliders.pin("A")
+    now = drag(sliders, rate=300)
+    assert now.p95_ms > sliders.pins["A"].p95_ms
+
+
+def test_the_config_is_the_knobs_as_triton_reads_it(sliders):
+    drag(sliders, max_queue_delay_us=2_000, preferred_batch_size=8, max_batch_size=16)
+    read = ModelConfig.from_text(sliders.text.value)
     assert (read.max_queue_delay_us, read.preferred_batch_sizes, read.max_batch_size) == (2_000, (8,), 16)
 
 
@@ -91,15 +95,15 @@ def test_no_p99_is_said_of_few_samples_and_a_narrow_interval_suffices():
         Measured(ms=random.normal(30, 3, count), batch_sizes=sizes, throughput=50.0) for count in (60, FOR_P99)
     )
     wide = Measured(ms=random.lognormal(3, 2, 60), batch_sizes=sizes, throughput=50.0)
-    assert "p99" not in few.said
-    assert "p99" in many.said
+    assert "p99" not in str(few)
+    assert "p99" in str(many)
     assert many.suffices
     assert not wide.suffices
 
 
-def test_the_title_names_the_target_and_the_bottleneck(playground):
-    assert "within the target of 40 ms" in playground.title(playground.simulate(knobs()))
-    assert "over the target" in playground.title(playground.simulate(knobs(max_batch_size=1, rate=300)))
+def test_the_title_names_the_target_and_the_bottleneck(sliders):
+    assert "within the target of 40 ms" in sliders.title(drag(sliders))
+    assert "over the target" in sliders.title(drag(sliders, max_batch_size=1, rate=300))
 
 
 def test_dragging_redraws_an_image_and_the_config(sliders):
@@ -126,9 +130,9 @@ def test_buttons_pin_clear_and_show_the_config(sliders):
     sliders.buttons["pin_a"].click()
     sliders.knobs["rate"].value = 300
     sliders.buttons["pin_b"].click()
-    assert set(sliders.playground.pins) == {"A", "B"}
+    assert set(sliders.pins) == {"A", "B"}
     sliders.buttons["clear"].click()
-    assert not sliders.playground.pins
+    assert not sliders.pins
 
 
 def test_the_config_is_shown_as_text_to_select_and_copy_and_hidden_again(sliders):
@@ -156,7 +160,7 @@ SHARED_BY_7_AND_8 = {  # these tests passed with ipywidgets 7.7.1 of Colab and 8
 
 def test_only_widgets_and_traits_that_ipywidgets_7_has_too_are_used():
     used = {}
-    for node in ast.walk(ast.parse(inspect.getsource(widgets))):
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="widgets"), attr=name), keywords=words):
                 used.setdefault(name, set()).update(word.arg for word in words)
@@ -167,7 +171,7 @@ def test_a_failed_measurement_says_so_in_the_widget(sliders, monkeypatch):
     def fail(*_, **__):
         raise AccelError("Triton cannot be reached.", fix="serve again")
 
-    monkeypatch.setattr(sliders.playground, "measure", fail)
+    monkeypatch.setattr(sliders, "measure", fail)
     sliders.buttons["measure"].click()
     assert "Triton cannot be reached." in sliders.said.value
     assert sliders.buttons["measure"].description == "Measure"
@@ -184,7 +188,7 @@ def test_the_figure_is_drawn_with_pins_and_a_measurement(sliders):
     from matplotlib.image import imread
 
     sliders.buttons["pin_a"].click()
-    sliders.playground.measured = Measured(ms=np.full(50, 30.0), batch_sizes=pd.Series({1: 10, 2: 20}), throughput=50.0)
+    sliders.measured = Measured(ms=np.full(50, 30.0), batch_sizes=pd.Series({1: 10, 2: 20}), throughput=50.0)
     sliders.refresh()
     assert imread(io.BytesIO(sliders.image.value)).shape[1] == 640
 
@@ -192,4 +196,4 @@ def test_the_figure_is_drawn_with_pins_and_a_measurement(sliders):
 @pytest.mark.parametrize("asked", [{"models": []}, {"texts": []}, {"p95_ms": 0}])
 def test_sliders_over_nothing_are_refused(asked):
     with pytest.raises(AccelError, match="p95_ms=50"):
-        Playground(**{"models": [Served("fp32")], "texts": TEXTS, "p95_ms": 40} | asked)
+        Sliders(**{"models": [Served("fp32")], "texts": TEXTS, "p95_ms": 40} | asked)

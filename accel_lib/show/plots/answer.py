@@ -1,10 +1,10 @@
-"""Figures of the simulator: the latency curve with measured dots, and the prediction that sliders redraw."""
+"""The figure of the simulator's sliders: latencies and batch sizes, redrawn at each move."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,48 +12,13 @@ from numpy.typing import NDArray
 
 from accel_lib.errors import require
 from accel_lib.formatting import number
-from accel_lib.show.plots.base import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, VERMILLION, canvas, ends, finish
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from accel_lib.simulation.curve import Curve
+from accel_lib.show.plots.style import BLUE, GREEN, LIGHT, ORANGE, PURPLE, VERMILLION
 
 _INKS = {"now": BLUE, "A": ORANGE, "B": PURPLE, "measured": VERMILLION}
 _BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _POINTS = 200  # of a distribution's line
 _DPI = 80
 _LETTERS = 92
-
-
-def curve(result: Curve, p95_ms: float | None = None) -> Axes:
-    """Latency over load: simulated lines, measured dots with their intervals, and the latency target."""
-    frame = result.frame
-    ax = canvas(result.headline, rows=6)
-    simulated, measured = (frame[frame["kind"] == kind] for kind in ("simulated", "measured"))
-    for column, color in (("p95_ms", BLUE), ("p50_ms", GREY)):
-        ax.plot(simulated["share"] * 100, simulated[column], color=color, linewidth=2)
-        end = simulated.iloc[-1]
-        words = column.removesuffix("_ms") + ", simulated"
-        ax.annotate(words, (end["share"] * 100, end[column]), (6, 0), textcoords="offset points", color=color)
-    if len(measured):
-        x = measured["share"] * 100
-        ax.errorbar(x, measured["p95_ms"], yerr=ends(measured, "p95_ms"), fmt="none", ecolor=VERMILLION, capsize=3)
-        ax.scatter(x, measured["p95_ms"], color=VERMILLION, s=60, zorder=3)
-        first = measured.iloc[0]
-        at = (first["share"] * 100, first["p95_ms"])
-        ax.annotate("p95, measured", at, (0, 12), textcoords="offset points", color=VERMILLION, ha="center")
-    if p95_ms:
-        ax.axhline(p95_ms, color=GREEN, linestyle="--", linewidth=1.2)
-        ax.annotate(f"target {p95_ms:g} ms", (simulated["share"].min() * 100, p95_ms), (0, 4),
-                    textcoords="offset points", color=GREEN)  # fmt: skip
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.set_xlim(0, simulated["share"].max() * 100 * 1.22)
-    ax.set_xticks(np.arange(0, simulated["share"].max() * 100 + 1, 20))
-    ax.set_xlabel("load, % of capacity")
-    ax.set_ylabel("latency, ms")
-    return finish(ax, frame)
 
 
 class Answer:

@@ -1,0 +1,142 @@
+"""What every figure shares: canvas, bars, notes, targets, colours; the finding is the title, the machine the caption.
+
+A table that knows the machine it was measured on (``frame.attrs["machine"]``) gets it as a caption.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from accel_lib.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: told apart by colour-blind readers too (jfly.uni-koeln.de/color).
+BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+GREY, LIGHT = "#595959", "#D9D9D9"
+COLORS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, GREY)
+WASTED: dict[str, Any] = {"color": "white", "edgecolor": VERMILLION, "hatch": "////", "linewidth": 0.8}
+LINE: dict[str, Any] = {"marker": "o", "linewidth": 1.8}
+WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.2, "capsize": 3}
+_BAR = 0.62  # height of a bar, of its row's
+_DECADES = 30  # range of a logarithmic axis up to which its minor ticks are named
+_WIDTH_INCHES = 8.0
+_TITLE_LETTERS = 74
+_CAPTION_LETTERS = 110
+
+
+def canvas(title: str, *, rows: int) -> Axes:
+    """Axes with the finding as its figure's title, high enough for that many rows."""
+    pyplot = require("matplotlib.pyplot", extra="notebook")
+    figure, ax = pyplot.subplots(figsize=(_WIDTH_INCHES, 1.5 + 0.55 * rows), layout="constrained")
+    glued = title.replace("≤ ", "≤\N{NO-BREAK SPACE}").replace(" × ", "\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}")
+    words = textwrap.fill(glued, _TITLE_LETTERS, break_on_hyphens=False)
+    figure.suptitle(words, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=10)
+    return cast("Axes", ax)
+
+
+def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None = None) -> Axes:
+    """Where it was measured as the caption, and where the x axis ends."""
+    if right is not None:
+        ax.set_xlim(0, right)
+    where = data.attrs.get("recorded") or data.attrs.get("machine")
+    if where:
+        start = "recorded on" if "recorded" in data.attrs else "measured on"
+        words = textwrap.fill(f"{start} {where}", _CAPTION_LETTERS)
+        ax.figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=GREY)
+    return ax
+
+
+def rows(ax: Axes, names: Iterable[Any]) -> NDArray[np.int64]:
+    """A row for each name, from the top; returns where they are."""
+    filled = [textwrap.fill(str(name), 24) for name in names]
+    y = np.arange(len(filled))
+    ax.set_yticks(y, filled)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.invert_yaxis()
+    return y
+
+
+def draw_bars(
+    frame: pd.DataFrame,
+    column: str,
+    *,
+    title: str,
+    names: Iterable[Any],
+    labels: Iterable[str],
+    colors: str | Sequence[str] = BLUE,
+    room: float = 1.6,
+) -> Axes:
+    """Horizontal bars of a column, each with words behind it, and whiskers where it has ``_low`` and ``_high``.
+
+    `room` is where the axis ends, as a multiple of the longest bar: the words need space.
+    """
+    ax = canvas(title, rows=len(frame))
+    y, reach = rows(ax, names), frame[column].to_numpy(dtype=float)
+    ax.barh(y, reach, color=colors, height=_BAR)
+    if f"{column}_low" in frame:
+        known = frame[[f"{column}_low", f"{column}_high"]].notna().all(axis=1).to_numpy()
+        ax.errorbar(reach[known], y[known], xerr=ends(frame[known], column), **WHISKERS)
+        reach = np.fmax(reach, frame[f"{column}_high"].to_numpy(dtype=float))
+    for row, end, words in zip(y, reach, labels, strict=True):
+        note(ax, words, (end, row))
+    return finish(ax, frame, right=float(reach.max()) * room)
+
+
+def stack(ax: Axes, y: ArrayLike, parts: Iterable[tuple[ArrayLike, Mapping[str, Any]]]) -> NDArray[np.float64]:
+    """Bars end to end, each part with its look; a part of no length is not drawn. Returns where they end."""
+    at = np.asarray(y)
+    left = np.zeros(len(at))
+    for lengths, look in parts:
+        widths = np.asarray(lengths, dtype=float)
+        drawn = widths > 0
+        ax.barh(at[drawn], widths[drawn], left=left[drawn], height=_BAR, **look)
+        left = left + widths
+    return left
+
+
+def note(ax: Axes, words: str, at: tuple[Any, Any], shift: tuple[float, float] = (6, 0), **look: Any) -> None:
+    """Words beside a point, `shift` printer's points away; at its height unless they are shifted up or down."""
+    usual = {"fontsize": 10, "va": "baseline" if shift[1] else "center"}
+    ax.annotate(words, at, shift, textcoords="offset points", **(usual | look))
+
+
+def target(ax: Axes, words: str, *, x: float | None = None, y: float | None = None, at: float, **look: Any) -> None:
+    """A dashed line at a target, upright at `x` or across at `y`, named at a share of the line's length."""
+    color = look.setdefault("color", VERMILLION)
+    if y is not None:
+        ax.axhline(y, color=color, linestyle="--", linewidth=1.4)
+        side = {"ha": "right" if at > 0.5 else "left"}
+        note(ax, words, (at, y), (0, 4), xycoords=("axes fraction", "data"), **(side | look))
+    else:
+        ax.axvline(cast("float", x), color=color, linestyle="--", linewidth=1.4)
+        away = -5 if look.get("ha") == "right" else 5
+        note(ax, words, (x, at), (away, 0), xycoords=("data", "axes fraction"), **look)
+
+
+def log_axis(ax: Axes, which: Literal["x", "y"], form: str = "{x:g}", *, base: int = 10) -> None:
+    """Make an axis logarithmic and write its numbers, those between the powers too where few powers are in sight."""
+    scale, limits = (ax.set_xscale, ax.get_xlim) if which == "x" else (ax.set_yscale, ax.get_ylim)
+    scale("log", base=base)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    low, high = limits()
+    axis.set_major_formatter(form)
+    axis.set_minor_formatter(form if high < _DECADES * low else "")
+    ax.tick_params(axis=which, which="minor", labelsize=8, colors=GREY)
+
+
+def ends(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """Distances from a value down and up to the ends of its interval, as matplotlib wants them."""
+    value, low, high = (frame[name].to_numpy(dtype=float) for name in (column, f"{column}_low", f"{column}_high"))
+    distances: NDArray[np.float64] = np.maximum(np.stack([value - low, high - value]), 0.0)
+    return distances

@@ -1,0 +1,224 @@
+"""Figures of tuning: a sweep, a prediction, a controller's step test, and an autoscaler's day."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from accel_lib.formatting import listed, number, percent
+from accel_lib.show.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    canvas,
+    ends,
+    finish,
+    log_axis,
+    note,
+    target,
+)
+from accel_lib.tuning.autoscale import MOST_LATE
+from accel_lib.tuning.replica import SIGNALS
+from accel_lib.tuning.results import SETTINGS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from accel_lib.simulation.curve import Curve
+    from accel_lib.tuning.autoscale import Policies
+    from accel_lib.tuning.replica import Replica
+    from accel_lib.tuning.results import Sweep
+    from accel_lib.tuning.step_response import StepTest
+
+_RUNS = {"worst static": GREY, "best static": GREEN, "controller": BLUE}
+_LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
+_LETTER = 0.0105  # width of a label's letter, of the axes'
+
+
+def tuning(found: Sweep) -> Axes:
+    """Every measured setting of a sweep by its p95 and throughput, with the target and the Pareto front."""
+    frame, p95_ms, best = found.frame, found.p95_ms, found.best
+    ax = canvas(found.headline, rows=6)
+    x, y = frame["p95_ms"], frame["texts_per_s"]
+    front = found.front
+    ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
+    if len(front) > 1:
+        last = front.iloc[-1]
+        at = (last["p95_ms"], last["texts_per_s"])
+        note(ax, "no setting beats these in both", at, (0, 9), ha="right", color=BLUE, fontsize=9)
+    across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
+    ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
+    ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
+    (chosen,) = frame[(frame[list(best)] == pd.Series(best)).all(axis=1)].to_dict("records")
+    at, met = (chosen["p95_ms"], chosen["texts_per_s"]), chosen["p95_ms"] <= p95_ms
+    ring = GREEN if met else ORANGE
+    ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
+    note(ax, "chosen" if met else "closest", at, (-12, 8), ha="right", color=ring)
+    ax.margins(x=0.14, y=0.12)
+    target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.02)
+    ax.set_xlabel("p95 latency, ms")
+    ax.set_ylabel("throughput, texts/s")
+    return finish(ax, frame)
+
+
+def curve(result: Curve, p95_ms: float | None = None) -> Axes:
+    """Latency over load: simulated lines, measured dots with their intervals, and the latency target."""
+    frame = result.frame.assign(load=100 * result.frame["share"])
+    ax = canvas(result.headline, rows=6)
+    simulated, measured = (frame[frame["kind"] == kind] for kind in ("simulated", "measured"))
+    for column, color in (("p95_ms", BLUE), ("p50_ms", GREY)):
+        ax.plot(simulated["load"], simulated[column], color=color, linewidth=2)
+        words = column.removesuffix("_ms") + ", simulated"
+        note(ax, words, (simulated["load"].iloc[-1], simulated[column].iloc[-1]), (6, 1), color=color)
+    if len(measured):
+        yerr = ends(measured, "p95_ms")
+        ax.errorbar(measured["load"], measured["p95_ms"], yerr=yerr, fmt="none", ecolor=VERMILLION, capsize=3)
+        ax.scatter(measured["load"], measured["p95_ms"], color=VERMILLION, s=60, zorder=3)
+        first = measured.iloc[0]
+        note(ax, "p95, measured", (first["load"], first["p95_ms"]), (0, 12), color=VERMILLION, ha="center")
+    if p95_ms:
+        target(ax, f"target {p95_ms:g} ms", y=p95_ms, at=0.01, color=GREEN)
+    log_axis(ax, "y")
+    most = simulated["load"].max()
+    ax.set_xlim(0, most * 1.22)
+    ax.set_xticks(np.arange(0, most + 1, 20))
+    ax.set_xlabel("load, % of capacity")
+    ax.set_ylabel("latency, ms")
+    return finish(ax, frame)
+
+
+def control(test: StepTest) -> Axes:
+    """P95 of each window with the controller (of its first seed) and with the best and worst static setting."""
+    ax = canvas(test.headline, rows=8)
+    p95_ms = test.runs["controller"].p95_ms
+    first = test.runs["controller"].frame
+    window_s = float(first["start_s"].iloc[1] - first["start_s"].iloc[0]) if len(first) > 1 else 1.0
+    end = float(first["start_s"].iloc[-1]) + window_s
+    seen = [p95_ms]
+    for name, color in _RUNS.items():
+        run = test.runs[name]
+        x, y = run.frame["start_s"] + window_s / 2, run.frame["p95_ms"].to_numpy(dtype=float)
+        width = 2.4 if name == "controller" else 1.6
+        label = f"{name}: {test.settings.get(name, 'adapts')}, {number(run.goodput_per_s)}/s in time"
+        ax.plot(x, y, color=color, linewidth=width, marker="o", markersize=4.5, zorder=3, label=label)
+        seen += y[np.isfinite(y)].tolist()
+    busy = first[first["offered_per_s"] > first["offered_per_s"].mean()]
+    begin, over = float(busy["start_s"].iloc[0]), float(busy["start_s"].iloc[-1]) + window_s
+    ax.axvspan(begin, over, color=LIGHT, alpha=0.45, zorder=0)
+    load = f"{number(busy['offered_per_s'].mean())} requests/s"
+    where = ("data", "axes fraction")
+    note(ax, load, ((begin + over) / 2, 0.97), (0, 0), xycoords=where, ha="center", va="top", color=GREY)
+    target(ax, f"target {p95_ms:g} ms", y=p95_ms, at=1)
+    _decisions(ax, test, window_s)
+    ax.set_ylim(min(seen) * 0.35, max(seen) * 2.2)
+    ax.set_xlim(0, end)
+    log_axis(ax, "y", "{x:,.0f}")
+    ax.set_xlabel("seconds (blue triangles: the controller sets another admission limit)")
+    ax.set_ylabel("p95 of each window, ms")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9, ncols=1)
+    return finish(ax, test.frame)
+
+
+def _decisions(ax: Axes, test: StepTest, window_s: float) -> None:
+    """The controller's slow decisions, at the end of the window that made it decide; admission as small ticks."""
+    height = 0
+    for window, decision in test.runs["controller"].log:
+        at = (window + 1) * window_s
+        if decision.action == "admission":
+            ax.plot([at], [0.03], marker="v", markersize=5, color=BLUE, transform=ax.get_xaxis_transform(), zorder=4)
+        elif decision.actuator:
+            ax.axvline(at, color=BLUE, linewidth=1.0, linestyle=":")
+            set_to = [SETTINGS[n](v) for n, v in decision.settings.items() if n != "max_queue_delay_us" or not v]
+            words = ("back to " if decision.action == "roll back" else "") + listed(set_to)
+            note(ax, words, (at, 0.08 + 0.05 * height), (4, 0), xycoords=("data", "axes fraction"), color=BLUE)
+            height = (height + 1) % 3
+
+
+def signals(replica: Replica) -> Axes:
+    """Queue time and both utilisations of one replica, each relative to its value at half load, by load."""
+    frame, growths = replica.frame, replica.growths
+    ax = canvas(replica.headline, rows=6)
+    load = 100 * frame["share"]
+    for signal, (color, width) in zip(growths, _LINES, strict=False):
+        values = replica.relative(signal)
+        ax.plot(load, values, color=color, linewidth=width, marker="o", markersize=2 + width)
+    ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
+    log_axis(ax, "y", "{x:g}×")
+    ax.yaxis.set_minor_formatter("")
+    low, high = np.log(ax.get_ylim())
+    heights = _apart((np.log(list(growths.values())) - low) / (high - low))
+    for signal, height, (color, _) in zip(growths, heights, _LINES, strict=False):
+        note(ax, SIGNALS[signal], (load.iloc[-1], height), xycoords=("data", "axes fraction"), color=color)
+    ax.set_xlim(0, 130)
+    ax.set_xticks(np.arange(0, 101, 20))
+    ax.set_xlabel("load, % of what one replica can serve")
+    ax.set_ylabel("signal, times its value at half load")
+    return finish(ax, frame)
+
+
+def day(chosen: Policies, *names: str) -> Axes:
+    """The replicas that policies keep through the day, over those that the load needs."""
+    changes = chosen.frame.set_index("name")["changes"]
+    title = f"Replicas change through the day: {listed([f'{name} {changes[name]:,} times' for name in names])}"
+    ax = canvas(title, rows=6)
+    first = chosen.replays[0].frame
+    ax.fill_between(first["hour"], first["needed"], step="post", color=LIGHT, zorder=0)
+    ax.annotate("needed for the load", (2.2, 0.15), color=GREY, fontsize=10)
+    for name, (color, width) in zip(names, _LINES, strict=False):
+        frame = chosen[name].frame
+        ax.step(frame["hour"], frame["replicas"], where="post", color=color, linewidth=width, label=name)
+    ax.legend(frameon=False, loc="upper left", fontsize=10)
+    ax.set_xlim(0, 24)
+    ax.set_ylim(0, None)
+    ax.set_xticks(np.arange(0, 25, 3))
+    ax.set_xlabel("hour of the day")
+    ax.set_ylabel("replicas that answer")
+    return finish(ax, first)
+
+
+def costs(chosen: Policies, unit: str = "USD") -> Axes:
+    """Cost per million requests against the share that came late, one point a policy."""
+    frame = chosen.frame
+    ax = canvas(chosen.headline, rows=6)
+    late, cost = 100 * frame["late"].to_numpy(), frame["cost_per_million"].to_numpy()
+    ax.axvspan(-100, 100 * MOST_LATE, color="#EAF5F0", zorder=0)
+    ax.scatter(late, cost, s=75, color=[BLUE if share <= MOST_LATE else GREY for share in frame["late"]], zorder=2)
+    top, right = 1.18 * cost.max(), 1.12 * max(late.max(), 1)
+    said = [
+        f"{row['name']}: {number(row['cost_per_million'])} {unit}, {percent(row['late'])} late"
+        for row in frame.to_dict("records")
+    ]
+    away = np.where(late > right / 2, -1, 1)  # to the side where there is room
+    letters = np.array([len(words) for words in said])
+    spans = np.sort(np.stack([late, late + away * (0.018 + _LETTER * letters) * right], axis=1))
+    for words, x, side, height in zip(said, late, away, _apart(cost / top, spans), strict=True):
+        note(ax, words, (x + 0.018 * side * right, height * top), (0, 0), ha="left" if side > 0 else "right")
+    ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
+    ax.set_ylim(0, top)
+    ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
+    ax.set_ylabel(f"{unit} per million requests")
+    return finish(ax, frame)
+
+
+def _apart(
+    heights: NDArray[np.float64], spans: Sequence[Sequence[float]] | NDArray[np.float64] = (), gap: float = 0.065
+) -> NDArray[np.float64]:
+    """Move labels up so that none covers another, from the lowest on, each `gap` above those it would lie upon.
+
+    `spans` are where they begin and end from left to right; if left out, all of them are above each other.
+    """
+    placed = heights.copy()
+    order = np.argsort(heights)
+    for count, above in enumerate(order):
+        for below in order[:count]:
+            if not len(spans) or (spans[below][0] < spans[above][1] and spans[above][0] < spans[below][1]):
+                placed[above] = max(placed[above], placed[below] + gap)
+    return placed

@@ -1,0 +1,72 @@
+"""Generates with a model that Triton serves, from a notebook cell: text whole, or piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from accel_lib.artifact import MANIFEST_FILE, Manifest
+from accel_lib.errors import RequestError, require
+from accel_lib.generate import Event, Sampling
+from accel_lib.models.generation_text import GenerationText
+from accel_lib.triton.error_messages import request_error
+from accel_lib.triton.generation_wire import STREAM_METHOD, read_event, request_bytes
+
+if TYPE_CHECKING:
+    from accel_lib.triton.client import ServedModel
+
+Prompt = str | Sequence[Mapping[str, Any]]
+
+
+def generate(served: ServedModel, prompt: Prompt, *, stop: Sequence[str], options: Mapping[str, Any]) -> Iterator[str]:
+    """Pieces of the text; what is wrong with the request is raised before the first one."""
+    folder = served.artifact_folder
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    if manifest.task != "generation":
+        raise RequestError(
+            f"{served.name} does not generate.", seen=f"a model for {manifest.task}", fix=".encode(texts)"
+        )
+    text = GenerationText(folder, manifest)
+    ids = text.text_ids(prompt) if isinstance(prompt, str) else text.chat_ids(prompt)
+    sampling = _sampling(options, text.context_tokens - len(ids))
+    message = request_bytes(served.name, served.version, ids, sampling)
+    return _pieces(served, message, text, stop)
+
+
+def _sampling(options: Mapping[str, Any], left: int) -> Sampling:
+    known = Sampling.__dataclass_fields__
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise RequestError("There is no such option.", seen=", ".join(unknown), fix=f"choose from {', '.join(known)}")
+    chosen = dict(options)
+    if chosen.get("max_tokens") is None:
+        chosen["max_tokens"] = max(1, left)
+    return Sampling(**chosen)
+
+
+def _pieces(served: ServedModel, message: bytes, text: GenerationText, stop: Sequence[str]) -> Iterator[str]:
+    answer = text.answer(stop)
+    for event in _events(served, message):
+        ids = event.token_ids[:-1] if event.finish == "stop" else event.token_ids
+        piece = answer.push(ids, last=event.ended)
+        if piece:
+            yield piece
+        if event.ended or answer.stopped:
+            return
+
+
+def _events(served: ServedModel, message: bytes) -> Iterator[Event]:
+    """What Triton sends; when nobody reads on, the request is cancelled."""
+    grpc = require("grpc", extra="triton")
+    with grpc.insecure_channel(served.server.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.stream_stream(STREAM_METHOD)(iter([message]))
+        try:
+            for content in call:
+                event = read_event(content)
+                if event.error:
+                    raise request_error(served.name, event.error)
+                yield event
+        except grpc.RpcError as error:
+            raise request_error(served.name, f"{error.code()}: {error.details()}") from error
+        finally:
+            call.cancel()

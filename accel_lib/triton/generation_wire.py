@@ -1,0 +1,59 @@
+"""A request to generate as Triton's gRPC message, and its responses as `Event`; see `accel_lib.generate.wire`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from accel_lib.errors import require
+from accel_lib.generate import Event, Sampling, TokenLogprob, wire
+
+STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
+_TYPES: dict[str, Any] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
+
+
+def request_bytes(name: str, version: str, prompt_ids: Sequence[int], sampling: Sampling) -> bytes:
+    """A serialized ``ModelInferRequest``."""
+    ids = np.array(prompt_ids, dtype=np.int64)
+    message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
+        model_name=name, model_version=version
+    )
+    message.inputs.add(name=wire.PROMPT_IDS, datatype="INT64", shape=ids.shape)
+    message.raw_input_contents.append(ids.tobytes())
+    message.parameters[wire.SAMPLING].string_param = wire.sampling_to_json(sampling)
+    return bytes(message.SerializeToString())
+
+
+def read_event(content: bytes) -> Event:
+    """A serialized ``ModelStreamInferResponse``; its key is empty, as a stream has one request."""
+    message = require("tritonclient.grpc.service_pb2", extra="triton").ModelStreamInferResponse.FromString(content)
+    if message.error_message:
+        return Event(key="", error=message.error_message)
+    response = message.infer_response
+    tensors = {
+        tensor.name: np.frombuffer(raw, dtype=_TYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+    ids = tensors[wire.TOKEN_IDS].tolist()
+    return Event(
+        key="",
+        token_ids=tuple(ids),
+        finish=wire.FINISHES[int(tensors[wire.FINISH][0])],
+        logprobs=_logprobs(ids, tensors) if wire.LOGPROBS in tensors else (),
+    )
+
+
+def _logprobs(ids: Sequence[int], tensors: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    nothing: list[list[Any]] = [[]] * len(ids)
+    tops = tensors[wire.TOP_IDS].tolist() if wire.TOP_IDS in tensors else nothing
+    values = tensors[wire.TOP_LOGPROBS].tolist() if wire.TOP_IDS in tensors else nothing
+    return tuple(
+        TokenLogprob(
+            token_id=token,
+            logprob=float(logprob),
+            top=tuple((other, value) for other, value in zip(top, row, strict=True) if other >= 0),
+        )
+        for token, logprob, top, row in zip(ids, tensors[wire.LOGPROBS].tolist(), tops, values, strict=True)
+    )
