@@ -95,8 +95,12 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row a candidate: quality, best way to batch, texts a second by turn, milliseconds of one text alone."""
     with workers(field, texts, build) as opened:
-        field = [one for one in field if starts(opened, one)]
-        rows = {one.name: tuned(opened[one.process], one, len(texts), effort) for one in field}
+        rows: dict[str, dict[str, Any]] = {}
+        for one in field:
+            if starts(opened, one):
+                with or_left_out(one.name):
+                    rows[one.name] = tuned(opened[one.process], one, len(texts), effort)
+        field = [one for one in field if one.name in rows]
         for one in field:
             judged(opened[one.process], rows[one.name], judge)
         for turn in range(effort.turns):
@@ -134,12 +138,19 @@ def starts(opened: dict[str, Worker], one: Candidate, *, large: bool = False) ->
     if one.process not in opened:
         return False
     name, folder = (one.name + LARGE, one.large) if large else (one.name, one.folder)
-    try:
+    with or_left_out(name):
         opened[one.process].ask("open", name, kind=one.kind, folder=str(folder), options=dict(one.options))
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def or_left_out(name: str) -> Iterator[None]:
+    """Go on without a candidate that fails, with a line that says why."""
+    try:
+        yield
     except RuntimeError as error:
         print(f"{name} is left out: {error}", flush=True)
-        return False
-    return True
 
 
 def tuned(worker: Worker, one: Candidate, count: int, effort: Effort) -> dict[str, Any]:
