@@ -5,6 +5,7 @@
 #   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
 #   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
 #   QUICK=1                for bench: fewer texts and shorter measurements
+#   PUBLISH=1              for bench: keep the numbers, and write them into README.md and docs/benchmarks.md
 #   WORKERS=2              processes for unit tests
 #   NB=00_start_here       the notebooks for course and outputs; default: all
 #   LIGHT=1                colab-check and kaggle-check without torch and the notebooks
@@ -118,8 +119,8 @@ outputs: setup ## run notebooks and keep their outputs in notebooks/
 	@$(BIN)/python -m tools.notebooks --write $(NB)
 
 .PHONY: bench
-bench: setup ## ours beside what you would pick instead, with a verdict; QUICK=1 takes under ten minutes
-	@$(BIN)/python -m benchmarks.encoders $(if $(QUICK),--quick)
+bench: setup ## ours beside what you would pick instead, by quality class, with a verdict; QUICK=1 takes four minutes
+	@$(BIN)/python -m benchmarks.encoders $(if $(QUICK),--quick) $(if $(PUBLISH),--publish)
 
 .PHONY: lab
 lab: setup ## open JupyterLab

@@ -1,14 +1,20 @@
-"""What most people write first: FastAPI around ``SentenceTransformer.encode``. Run as ``FOLDER BACKEND PORT``."""
+"""What most people write first: FastAPI around ``SentenceTransformer.encode``; uvicorn starts the workers."""
 
-import sys
+import contextlib
+import json
+import os
+import threading
 
-import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sentence_transformers import SentenceTransformer
+from service_model import load  # type: ignore[import-not-found]
 
 app = FastAPI()
-model = SentenceTransformer(sys.argv[1], device="cpu", backend=sys.argv[2])
+model = load()
+# Its OpenVINO backend has one request for all threads: two at a time get each other's vectors.
+turn = (
+    threading.Lock() if json.loads(os.environ["MODEL_OPTIONS"])["backend"] == "openvino" else contextlib.nullcontext()
+)
 
 
 class Body(BaseModel):
@@ -17,8 +23,5 @@ class Body(BaseModel):
 
 @app.post("/embed")
 def embed(body: Body) -> dict[str, list[float]]:
-    return {"embedding": model.encode(body.text, show_progress_bar=False).tolist()}
-
-
-if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="error")
+    with turn:
+        return {"embedding": model.encode(body.text, show_progress_bar=False).tolist()}

@@ -1,9 +1,10 @@
-"""The figure of a run: throughput in one process beside throughput by clients, with what was found as its title."""
+"""The figure of a run: throughput by quality class, in one process and by clients, what was found as its title."""
 
 from __future__ import annotations
 
 import itertools
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,100 +14,120 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from accel_lib.formatting import number, times
-from accel_lib.show.plots.style import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, SKY, VERMILLION
+from accel_lib.formatting import listed, number
+from accel_lib.show.plots.style import BLUE, GREY, LIGHT, VERMILLION
+from benchmarks.encoders.classes import CLASSES, Row, fastest, rate, ratio, split
+from benchmarks.encoders.verdict import summaries
 
-COLORS = {
-    "Triton, ours INT8": GREEN,
-    "Triton, ours FP32": BLUE,
-    "our gateway, INT8": SKY,
-    "Triton, naive": GREY,
-    "infinity": ORANGE,
-    "FastAPI + sentence-transformers": PURPLE,
-    "LitServe": VERMILLION,
-}
 BUSY = 32  # clients
-TITLE_LETTERS, NAME_LETTERS, CAPTION_LETTERS = 118, 20, 170
+TITLE_LETTERS, CAPTION_LETTERS = 125, 190
+OUTSIDE = "in no class"
+GAP = 1.1  # rows between two classes
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw what the benchmark kept of both parts."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6), layout="constrained", width_ratios=(1, 1.15))
-    _bars(results, left)
-    _lines(results["served"], right)
-    for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    words = textwrap.fill(finding(results), TITLE_LETTERS)
-    figure.suptitle(words, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure = plt.figure(figsize=(14, 8.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.05))
+    _bars(results["inprocess"], left.subplots())
+    _panels(results["served"], right)
+    figure.suptitle(textwrap.fill(finding(results), TITLE_LETTERS), x=0.01, ha="left", fontsize=13, fontweight="bold")
     facts = results["facts"]
-    caption = f"measured on {facts['date']} on {facts['machine']}; {facts['texts']}; medians of the rounds"
+    caption = f"measured on {facts['date']} on {facts['machine']}; {facts['texts']}; medians of the turns"
     figure.supxlabel(textwrap.fill(caption, CAPTION_LETTERS), x=0.01, ha="left", fontsize=8, color=GREY)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def finding(results: dict[str, Any]) -> str:
-    """Ours in INT8 over the best other, in one process and served to many clients."""
-    rates = {row["name"]: float(np.median(row["rates"])) for row in results["inprocess"]}
-    alone = {name: value for name, value in rates.items() if name != "ours FP32"}
-    busy = {
-        name: rate(results["served"], name, BUSY)
-        for name in dict.fromkeys(row["name"] for row in results["served"])
-        if name not in ("Triton, ours FP32", "our gateway, INT8")
-    }
-    alone, busy = _over_the_best(alone, "ours INT8"), _over_the_best(busy, "Triton, ours INT8")  # type: ignore[assignment]
-    return f"In one process ours in INT8 answers {alone}; served to {BUSY} clients, {busy}"
+    """Ours over the best of the others in each class, in one process and served to many clients."""
+    busy = [row for row in summaries(results["served"], BUSY) if "gateway" not in row["name"]]
+    alone, served = _ratios(results["inprocess"]), _ratios(busy)
+    return (
+        f"At equal quality, ours encode {listed(alone)} times as many texts as the best of the others in one process, "
+        f"and answer {listed(served)} times as many of {BUSY} clients' requests"
+    )
 
 
-def _over_the_best(rates: dict[str, float], ours: str) -> str:
-    others = {name: rate for name, rate in rates.items() if name != ours}
-    best = max(others, key=lambda name: others[name])
-    return f"{times(rates[ours] / others[best])} as many texts as the best other, {best}"
+def _ratios(rows: Sequence[Row]) -> list[str]:
+    ours, theirs = split(rows)
+    found = []
+    for wanted in CLASSES:
+        mine, best = fastest(ours, wanted), fastest(theirs, wanted)
+        found += [f"{ratio(mine, best):.2f} ({wanted})"] if mine and best else []
+    return found
 
 
-def rate(rows: list[dict[str, Any]], name: str, clients: int) -> float:
-    """Requests a second, the median of the rounds."""
-    return float(np.median([row["rate"] for row in rows if (row["name"], row["concurrency"]) == (name, clients)]))
-
-
-def _bars(results: dict[str, Any], ax: Any) -> None:
-    rows = results["inprocess"]
-    names = [textwrap.fill(row["name"], NAME_LETTERS) for row in rows]
-    rates = [float(np.median(row["rates"])) for row in rows]
-    colors = [{"ours INT8": GREEN, "ours FP32": BLUE}.get(row["name"], LIGHT) for row in rows]
-    limit = results["limits"]["FP32"] * 1e9 / results["facts"]["flop_per_sentence"]
-    ax.barh(names, rates, color=colors, height=0.62)
-    for y, value in enumerate(rates):
-        ax.annotate(number(value), (value, y), (5, 0), textcoords="offset points", va="center")
-    ax.axvline(limit, color=VERMILLION, linestyle="--", linewidth=1.3)
-    side, shift = ("left", 6) if limit > rates[0] else ("right", -6)  # away from the first bar and its number
-    words = f"FP32 matrix\nproducts end\nat {number(limit)}"
-    ax.annotate(words, (limit, 0), (shift, 0), textcoords="offset points", ha=side, va="center", color=VERMILLION)
-    ax.invert_yaxis()
+def _bars(rows: Sequence[Row], ax: Any) -> None:
+    """A bar a candidate, class by class, ours in colour."""
+    y, ticks, names = 0.0, [], []
+    widest = max(map(rate, rows))
+    for wanted in (*CLASSES, None):
+        own = sorted((row for row in rows if row["class"] == wanted), key=rate, reverse=True)
+        if not own:
+            continue
+        ax.annotate(wanted or OUTSIDE, (0, y), (-6, 0), textcoords="offset points", ha="right", va="center",
+                    fontweight="bold")  # fmt: skip
+        for row in own:
+            y += 1
+            hatch = {} if wanted else {"hatch": "////", "edgecolor": "white"}
+            ax.barh(y, rate(row), color=BLUE if row["ours"] else LIGHT, height=0.72, **hatch)
+            ax.annotate(number(rate(row)), (rate(row), y), (5, 0), textcoords="offset points", va="center")
+            ticks.append(y)
+            names.append(row["name"])
+        y += GAP
+    ax.set_yticks(ticks, names)
+    for label, name in zip(ax.get_yticklabels(), names, strict=True):
+        label.set_color(BLUE if name.startswith("ours") else "black")
+    ax.set_ylim(y, -0.8)
+    ax.set_xlim(0, 1.12 * widest)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlim(0, 1.12 * max(*rates, limit))
+    ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_xlabel("texts per second in one process, each at its best batching")
 
 
-def _lines(rows: list[dict[str, Any]], ax: Any) -> None:
-    levels = sorted({row["concurrency"] for row in rows})
-    names = [name for name in COLORS if any(row["name"] == name for row in rows)]
-    lines = {name: [rate(rows, name, level) for level in levels] for name in names}
-    top = 1.08 * max(map(max, lines.values()))
-    heights = _apart(np.array([line[-1] for line in lines.values()]), gap=0.055 * top)
+def _panels(rows: Sequence[Row], figure: Any) -> None:
+    """Requests by clients, a panel for each class that a service is in."""
+    present = [wanted for wanted in (*CLASSES, None) if any(row["class"] == wanted for row in rows)]
+    axes = np.atleast_1d(figure.subplots(len(present), 1, sharex=True, sharey=True))
+    top = 1.1 * max(rate(row) for level in _levels(rows) for row in summaries(rows, level))
+    for wanted, ax in zip(present, axes, strict=True):
+        ax.set_ylim(0, top)
+        _lines([row for row in rows if row["class"] == wanted], ax)
+        ax.set_title(wanted or OUTSIDE, loc="left", fontsize=10, fontweight="bold")
+        ax.set_ylabel("requests per second")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("clients, each waiting for its answer, one text a request", loc="left")
+
+
+def _lines(rows: Sequence[Row], ax: Any) -> None:
+    """A line a service: ours blue, the fastest peer vermillion, the others grey; names at the right end."""
+    levels = _levels(rows)
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    lines = {name: [rate(_at(rows, name, level)) for level in levels] for name in names}
+    theirs = [name for name in names if not _at(rows, name, levels[0])["ours"]]
+    best = max(theirs, key=lambda name: lines[name][levels.index(BUSY)], default="")
+    heights = _apart(np.array([line[-1] for line in lines.values()]), gap=0.09 * ax.get_ylim()[1])
     for (name, line), height in zip(lines.items(), heights, strict=True):
-        ours = "our" in name
-        ax.plot(levels, line, color=COLORS[name], marker="o" if ours else "s", linewidth=2.4 if ours else 1.4)
+        ours = name not in theirs
+        color = BLUE if ours else VERMILLION if name == best else GREY
+        ax.plot(levels, line, color=color, marker="o" if ours else "s", markersize=4, linewidth=2.4 if ours else 1.3)
+        thin = {"arrowstyle": "-", "color": color, "linewidth": 0.6}
         words = {"xy": (levels[-1], line[-1]), "xytext": (levels[-1] * 1.35, height)}
-        thin = {"arrowstyle": "-", "color": COLORS[name], "linewidth": 0.7}
-        ax.annotate(f"{name} {number(line[-1])}", **words, arrowprops=thin, color=COLORS[name], va="center")
+        ax.annotate(f"{name} {number(line[-1])}", **words, arrowprops=thin, color=color, va="center", fontsize=8)
     ax.set_xscale("log", base=2)
     ax.set_xticks(levels, map(str, levels))
     ax.minorticks_off()
-    ax.set_xlim(0.85, levels[-1] * 60)
-    ax.set_ylim(0, top)
-    ax.set_xlabel("clients, each waiting for its answer, one text a request", loc="left")
-    ax.set_ylabel("requests per second")
+    ax.set_xlim(0.85, levels[-1] * 300)
+    ax.spines["bottom"].set_bounds(0.85, levels[-1])
+
+
+def _levels(rows: Sequence[Row]) -> list[int]:
+    return sorted({row["concurrency"] for row in rows})
+
+
+def _at(rows: Sequence[Row], name: str, level: int) -> Row:
+    return next(row for row in summaries(rows, level) if row["name"] == name)
 
 
 def _apart(heights: np.ndarray, gap: float) -> np.ndarray:

@@ -1,171 +1,186 @@
-"""Throughput in one process: every contender at its best way to batch, in turns, and the machine's own limit."""
+"""Throughput, latency and quality in one process a library: each candidate at its best way to batch, in turns."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 
-import accel_lib as accel
-from accel_lib.stats import agreement
+from accel_lib.bench import QualityJudge
+from benchmarks.encoders.candidates import Candidate
 from benchmarks.encoders.environments import python_of
 
 WORKER = Path(__file__).parent / "worker.py"
-OWN, THEIRS = ("1", "8", "32", "t512"), ("1", "8", "32")
-PACKED = ("t256", "t512", "t1024", "t2048", "t4096")
-TRIALS = 2
-SIZE, PRODUCTS, TRIES = 512, 24, 40  # of the products that show the limit
+LARGE = ", large"  # behind a name: the candidate with the larger model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is measured.
+
+    Parameters
+    ----------
+    tuning
+        Texts with which each way to batch is tried.
+    trials, turns
+        Times that each way is tried, and turns of all candidates, each at its best way.
+    alone
+        Texts that are encoded one at a time.
+    large_texts, large_turns
+        As `turns`, for the larger model.
+    """
+
+    tuning: int = 128
+    trials: int = 2
+    turns: int = 7
+    alone: int = 48
+    large_texts: int = 48
+    large_turns: int = 3
+
+
+QUICK = Effort(tuning=48, trials=1, turns=3, alone=16, large_texts=12, large_turns=1)
 
 
 class Worker:
-    """A contender in its own process."""
+    """A library's process, in which its candidates are open."""
 
-    def __init__(self, python: Path | str, kind: str, folder: Path, texts: Path) -> None:
+    def __init__(self, python: Path | str, texts: Path) -> None:
         self._process = subprocess.Popen(
-            [python, WORKER, kind, folder, texts],
+            [python, WORKER, texts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
 
-    def wait(self) -> None:
-        """Until it can encode."""
-        self._answer()
+    def ask(self, do: str, name: str, **request: Any) -> dict[str, Any]:
+        """One request and its answer; a RuntimeError says what the library said, or that the process has ended."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"do": do, "name": name} | request) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": f"its process ended with {self._process.wait()}"}
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
 
-    def seconds(self, how: str) -> float:
-        """Seconds for all texts, batched in one way."""
-        return float(self._ask(how)["seconds"])
+    def seconds(self, name: str, way: str, count: int) -> float:
+        """Seconds for the first `count` texts, batched in one way."""
+        return float(self.ask("time", name, way=way, count=count)["seconds"])
 
-    def vectors(self) -> np.ndarray:
-        """What it makes of the texts."""
+    def vectors(self, name: str, way: str, texts: Sequence[str]) -> np.ndarray:
+        """What a candidate makes of texts."""
         with tempfile.TemporaryDirectory() as folder:
-            self._ask(f"vectors {folder}/vectors.npy")
-            return np.load(f"{folder}/vectors.npy")
+            listed, saved = Path(folder, "texts.json"), Path(folder, "vectors.npy")
+            listed.write_text(json.dumps(list(texts)), encoding="utf-8")
+            self.ask("vectors", name, way=way, texts=str(listed), save=str(saved))
+            return np.load(saved)
 
     def close(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
 
-    def _ask(self, line: str) -> dict[str, Any]:
-        self._process.stdin.write(f"{line}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"ended with {self._process.wait()}")
-        return json.loads(line)
-
 
 def measure(
-    *,
-    artifacts: Mapping[str, accel.Artifact],
-    texts: Sequence[str],
-    folder: Path,
-    build: Path,
-    reference: np.ndarray,
-    turns: int,
-) -> dict[str, Any]:
-    """Rows by contender: best batching, sentences a second, agreement; and the rates of matrix products."""
+    field: Sequence[Candidate], texts: Sequence[str], *, judge: QualityJudge, build: Path, effort: Effort
+) -> list[dict[str, Any]]:
+    """One row a candidate: quality, best way to batch, texts a second by turn, milliseconds of one text alone."""
+    with workers(field, texts, build) as opened:
+        rows: dict[str, dict[str, Any]] = {}
+        for one in field:
+            if starts(opened, one):
+                with or_left_out(one.name):
+                    rows[one.name] = tuned(opened[one.process], one, len(texts), effort)
+        field = [one for one in field if one.name in rows]
+        for one in field:
+            judged(opened[one.process], rows[one.name], judge)
+        for turn in range(effort.turns):
+            for one in turned(field, turn):
+                row = rows[one.name]
+                row["rates"].append(len(texts) / opened[one.process].seconds(one.name, row["way"], len(texts)))
+        for one in field:
+            rows[one.name]["alone_ms"] = float(
+                np.median(opened[one.process].ask("alone", one.name, count=effort.alone)["ms"])
+            )
+            opened[one.process].ask("close", one.name)
+        in_large(opened, [one for one in field if one.large], rows, effort)
+    return list(rows.values())
+
+
+@contextlib.contextmanager
+def workers(field: Sequence[Candidate], texts: Sequence[str], build: Path) -> Iterator[dict[str, Worker]]:
+    """A worker for each library whose environment could be made."""
     listed = build / "texts.json"
     listed.write_text(json.dumps(list(texts)), encoding="utf-8")
-    workers: dict[str, tuple[Worker, Sequence[str]]] = {}
-    rows: list[dict[str, Any]] = []
+    opened: dict[str, Worker] = {}
     try:
-        for name, (peer, kind, place, ways) in contenders(artifacts, folder).items():
-            python = sys.executable if peer is None else python_of(peer, build)
+        for process in dict.fromkeys(one.process for one in field):
+            python = python_of(process, build) if process == "sentence-transformers" else sys.executable
             if python is not None:
-                workers[name] = Worker(python, kind, place, listed), ways
-        for name, (worker, _) in list(workers.items()):  # they start side by side
-            try:
-                worker.wait()
-            except RuntimeError as error:
-                print(f"{name} is left out: it {error}", flush=True)
-                worker.close()
-                del workers[name]
-        best: dict[str, str] = {}
-        tried: dict[str, dict[str, float]] = {}
-        sorted32: dict[str, list[float]] = {name: [] for name in workers}
-        for name, (worker, ways) in workers.items():
-            tried[name] = {how: len(texts) / min(worker.seconds(how) for _ in range(TRIALS)) for how in ways}
-            best[name] = max(tried[name], key=lambda how: tried[name][how])
-            print(f"{name}: " + ", ".join(f"{how} {rate:.0f}/s" for how, rate in tried[name].items()), flush=True)
-        taken: dict[str, list[float]] = {name: [] for name in workers}
-        for turn in range(turns):
-            order = list(workers)
-            for name in order[turn % len(order) :] + order[: turn % len(order)]:
-                taken[name].append(len(texts) / workers[name][0].seconds(best[name]))
-                sorted32[name].append(len(texts) / workers[name][0].seconds("32"))
-        for name, (worker, _) in workers.items():
-            kept = agreement(worker.vectors(), reference, task="embedding")
-            rows.append(
-                {"name": name, "batching": best[name], "rates": taken[name], "rates_32": sorted32[name], **kept}
-                | {"tried": tried[name]}
-            )
+                opened[process] = Worker(python, listed)
+        yield opened
     finally:
-        for worker, _ in workers.values():
+        for worker in opened.values():
             worker.close()
-    return {"inprocess": rows, "limits": matrix_rates()}
 
 
-def contenders(
-    artifacts: Mapping[str, accel.Artifact], folder: Path
-) -> dict[str, tuple[str | None, str, Path, Sequence[str]]]:
-    """Environment, kind, folder and ways to batch, by name."""
-    own = {name: artifact.folder for name, artifact in artifacts.items()}
-    peer = "sentence-transformers"
-    return {
-        "torch eager": (None, "torch eager", folder, OWN),
-        "torch.compile": (None, "torch.compile", folder, OWN),
-        "sentence-transformers": (peer, "sentence-transformers", folder, THEIRS),
-        "sentence-transformers, ONNX": (peer, "sentence-transformers, ONNX", folder, THEIRS),
-        "ONNX Runtime": (None, "ONNX Runtime", own["plain"], OWN),
-        "ours FP32": (None, "ours", own["ours FP32"], PACKED),
-        "ours INT8": (None, "ours", own["ours INT8"], PACKED),
-    }
+def starts(opened: dict[str, Worker], one: Candidate, *, large: bool = False) -> bool:
+    """Open a candidate; whether it could be, with a line that says why not."""
+    if one.process not in opened:
+        return False
+    name, folder = (one.name + LARGE, one.large) if large else (one.name, one.folder)
+    with or_left_out(name):
+        opened[one.process].ask("open", name, kind=one.kind, folder=str(folder), options=dict(one.options))
+        return True
+    return False
 
 
-def matrix_rates() -> dict[str, float]:
-    """Billions of operations a second in products of a size that stays in the caches, by precision, all cores."""
-    values = (
-        np.random.default_rng(0).normal(0, SIZE**-0.5, (SIZE, SIZE)).astype(np.float32)
-    )  # products neither grow nor fade
-    whole = np.random.default_rng(0).integers(0, 127, (SIZE, SIZE))
-    chain = [helper.make_node("MatMul", [f"x{i}", "w"], [f"x{i + 1}"]) for i in range(PRODUCTS)]
-    beside = [helper.make_node("MatMulInteger", ["x0", "w"], [f"x{i + 1}"]) for i in range(PRODUCTS)]
-    return {
-        "FP32": _rate(chain, {f"x{PRODUCTS}": TensorProto.FLOAT}, values, values),
-        "INT8": _rate(
-            beside,
-            {f"x{i + 1}": TensorProto.INT32 for i in range(PRODUCTS)},
-            whole.astype(np.uint8),
-            whole.astype(np.int8),
-        ),
-    }
+@contextlib.contextmanager
+def or_left_out(name: str) -> Iterator[None]:
+    """Go on without a candidate that fails, with a line that says why."""
+    try:
+        yield
+    except RuntimeError as error:
+        print(f"{name} is left out: {error}", flush=True)
 
 
-def _rate(nodes: Sequence[Any], outputs: Mapping[str, int], x: np.ndarray, weight: np.ndarray) -> float:
-    """The best of some tries."""
-    kind = helper.np_dtype_to_tensor_dtype(x.dtype)
-    ends = [helper.make_tensor_value_info(name, kind, [SIZE, SIZE]) for name, kind in ({"x0": kind} | outputs).items()]
-    graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], [numpy_helper.from_array(weight, name="w")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    taken = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        session.run(None, {"x0": x})
-        taken.append(time.perf_counter() - started)
-    return 2 * SIZE**3 * PRODUCTS / min(taken) / 1e9
+def tuned(worker: Worker, one: Candidate, count: int, effort: Effort) -> dict[str, Any]:
+    """The row of a candidate with the ways that were tried, in texts a second, and the best of them."""
+    few = min(effort.tuning, count)
+    tried = {way: few / min(worker.seconds(one.name, way, few) for _ in range(effort.trials)) for way in one.ways}
+    print(f"{one.name}: " + ", ".join(f"{way} {rate:.0f}/s" for way, rate in tried.items()), flush=True)
+    best = max(tried, key=lambda way: tried[way])
+    return {"name": one.name, "ours": one.ours, "way": best, "tried": tried, "rates": [], "large_rates": []}
+
+
+def judged(worker: Worker, row: dict[str, Any], judge: QualityJudge) -> None:
+    """Add the quality of a candidate's vectors, batched as they are fastest, and the class that follows."""
+    quality = judge.quality(lambda texts: worker.vectors(row["name"], row["way"], list(texts)))
+    row |= {"class": quality.quality_class, "quality": dataclasses.asdict(quality)}
+    print(f"{row['name']}: {quality}", flush=True)
+
+
+def in_large(
+    opened: dict[str, Worker], field: Sequence[Candidate], rows: dict[str, dict[str, Any]], effort: Effort
+) -> None:
+    """Add texts a second with the larger model, batched as is best with the smaller one."""
+    field = [one for one in field if starts(opened, one, large=True)]
+    for turn in range(-1, effort.large_turns):  # the first turn warms up
+        for one in turned(field, max(turn, 0)):
+            seconds = opened[one.process].seconds(one.name + LARGE, rows[one.name]["way"], effort.large_texts)
+            rows[one.name]["large_rates"] += [effort.large_texts / seconds] if turn >= 0 else []
+
+
+def turned(field: Sequence[Candidate], turn: int) -> list[Candidate]:
+    """All of them, another one first each turn."""
+    first = turn % len(field) if field else 0
+    return [*field[first:], *field[:first]]

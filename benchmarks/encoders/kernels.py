@@ -27,8 +27,8 @@ KINDS = {
 
 
 def measure(artifacts: Mapping[str, accel.Artifact], texts: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Share of the time by kind of operator, largest first, for each artifact of ours."""
-    return {name: shares(one, texts) for name, one in artifacts.items() if name.startswith("ours")}
+    """Share of the time by kind of operator, largest first, for each artifact that ONNX Runtime runs."""
+    return {name: shares(one, texts) for name, one in artifacts.items() if one.manifest.format == "onnx"}
 
 
 def shares(artifact: accel.Artifact, texts: Sequence[str]) -> dict[str, float]:

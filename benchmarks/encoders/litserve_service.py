@@ -1,14 +1,14 @@
-"""LitServe with its batching, waiting 5 ms for company. Run as ``FOLDER BACKEND BATCH_SIZE PORT``."""
+"""LitServe with its batching, waiting 5 ms for company. Run as ``BATCH_SIZE WORKERS PORT``."""
 
 import sys
 
 import litserve  # type: ignore[import-not-found]
-from sentence_transformers import SentenceTransformer
+from service_model import load  # type: ignore[import-not-found]
 
 
 class Embeddings(litserve.LitAPI):
     def setup(self, device):  # noqa: ARG002
-        self.model = SentenceTransformer(sys.argv[1], device="cpu", backend=sys.argv[2])
+        self.model = load()
 
     def decode_request(self, request):
         return request["text"]
@@ -21,5 +21,7 @@ class Embeddings(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Embeddings(max_batch_size=int(sys.argv[3]), batch_timeout=0.005), accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(sys.argv[4]), log_level="error", generate_client_file=False)
+    size, workers, port = map(int, sys.argv[1:4])
+    api = Embeddings(max_batch_size=size, batch_timeout=0.005)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
+    server.run(host="127.0.0.1", port=port, log_level="error", generate_client_file=False)

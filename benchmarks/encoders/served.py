@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,75 +23,112 @@ from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 import accel_lib as accel
 from accel_lib.load.generator import Generator
+from accel_lib.stats import measure_quality
 from accel_lib.triton import ServedModel, Server, default_config, serialize, write_model
 from accel_lib.tuning.grid import share_cores
 from accel_lib.tuning.results import described
-from benchmarks.encoders.peers import JSON, Service, Way, peers, started
+from benchmarks.encoders.models import Files
+from benchmarks.encoders.peers import JSON, Backends, Service, Way, peers, started
 
 HERE = Path(__file__).parent
 CONCURRENCIES = (1, 8, 32, 64, 256)
 TUNED_AT = 32  # clients
-WARM_UP_S = 0.5
 DRAIN_S = 60.0
 CHECKED = 16  # answers of each measurement that are held against the reference
+
+Vectors = dict[str, dict[int, np.ndarray]]  # by service and text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Rounds of all services, seconds of each at each number of clients, and whether each is tuned first."""
+
+    rounds: int = 3
+    seconds: float = 2.5
+    warm_up_s: float = 0.5
+    tuned: bool = True
+
+
+QUICK = Effort(rounds=1, seconds=0.6, warm_up_s=0.2, tuned=False)
 
 
 def measure(
     *,
-    artifacts: Mapping[str, accel.Artifact],
+    ours: Mapping[str, accel.Artifact],
+    backends: Backends,
+    classes: Mapping[str, str | None],
+    small: Files,
     texts: Sequence[str],
-    folder: Path,
     build: Path,
     reference: np.ndarray,
-    seconds: float,
-    rounds: int,
+    effort: Effort,
 ) -> list[dict[str, Any]]:
-    """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures, least cosine."""
+    """One row a service, concurrency and round: requests a second, p50, p95 in ms, failures, least cosine, class.
+
+    `ours` and `backends` are what our services and sentence-transformers' run on, `classes` the quality classes that
+    these have in one process.
+    """
     rows: list[dict[str, Any]] = []
+    seen: Vectors = collections.defaultdict(dict)
     with contextlib.ExitStack() as stack:
-        server, services = stack.enter_context(triton(artifacts, texts, seconds=min(seconds, 2)))
-        services += gateway(stack, server, texts)
+        server, services = stack.enter_context(triton(ours, small.plain, texts, effort=effort))
+        services += gateway(stack, server, texts, model=slug(list(ours)[-1]), name=list(ours)[-1])
 
         def measured(service: Service) -> dict[str, Any]:
-            return load(service, TUNED_AT, min(seconds, 2), reference)
+            return load(service, TUNED_AT, effort, reference, seen)
 
-        services += peers(stack, folder, build, texts, measured=measured)
-        for turn in range(rounds):
+        kinds = {"backends": backends, "quick": not effort.tuned, "measured": measured}
+        services += peers(stack, small.folder, build, texts, **kinds)
+        for turn in range(effort.rounds):
             for concurrency in CONCURRENCIES:
                 first = turn % len(services)
                 for service in services[first:] + services[:first]:
                     with service.awake():
-                        row = load(service, concurrency, seconds, reference)
+                        row = load(service, concurrency, effort, reference, seen)
                     rows.append(row | {"round": turn})
                     words = "{name}, {concurrency}: {rate:.0f}/s, p95 {p95_ms:.0f} ms, failed {failed}"
                     print(f"{words}, cosine {{cosine:.4f}}".format(**rows[-1]), flush=True)
-    return rows
+    found = {one.name: quality_class(seen[one.name], reference, classes, one.engine) for one in services}
+    return [row | {"class": found[row["name"]]} for row in rows]
 
 
-def load(service: Service, concurrency: int, seconds: float, reference: np.ndarray) -> dict[str, Any]:
+def quality_class(
+    answers: Mapping[int, np.ndarray], reference: np.ndarray, classes: Mapping[str, str | None], engine: str
+) -> str | None:
+    """The class of what a service runs on, which was judged on more texts; none if its own answers are in none."""
+    texts = sorted(answers)
+    seen = measure_quality(np.stack([answers[i] for i in texts]), reference[texts]).quality_class
+    return classes.get(engine, seen) if seen else None
+
+
+def load(service: Service, concurrency: int, effort: Effort, reference: np.ndarray, seen: Vectors) -> dict[str, Any]:
     """A closed loop on one service, one text a request; what is under way at its end is waited for, and counts."""
     options: dict[str, Any] = {"concurrency": concurrency, "protocol": service.protocol}
     with Generator(service.url, service.payloads, **options) as generator:
         generator._patience_s = DRAIN_S
-        generator.wait(WARM_UP_S)
+        generator.wait(effort.warm_up_s)
         begin = time.perf_counter()
-        generator.wait(seconds)
+        generator.wait(effort.seconds)
     ended = [reply for reply in generator.replies if begin <= reply.ended_s]
     answered = [reply for reply in ended if reply.answer is not None]
     if not answered:
         why = ended[0].refusal if ended else "nothing came back"
         raise RuntimeError(f"{service.name} answered nothing with {concurrency} clients: {why}")
     waited = [1e3 * (reply.ended_s - reply.sent_s) for reply in answered]
-    near = [float(vector(reply.answer, service.protocol) @ reference[reply.index]) for reply in answered[:CHECKED]]
+    new = {reply.index: reply for reply in answered if reply.index not in seen[service.name]}
+    checked = new | {reply.index: reply for reply in answered[:CHECKED]}
+    found = {index: vector(reply.answer, service.protocol) for index, reply in checked.items()}
+    seen[service.name] |= found
     return {
         "name": service.name,
         "how": service.how,
+        "ours": service.ours,
         "concurrency": concurrency,
         "rate": len(answered) / (max(reply.ended_s for reply in answered) - begin),
         "p50_ms": float(np.percentile(waited, 50)),
         "p95_ms": float(np.percentile(waited, 95)),
         "failed": len(ended) - len(answered),
-        "cosine": min(near),
+        "cosine": min(float(one @ reference[index]) for index, one in found.items()),
     }
 
 
@@ -105,7 +145,7 @@ def vector(answer: bytes, protocol: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def triton(
-    artifacts: Mapping[str, accel.Artifact], texts: Sequence[str], *, seconds: float
+    ours: Mapping[str, accel.Artifact], plain: Path, texts: Sequence[str], *, effort: Effort
 ) -> Iterator[tuple[Server, list[Service]]]:
     """Ours and a naive model in one Triton; it takes token ids, so the client's tokenizing is not in it.
 
@@ -113,37 +153,49 @@ def triton(
     """
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder, "model_repository")
-        for name in ("ours FP32", "ours INT8"):
-            slug = name.replace(" ", "_").lower()
-            write_model(repository, slug, artifacts[name], config=default_config(slug, artifacts[name]))
+        for name, artifact in ours.items():
+            write_model(repository, slug(name), artifact, config=default_config(slug(name), artifact))
         shutil.copytree(HERE / "naive", repository / "naive", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy2(artifacts["plain"].path, repository / "naive" / "1")
+        shutil.copy2(plain / "model.onnx", repository / "naive" / "1")
         with accel.serve(repository) as server:
-            ours = server.model("ours_fp32")
-            ids = ours.tokenize(texts)
-            names = {"naive": "Triton, naive", "ours_fp32": "Triton, ours FP32", "ours_int8": "Triton, ours INT8"}
-            hows = {"naive": ""} | {
-                slug: tuned(server.model(slug), texts, seconds) for slug in names if slug != "naive"
-            }
-            payloads = {slug: [serialize(server.model(slug), [row]) for row in ids] for slug in names}
+            ids = server.model(slug(next(iter(ours)))).tokenize(texts)
+            served = {"naive": ("Triton, naive", "padded, ONNX Runtime")}
+            for name in ours:
+                how = tuned(server.model(slug(name)), texts, effort.seconds) if effort.tuned else ""
+                served[slug(name)] = (f"Triton + {name}", how)
             yield (
                 server,
                 [
-                    Service(name=name, url=server.grpc_url, payloads=payloads[slug], protocol="grpc", how=hows[slug])
-                    for slug, name in names.items()
+                    Service(
+                        name=name,
+                        url=server.grpc_url,
+                        payloads=[serialize(server.model(model), [row]) for row in ids],
+                        protocol="grpc",
+                        how=how,
+                        ours=model != "naive",
+                        engine=name.partition(" + ")[2],
+                    )
+                    for model, (name, how) in served.items()
                 ],
             )
 
 
+def slug(name: str) -> str:
+    """A model's name in Triton: ``"ours FP32"`` is ``ours_fp32``."""
+    return re.sub(r"\W+", "_", name).lower()
+
+
 def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
     """Give a model the instances and threads with which it answers most, and say which those are."""
-    found = share_cores(served, texts, concurrency=TUNED_AT, seconds=seconds, repeats=3).frame
+    found = share_cores(served, texts, concurrency=TUNED_AT, seconds=min(seconds, 1.5), repeats=2).frame
     fastest = found.loc[found["texts_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
     served.configure(**fastest.to_dict())
     return described(fastest)
 
 
-def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -> list[Service]:
+def gateway(
+    stack: contextlib.ExitStack, server: Server, texts: Sequence[str], *, model: str, name: str
+) -> list[Service]:
     """Our gateway in front of the same Triton: text in JSON, with a key, as a user of the service asks."""
     command = Path(sys.executable).with_name("accel")
     folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -151,7 +203,7 @@ def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -
     env = os.environ | {
         "ACCEL_STATE_FILE": f"{folder}/state.sqlite3",
         "ACCEL_REPOSITORY": str(server.repository),
-        "ACCEL_MODELS": "ours_int8",
+        "ACCEL_MODELS": model,
         "ACCEL_METRICS_PORT": "0",
         "ACCEL_TRITON_HOST": "127.0.0.1",
         "ACCEL_TRITON_HTTP_PORT": str(http),
@@ -160,10 +212,11 @@ def gateway(stack: contextlib.ExitStack, server: Server, texts: Sequence[str]) -
     }
     made = subprocess.run([command, "keys", "create", "bench"], env=env, capture_output=True, text=True, check=True)
     headers = JSON | {"Authorization": f"Bearer {made.stdout.strip().splitlines()[-1]}"}
-    bodies = [json.dumps({"model": "ours_int8", "input": text}).encode() for text in texts]
+    bodies = [json.dumps({"model": model, "input": text}).encode() for text in texts]
     payloads = [("/v1/embeddings", headers, body) for body in bodies]
     way = Way(how="", command=[command, "serve", "--port"], env=env)
-    return started(stack, "our gateway, INT8", [way], payloads)
+    found = started(stack, f"our gateway + {name}", [way], payloads)
+    return [dataclasses.replace(service, ours=True, engine=name) for service in found]
 
 
 def addresses(server: Server) -> tuple[str, str, str]:

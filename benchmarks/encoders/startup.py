@@ -12,13 +12,13 @@ from pathlib import Path
 RUNS = 5
 
 
-def measure() -> dict[str, float | None]:
-    """Seconds by what was waited for; None where it cannot be done here."""
+def measure(*, conversion: bool) -> dict[str, float | None]:
+    """Seconds by what was waited for; None where it cannot be done here, or where `conversion` leaves it out."""
     accel_command = Path(sys.executable).with_name("accel")
     return {
         "import accel_lib": best([sys.executable, "-c", "import accel_lib"]),
         "accel --help": best([accel_command, "--help"]),
-        "PyTorch → ONNX → INT8 → T4 engine": conversion(),
+        "PyTorch → ONNX → INT8 → T4 engine": converted() if conversion else None,
     }
 
 
@@ -32,7 +32,7 @@ def best(command: list[str | Path]) -> float:
     return sorted(taken[1:])[RUNS // 2]
 
 
-def conversion() -> float | None:
+def converted() -> float | None:
     """Seconds for all conversions, into empty folders, with nothing reused."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
