@@ -90,7 +90,7 @@ soak: setup ## half an hour at 80% of what the gateway can
 
 .PHONY: notebooks
 notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
-	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 120 $(NBVAL)
+	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 240 $(NBVAL)
 	@$(BIN)/python -m tools.notebooks $(ALONE) $(addprefix --but ,$(NBVAL))
 	@$(BIN)/python -m tools.notebooks --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 more
 

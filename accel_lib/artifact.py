@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from accel_lib.atomic import atomic_directory, is_draft, recover, write_text
 from accel_lib.errors import ArtifactError
+from accel_lib.formatting import Summarized
 from accel_lib.ragged import IDS_AND_MASK
 from accel_lib.scores import Activation
 
@@ -170,8 +171,8 @@ class Manifest:
             raise ArtifactError("The manifest cannot be read.", seen=repr(error), fix=rebuild) from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Artifact:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Artifact(Summarized):
     """A converted model in a folder. Made by `load` or by a converter, never by hand."""
 
     folder: Path
@@ -255,16 +256,6 @@ class Artifact:
                 shutil.copy2(self.folder / name, draft / name)
             (draft / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         return Artifact(Path(folder), manifest)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{key}: {value}" for key, value in self.summary().items())
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
-            for key, value in self.summary().items()
-        )
-        return f"<table>{rows}</table>"
 
     def summary(self) -> dict[str, str]:
         """What a reader wants to know first."""

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from typing import Any
 
 UNCHANGED = "no significant difference"
+
+
+class Summarized:
+    """What shows itself as its `summary`, a name and a value in each row."""
+
+    def summary(self) -> dict[str, str]:
+        """What a reader wants to know first."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{key:>12}  {value}" for key, value in self.summary().items())
+
+    def _repr_html_(self) -> str:
+        cell = "style='text-align:left'"
+        rows = self.summary().items()
+        lines = (f"<tr><th {cell}>{key}</th><td {cell}>{html.escape(value)}</td></tr>" for key, value in rows)
+        return f"<table>{''.join(lines)}</table>"
 
 
 def number(value: float) -> str:

@@ -11,6 +11,7 @@ import tokenizers
 
 from accel_lib._logging import silenced
 from accel_lib.errors import ModelError, TextError, require
+from accel_lib.formatting import Summarized
 from accel_lib.models.chat import ChatTemplate
 from accel_lib.models.checks import check_filled, check_own_code, unused_tokens
 from accel_lib.models.files import optional_json, read_json, refused
@@ -26,7 +27,7 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class GenerationModel:
+class GenerationModel(Summarized):
     """A decoder that continues token ids, with what turns text and chats into them and back.
 
     Parameters
@@ -118,16 +119,6 @@ class GenerationModel:
             "weights": f"{self.size_bytes / 1e6:.1f} MB",
         }
         return rows | ({"note": "; ".join(self.notes)} if self.notes else {})
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{key:>12}  {value}" for key, value in self.summary().items())
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
-            for key, value in self.summary().items()
-        )
-        return f"<table>{rows}</table>"
 
 
 def build_generation_model(place: ModelSource, *, max_length: int | None = None) -> GenerationModel:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import ModelError
+from accel_lib.formatting import Summarized
 from accel_lib.models.tokenizer import Tokenizer, prompt_text
 from accel_lib.ragged import IDS_AND_MASK, Ragged, by_name
 from accel_lib.scores import Activation
@@ -36,7 +37,7 @@ class Reference(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Model:
+class Model(Summarized):
     """A transformer encoder with everything that follows it inside one network.
 
     Parameters
@@ -159,13 +160,3 @@ class Model:
         spoken = [name for name, text in self.prompts.items() if text]
         rows |= {"prompts": ", ".join(spoken)} if spoken else {}
         return rows | ({"note": "; ".join(self.notes)} if self.notes else {})
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{key:>12}  {value}" for key, value in self.summary().items())
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{key}</th><td style='text-align:left'>{value}</td></tr>"
-            for key, value in self.summary().items()
-        )
-        return f"<table>{rows}</table>"

@@ -266,10 +266,10 @@ def test_a_model_that_is_not_built_is_left_out_with_a_line_or_refused_by_name(tm
         assert repr(server) == "no model loaded yet"
         with pytest.raises(ServerError, match=r'fix:  accel_lib\.ensure\("embedding"\)'):
             server.load("embedding")
-    lines = capsys.readouterr().out.splitlines()[-2:]
+    lines = capsys.readouterr().out.splitlines()
     missing = "is left out: Version 1, 2 has no artifact on this machine."
-    assert lines[0] == f'embedding {missing} accel_lib.ensure("embedding")'
-    assert lines[1] == f'mine {missing} server.add("mine", artifact, version=1)'
+    assert f'embedding {missing} accel_lib.ensure("embedding")' in lines
+    assert f'mine {missing} server.add("mine", artifact, version=1)' in lines
     with pytest.raises(ServerError, match=r"has no artifact[\s\S]*server\.add"):
         accel_lib.serve(repository, models=["mine"])
 

@@ -40,6 +40,7 @@ def collector():
         yield f"http://127.0.0.1:{server.server_port}", bodies
     finally:
         server.shutdown()
+        server.server_close()
 
 
 def sent_by(bodies, service):
