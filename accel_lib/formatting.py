@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import html
 import math
 from collections.abc import Mapping
@@ -10,12 +11,12 @@ from typing import Any
 UNCHANGED = "no significant difference"
 
 
-class Summarized:
+class Summarized(abc.ABC):
     """What shows itself as its `summary`, a name and a value in each row."""
 
+    @abc.abstractmethod
     def summary(self) -> dict[str, str]:
         """What a reader wants to know first."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return "\n".join(f"{key:>12}  {value}" for key, value in self.summary().items())
