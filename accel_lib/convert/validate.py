@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import ONNX_FILES, Artifact
+from accel_lib.convert.checks import Check
 from accel_lib.convert.declared import open_as_declared
 from accel_lib.convert.lengths import texts_up_to
 from accel_lib.convert.precision import graph_precision
@@ -82,16 +83,6 @@ TOLERANCES = {
     "int8": Tolerance(**_INT8, logits=0.35, logits_worst=1.5, scale=0.1),
     "int8-qdq": Tolerance(**_INT8, logits=0.6, logits_worst=3, scale=0.15),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at: what was seen, what is allowed, and whether it passed."""
-
-    name: str
-    seen: str
-    limit: str
-    passed: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -221,10 +221,12 @@ class ServedModel:
         --------
         >>> server.model("generation").generate("The capital of France is", max_tokens=5)  # doctest: +SKIP
         """
-        from accel_lib.triton.generation_client import generate
+        from accel_lib.triton.generation_client import Target, generate
 
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        pieces = generate(self, prompt, stop=stops, options=options)
+        url = self.server.grpc_url
+        target = Target(name=self.name, version=self.version, folder=self.artifact_folder, grpc_url=url)
+        pieces = generate(target, prompt, stop=stops, options=options)
         return pieces if stream else "".join(pieces)
 
     def rerank(self, query: str, passages: Sequence[str], *, top_n: int | None = None) -> list[RankedPassage]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from accel_lib.artifact import MANIFEST_FILE, Manifest
 from accel_lib.errors import RequestError, require
@@ -12,25 +14,31 @@ from accel_lib.models.generation_text import GenerationText
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.generation_wire import STREAM_METHOD, read_event, request_bytes
 
-if TYPE_CHECKING:
-    from accel_lib.triton.client import ServedModel
-
 Prompt = str | Sequence[Mapping[str, Any]]
 
 
-def generate(served: ServedModel, prompt: Prompt, *, stop: Sequence[str], options: Mapping[str, Any]) -> Iterator[str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A version of a served model: its artifact's folder here, and where Triton listens."""
+
+    name: str
+    version: str
+    folder: Path
+    grpc_url: str
+
+
+def generate(target: Target, prompt: Prompt, *, stop: Sequence[str], options: Mapping[str, Any]) -> Iterator[str]:
     """Pieces of the text; what is wrong with the request is raised before the first one."""
-    folder = served.artifact_folder
-    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    manifest = Manifest.from_json((target.folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     if manifest.task != "generation":
         raise RequestError(
-            f"{served.name} does not generate.", seen=f"a model for {manifest.task}", fix=".encode(texts)"
+            f"{target.name} does not generate.", seen=f"a model for {manifest.task}", fix=".encode(texts)"
         )
-    text = GenerationText(folder, manifest)
+    text = GenerationText(target.folder, manifest)
     ids = text.text_ids(prompt) if isinstance(prompt, str) else text.chat_ids(prompt)
     sampling = _sampling(options, text.context_tokens - len(ids))
-    message = request_bytes(served.name, served.version, ids, sampling)
-    return _pieces(served, message, text, stop)
+    message = request_bytes(target.name, target.version, ids, sampling)
+    return _pieces(target, message, text, stop)
 
 
 def _sampling(options: Mapping[str, Any], left: int) -> Sampling:
@@ -44,9 +52,9 @@ def _sampling(options: Mapping[str, Any], left: int) -> Sampling:
     return Sampling(**chosen)
 
 
-def _pieces(served: ServedModel, message: bytes, text: GenerationText, stop: Sequence[str]) -> Iterator[str]:
+def _pieces(target: Target, message: bytes, text: GenerationText, stop: Sequence[str]) -> Iterator[str]:
     answer = text.answer(stop)
-    for event in _events(served, message):
+    for event in _events(target, message):
         ids = event.token_ids[:-1] if event.finish == "stop" else event.token_ids
         piece = answer.push(ids, last=event.ended)
         if piece:
@@ -55,18 +63,18 @@ def _pieces(served: ServedModel, message: bytes, text: GenerationText, stop: Seq
             return
 
 
-def _events(served: ServedModel, message: bytes) -> Iterator[Event]:
+def _events(target: Target, message: bytes) -> Iterator[Event]:
     """What Triton sends; when nobody reads on, the request is cancelled."""
     grpc = require("grpc", extra="triton")
-    with grpc.insecure_channel(served.server.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    with grpc.insecure_channel(target.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.stream_stream(STREAM_METHOD)(iter([message]))
         try:
             for content in call:
                 event = read_event(content)
                 if event.error:
-                    raise request_error(served.name, event.error)
+                    raise request_error(target.name, event.error)
                 yield event
         except grpc.RpcError as error:
-            raise request_error(served.name, f"{error.code()}: {error.details()}") from error
+            raise request_error(target.name, f"{error.code()}: {error.details()}") from error
         finally:
             call.cancel()
