@@ -53,8 +53,8 @@ class GenerationModel(Summarized):
 
     Examples
     --------
-    >>> model = load_model("SmolLM2-135M-Instruct")
-    >>> ids = model.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    >>> model = load_model("SmolLM2-135M-Instruct")  # doctest: +SKIP
+    >>> ids = model.encode_chat([{"role": "user", "content": "What is the capital?"}])  # doctest: +SKIP
     """
 
     name: str

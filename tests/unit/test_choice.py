@@ -144,7 +144,7 @@ def test_where_int8_does_not_hold_fp32_without_padding_is_served(gpu_course, mon
 
 
 def test_where_openvinos_int8_is_in_no_quality_class_onnx_runtimes_is_served(gpu_course, monkeypatch, capsys):
-    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._OPENVINO_INT8})
+    monkeypatch.setattr(course_models, "_recipes", lambda _: {2: course_models._OPENVINO_INT8})
     small = dataclasses.replace(QUALITY_CLASSES["small"], kept=1.1)
     monkeypatch.setitem(QUALITY_CLASSES, "small", small)
     course_models.ensure("embedding")
@@ -153,7 +153,7 @@ def test_where_openvinos_int8_is_in_no_quality_class_onnx_runtimes_is_served(gpu
 
 
 def test_openvinos_int8_is_served_where_it_is_in_the_class_and_says_what_it_keeps(gpu_course, monkeypatch, capsys):
-    monkeypatch.setattr(course_models, "_recipes", lambda: {2: course_models._OPENVINO_INT8})
+    monkeypatch.setattr(course_models, "_recipes", lambda _: {2: course_models._OPENVINO_INT8})
     monkeypatch.setitem(
         QUALITY_CLASSES, "small", dataclasses.replace(QUALITY_CLASSES["small"], kept=0.0, cosine_mean=0.9)
     )

@@ -55,7 +55,8 @@ def test_squares_means_and_roots_of_a_norm_are_fp32_in_an_fp16_graph(converted):
 def test_the_graph_is_finite_and_right_when_computed_in_its_declared_types(converted):
     model, artifact = converted
     ids, mask = pad(model.tokenizer(WORDS), model.tokenizer.pad_id)
-    (output,) = ReferenceEvaluator(str(artifact.path)).run(None, {"input_ids": ids, "attention_mask": mask})
+    with np.errstate(divide="ignore", invalid="ignore"):  # T5 takes logarithms of 0, and does not use them
+        (output,) = ReferenceEvaluator(str(artifact.path)).run(None, {"input_ids": ids, "attention_mask": mask})
     assert (output * model.encode(WORDS)).sum(axis=1) == pytest.approx(1, abs=1e-3)
 
 

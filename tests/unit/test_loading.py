@@ -95,11 +95,17 @@ def test_the_reference_of_a_classifier_cuts_where_its_tokenizer_does(tmp_path: P
     assert load_model(folder).reference._max_length is None  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering", "MultipleChoice", "CausalLM"])
+@pytest.mark.parametrize("head", ["TokenClassification", "QuestionAnswering", "MultipleChoice"])
 def test_a_head_for_another_task_is_refused_by_name_unless_its_encoder_is_asked_for(tmp_path: Path, head: str) -> None:
-    folder = FAMILIES["roberta"](tmp_path / "headed", kind=head, is_decoder=head == "CausalLM")
+    folder = FAMILIES["roberta"](tmp_path / "headed", kind=head)
     with pytest.raises(ModelError, match=f"RobertaFor{head}.*\n.*task='embedding'"):
         load_model(folder)
+    assert _far(folder, TEXTS, task="embedding") < 1e-5
+
+
+def test_a_causal_head_is_loaded_to_generate_unless_its_encoder_is_asked_for(tmp_path: Path) -> None:
+    folder = FAMILIES["roberta"](tmp_path / "headed", kind="CausalLM", is_decoder=True)
+    assert load_model(folder).task == "generation"
     assert _far(folder, TEXTS, task="embedding") < 1e-5
 
 
