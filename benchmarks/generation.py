@@ -53,7 +53,7 @@ class Turn:
 
 
 def arms(model: GenerationModel) -> dict[str, Callable[[], GenerationEngine]]:
-    """Each engine, opened anew for each turn: nothing is kept from one to the next."""
+    """Each engine, opened again for each turn: nothing is kept from one to the next."""
 
     def converted(precision: str, rows: int = ROWS) -> Callable[[], GenerationEngine]:
         artifact = generation_to_openvino(model, precision=precision)

@@ -24,7 +24,7 @@ WARM_UPS = 3  # libraries pick kernels and allocate on first calls, which a grap
 
 
 def bucket(tokens: int, texts: int) -> tuple[int, int]:
-    """The size of graph that takes so many tokens and texts: few sizes, and little in vain.
+    """The size of graph that takes that many tokens and texts: few sizes, and little in vain.
 
     Texts are rounded up to a power of two, as an empty one costs next to nothing; tokens to one of sixteen sizes
     between powers of two, and to a multiple of 64 at least.
@@ -66,7 +66,7 @@ class GraphCache(Generic[Captured]):
         self._pool: Any = None
 
     def __call__(self, size: Size, *, tokens: int) -> Captured:
-        """What was captured for a size, which computes on so many tokens."""
+        """What was captured for a size, which computes on that many tokens."""
         if size in self._held:
             self._held.move_to_end(size)
             return self._held[size]
@@ -132,7 +132,7 @@ class Graphs:
         return [tokens, tokens + texts + 1] if self._segments else [tokens]
 
     def _capture(self, size: Size, pool: Any) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-        """A graph for so many tokens and texts, the buffer it reads and the one it writes."""
+        """A graph for that many tokens and texts, the buffer it reads and the one it writes."""
         import torch
 
         tokens, texts = size

@@ -197,7 +197,7 @@ class EngineLoop:
             self._asked_to_cancel.discard(event.key)
         try:
             receiver.send(event)
-        except Exception:  # whoever waited for this one has gone; the others must not notice
+        except Exception:  # this one's client has gone; the others must not notice
             log.exception("an event could not be sent")
 
     def _look_for_cancelled(self) -> None:

@@ -132,7 +132,7 @@ class TransformersEngine:
 
     def _event(self, result: Any) -> list[Event]:
         live = self._live.get(result.request_id)
-        if live is None:  # cancelled, and one more token was under way
+        if live is None:  # cancelled, and one more token was in flight
             return []
         new = tuple(result.generated_tokens[live.seen :])  # it gives all so far each time
         if not live.seen and new:

@@ -173,7 +173,7 @@ def _varlen(module: nn.Module, reads: str, longest: int) -> VarlenEncoder:
 
 
 def flatten(rows: Ragged, *, tokens: int = 0, texts: int = 0, segments: bool = False) -> tuple[NDArray[np.int64], ...]:
-    """A batch as `VarlenEncoder` takes it, filled up to so many tokens and texts where that is more.
+    """A batch as `VarlenEncoder` takes it, filled up to that many tokens and texts where that is more.
 
     Returns
     -------

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "bench"
 OUTPUT = ROOT / "out" / "bench"
 PARTS = ("startup", "inprocess", "served")
-QUICK_SHARE = 6  # in a hurry, one text of so many is judged by, and all labelled ones
+QUICK_SHARE = 6  # in a hurry, one text in this many is judged by, and all labelled ones
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def classes_in_words() -> str:
         f"Quality classes, the same for everyone: *exact*, least cosine to the reference {exact.cosine_min} and "
         f"{exact.kept:.1%} of the ten nearest neighbours kept; *near*, {near.cosine_min} and {near.kept:.0%}; *small*, "
         f"mean cosine {small.cosine_mean} and {small.kept:.0%}, with a sentiment accuracy that is not certainly lower. "
-        "Whoever is in a stricter class takes part in the wider ones; whoever is in none wins nothing."
+        "A candidate of a stricter class takes part in the wider ones; one in no class wins nothing."
     )
 
 

@@ -170,13 +170,13 @@ class Candidates:
         return {}
 
     def time(self, name: str, way: str, count: int) -> dict[str, Any]:
-        """Seconds that encoding so many texts takes, from strings to vectors."""
+        """Seconds that encoding that many texts takes, from strings to vectors."""
         started = time.perf_counter()
         self._open[name](self._texts[:count], way)
         return {"seconds": time.perf_counter() - started}
 
     def alone(self, name: str, count: int) -> dict[str, Any]:
-        """Milliseconds of each of so many texts, encoded one at a time."""
+        """Milliseconds of each of that many texts, encoded one at a time."""
         taken = []
         for text in self._texts[:count]:
             started = time.perf_counter()

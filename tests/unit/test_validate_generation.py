@@ -79,7 +79,7 @@ def mild(tmp_path_factory):
 
 @pytest.fixture
 def broken(whole, tmp_path):
-    """Copies the artifact; `change` edits its folder or graph, and the manifest is written anew."""
+    """Copies the artifact; `change` edits its folder or graph, and the manifest is written again."""
 
     def make(change=None, **facts):
         folder = tmp_path / "broken"

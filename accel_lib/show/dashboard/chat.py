@@ -52,7 +52,7 @@ class Conversation:
         self._stop.set()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Start a new chat."""
         self.stop()
         self.wait()
         self.messages = []
