@@ -1,7 +1,7 @@
 """One request to generate on its way: version, prompts, quota, Triton's streams, and their tokens turned into text.
 
-The deadline is to the first token, then between tokens. A client that stops reading ends the streams, and Triton's model
-frees their places within a step.
+The deadline is to the first token, then between tokens. A client that stops reading ends the streams, and Triton's
+model frees their rows within a step.
 """
 
 from __future__ import annotations
