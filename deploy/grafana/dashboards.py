@@ -229,7 +229,7 @@ LATENCY = {
                 "{{model_name}} waiting": f"max by (model_name) (vllm:num_requests_waiting{{{_GENERATOR}}})",
             },
             unit="none",
-            what="Those that receive tokens, and those that wait for their first one. The autoscaler's signal.",
+            what="Those that receive tokens, and those that wait for their first one.",
             may_be_empty=_NO_GENERATOR,
         ),
         Panel(
