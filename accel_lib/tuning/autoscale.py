@@ -161,12 +161,12 @@ class Policies(Result):
         if not self.best:
             return self.headline
         replays = [each[self.best] for each in (self, *others)]
-        cost, late = ([getattr(each, name) for each in replays] for name in ("cost_per_million", "late"))
-        agreed = all(each.best == self.best for each in others)
-        said = f"{self.best}: {number(min(cost))} to {number(max(cost))} per million requests, {percent(min(late))} to "
-        said += f"{percent(max(late))} late; "
+        cost = _range([number(each.cost_per_million) for each in sorted(replays, key=lambda each: each.cost_per_million)])
+        late = _range([percent(each.late) for each in sorted(replays, key=lambda each: each.late)])
         named = listed([each.best or "no policy" for each in others])
-        return capital(said + ("the best in each" if agreed else f"the others name {named} as the best"))
+        agreed = all(each.best == self.best for each in others)
+        verdict = "the best in each" if agreed else f"the others name {named} as the best"
+        return capital(f"{self.best}: {cost} per million requests, {late} late; {verdict}")
 
     def __getitem__(self, name: str) -> Replay:
         """The replay of that name."""
@@ -244,6 +244,11 @@ def compare_policies(
     frame = pd.DataFrame([each.summary for each in replays])
     frame.attrs |= replica.frame.attrs
     return Policies(frame=frame, replays=replays)
+
+
+def _range(values: Sequence[str]) -> str:
+    """From the first to the last, once where they are the same."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _in_minutes(minutes: float) -> str:
