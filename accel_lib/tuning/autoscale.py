@@ -161,8 +161,9 @@ class Policies(Result):
         if not self.best:
             return self.headline
         replays = [each[self.best] for each in (self, *others)]
-        cost = _range([number(each.cost_per_million) for each in sorted(replays, key=lambda each: each.cost_per_million)])
-        late = _range([percent(each.late) for each in sorted(replays, key=lambda each: each.late)])
+        costs = sorted(each.cost_per_million for each in replays)
+        cost = _range([number(each) for each in costs])
+        late = _range([percent(each) for each in sorted(each.late for each in replays)])
         named = listed([each.best or "no policy" for each in others])
         agreed = all(each.best == self.best for each in others)
         verdict = "the best in each" if agreed else f"the others name {named} as the best"
