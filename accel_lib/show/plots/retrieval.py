@@ -23,11 +23,12 @@ def first_passages(comparison: RankingComparison) -> Axes:
     ax = canvas(comparison.headline, rows=6)
     deep = np.arange(1, _DEEPEST + 1)
     shares = 100 * (comparison.ranks[:, :, None] <= deep).mean(axis=1)
-    for values, name, color, down in zip(shares, comparison.frame["name"], (GREY, BLUE), (-16, 8), strict=True):
+    for values, name, color, up in zip(shares, comparison.frame["name"], (GREY, BLUE), (-12, 4), strict=True):
         ax.plot(deep, values, color=color, label=str(name), **LINE)
-        note(ax, percent(values[0] / 100), (1, values[0]), (6, down), color=color)
+        note(ax, percent(values[0] / 100), (1, values[0]), (-8, up), color=color, ha="right")
     ax.legend(frameon=False, loc="lower right", fontsize=10)
     ax.set_xticks(deep)
+    ax.set_xlim(0.3, _DEEPEST + 0.3)
     ax.set_ylim(0, 103)
     ax.set_xlabel("passages that are looked at, the best first")
     ax.set_ylabel("questions whose passage is among them, %")
