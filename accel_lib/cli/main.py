@@ -247,6 +247,7 @@ def ui(
 
 app.command()(chat.chat)
 app.command()(tune.sweep)
+app.command()(tune.tune)
 app.command()(tune.control)
 app.command()(tune.cores)
 app.command()(tune.memory)
