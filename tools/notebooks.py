@@ -36,6 +36,7 @@ NOTEBOOKS = (
     "09_an_embedding_service",
     "10_versions_and_experiments",
     "11_to_kubernetes",
+    "14_a_chat_service_under_load",
     "your_model",
 )
 MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")
