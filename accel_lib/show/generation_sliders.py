@@ -99,10 +99,8 @@ class GenerationSliders(SliderPanel):
 
     def title(self, run: GenerationPrediction) -> str:
         """The answer in a sentence, and what was measured in another."""
-        if self.measured is None:
-            return run.headline
-        kept = f"{percent(float(self.measured.kept.mean()))} of {len(self.measured.frame)} requests keep both"
-        return f"{run.headline}. Measured: {number(self.measured.output_tokens_per_s)} tokens/s; {kept}"
+        said = f"Predicted: {_speed(run)} keep both targets. The limit is {run.bottleneck}"
+        return f"{said}. Measured: {_speed(self.measured)}" if self.measured else said
 
     def measure(self, *, seconds: float = _SECONDS) -> None:
         """Set the served model as the sliders are, and measure the same load."""
@@ -128,3 +126,8 @@ class GenerationSliders(SliderPanel):
                 high=max(512, engine.step_tokens), step=8,
             ),
         }  # fmt: skip
+
+
+def _speed(run: GenerationRun) -> str:
+    kept = f"{percent(float(run.kept.mean()))} of {len(run.frame)} requests"
+    return f"{number(run.output_tokens_per_s)} tokens/s; {kept}"

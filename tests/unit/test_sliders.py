@@ -216,7 +216,7 @@ def test_rates_lengths_and_rows_of_a_model_that_generates_move_its_answer(genera
     generation.knobs["rate"].value = 180
     busy = generation.simulate()
     assert busy.percentile("ttft_ms", 95) > 2 * calm.percentile("ttft_ms", 95)
-    assert "keep TTFT ≤ 1,000 ms and ITL ≤ 60 ms" in generation.title(busy)
+    assert "keep both targets. The limit is rows" in generation.title(busy)
     generation.knobs["rows"].value = 1
     assert generation.simulate().goodput < busy.goodput
     generation.chosen["answers"].value = "equal"

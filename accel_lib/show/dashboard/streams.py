@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LOOKS = 60
 _REQUESTS = 200
 _LONGEST = 4  # times the mean answer
-_SPREAD = 1.3  # times as many tokens in the largest step as in the smallest, under which the costs cannot be told apart
+_SPREAD = 1.5  # times as many tokens in the largest step as in the smallest, under which the costs cannot be told apart
 _CONTEXT = 1 << 20  # the gateway does not say how much the model holds; the cache bounds it
 _BETWEEN = "vllm:inter_token_latency_seconds"
 _FIRST = "vllm:time_to_first_token_seconds"

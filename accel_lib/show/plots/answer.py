@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _INKS = {"now": BLUE, "A": ORANGE, "B": PURPLE, "measured": VERMILLION}
 _BOX: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _POINTS = 200  # of a distribution's line
+_NEAR = 0.4  # share of the axis
 _DPI = 80
 _LETTERS = 92
 
@@ -81,8 +82,7 @@ class Latencies:
         self._ax = ax
         ax.axvline(self._target_ms, color=GREEN, linestyle="--", linewidth=1.2)
         ax.axhline(95, color=LIGHT, linewidth=1)
-        at: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
-        ax.annotate(f"target {self._target_ms:g} ms", (self._target_ms, 2), (-4, 0), color=GREEN, **at)
+        self._note = ax.text(self._target_ms, 2, "", color=GREEN, fontsize=9)
         ax.set(ylim=(0, 100.5), xlabel=self._words, ylabel="requests, %")
         self._lines = {name: ax.plot([], [], color=ink, linewidth=2)[0] for name, ink in _INKS.items()}
         self._names = {
@@ -101,6 +101,9 @@ class Latencies:
             if len(ms):
                 right = max(right, float(np.percentile(ms, 99.5)))
         self._ax.set_xlim(0, right * 1.15)
+        beside = self._target_ms < _NEAR * right  # where there is no room for words on the left of the line
+        self._note.set_text(f" target {self._target_ms:g} ms ")
+        self._note.set_horizontalalignment("left" if beside else "right")
 
 
 class BatchSizes:
