@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accel_lib.artifact import Artifact
 from accel_lib.errors import EngineError
 from accel_lib.generate import GenerationEngine
-from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.scheduler import Policy, Scheduler
 from accel_lib.models.hub import ModelSource
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def open_generation(
     rows: int = _ROWS,
     cache_tokens: int = _CACHE_TOKENS,
     max_waiting: int = _MAX_WAITING,
+    policy: Policy = "continuous",
 ) -> Scheduler:
     """An engine for an artifact, behind a `Scheduler`.
 
@@ -36,13 +37,15 @@ def open_generation(
         Requests that run at once, and tokens of theirs in the key-value cache.
     max_waiting
         Requests that wait for a place; more are refused.
+    policy
+        When a request joins those that run: see `Scheduler`.
 
     Raises
     ------
     EngineError
         There is no engine for its format.
     """
-    return Scheduler(_engine(artifact, threads, rows, cache_tokens), max_waiting=max_waiting)
+    return Scheduler(_engine(artifact, threads, rows, cache_tokens), max_waiting=max_waiting, policy=policy)
 
 
 def _engine(artifact: Artifact, threads: int | None, rows: int, cache_tokens: int) -> GenerationEngine:
