@@ -169,7 +169,8 @@ class GenerationSteps(Result):
 
     @property
     def _table(self) -> pd.DataFrame:
-        return self.frame[["kind", "rows", "tokens", "ms", "tokens_per_s"]]
+        shown = self.frame[["kind", "rows", "tokens", "ms", "tokens_per_s"]]
+        return shown.rename(columns={"tokens": "step_tokens", "ms": "step_ms"})
 
 
 def time_steps(

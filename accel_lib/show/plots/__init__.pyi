@@ -1,3 +1,4 @@
+from .batching_modes import mode_gains as mode_gains
 from .bench import agreement as agreement
 from .bench import batching as batching
 from .bench import comparison as comparison

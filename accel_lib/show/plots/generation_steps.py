@@ -54,10 +54,10 @@ def roofline(steps: GenerationSteps) -> Axes:
     if np.isfinite(each_s):
         ax.plot(tokens, np.full_like(tokens, 1 / each_s), color=GREY, linestyle=":", linewidth=1.8,
                 label="limit: multiplying them")  # fmt: skip
-        ax.set_ylim(top=3 / each_s)
     ax.legend(edgecolor="none", fontsize=10, loc="lower right")
     log_axis(ax, "x", "{x:,.0f}", base=2)
     log_axis(ax, "y", "{x:,.0f}")
+    ax.set_ylim(frame["tokens_per_s"].min() / 2, 3 * max(frame["tokens_per_s"].max(), np.nan_to_num(1 / each_s)))
     ax.set_xlabel("tokens computed together (rows of a step, or tokens of a prompt)")
     ax.set_ylabel("tokens per second")
     return finish(ax, frame)
