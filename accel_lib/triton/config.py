@@ -43,6 +43,7 @@ _PARAMETERS: Mapping[str, Callable[[str], Any]] = {
     "rows": int,
     "cache_tokens": int,
     "max_waiting": int,
+    "step_tokens": int,
     "policy": str,
 }
 _LEAST = {
@@ -104,9 +105,9 @@ class ModelConfig:
         no other one computes beside. Memory for the weights is needed twice then (not with PyTorch).
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` for the engine; None follows the instance.
-    rows, cache_tokens, max_waiting
-        Of a model that generates: requests in a batch, tokens in its key-value cache, and requests that wait for a
-        place at most; None leaves them to the engine.
+    rows, cache_tokens, max_waiting, step_tokens
+        Of a model that generates: requests in a batch, tokens in its key-value cache, requests that wait for a place
+        at most, and tokens of a step at most, prompts included; None leaves them to the engine.
     policy
         Of a model that generates: ``"continuous"`` lets a request join the batch that runs, ``"static"`` the next one.
     kept
@@ -143,6 +144,7 @@ class ModelConfig:
     rows: int | None = None
     cache_tokens: int | None = None
     max_waiting: int | None = None
+    step_tokens: int | None = None
     policy: str | None = None
     kept: bytes = dataclasses.field(default=b"", repr=False)
 

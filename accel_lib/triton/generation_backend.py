@@ -21,7 +21,7 @@ from accel_lib.generate.loop import EngineLoop, Request
 from accel_lib.triton.backend import load_version, read_tensor, thread_count, write_tensor
 
 _WATCHDOG_S = 60.0
-_ENGINE_SETTINGS = {"rows": int, "cache_tokens": int, "max_waiting": int, "policy": str}
+_ENGINE_SETTINGS = {"rows": int, "cache_tokens": int, "max_waiting": int, "step_tokens": int, "policy": str}
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES = {
     "running": ("vllm:num_requests_running", "Requests in the engine's batch."),

@@ -8,6 +8,9 @@ from .bench import length_profiles as length_profiles
 from .bench import lengths as lengths
 from .bench import memory as memory
 from .bench import speedup_map as speedup_map
+from .generation import kept as kept
+from .generation import streams as streams
+from .generation import token_latency as token_latency
 from .generation_steps import first_token as first_token
 from .generation_steps import roofline as roofline
 from .generation_steps import step_times as step_times
