@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from accel_lib.formatting import listed, times
@@ -33,7 +34,13 @@ class ModeComparison(Result):
         if all(abs(mode.speedup - 1) <= _TIE for mode in others):
             return f"A tie: nothing differs from {first.setting} batching by more than {_TIE:.0%} in tokens per second"
         gains = listed([f"{mode.setting} {times(mode.speedup)}" for mode in others])
-        return f"Tokens per second of {first.setting} batching are reached {gains}"
+        return f"Tokens per second in units of {first.setting} batching: {gains}"
+
+    @property
+    def by_first_token(self) -> dict[str, GenerationLoadRun]:
+        """The runs with their requests in the order in which they began to generate, for a figure."""
+        order = ["first_token_s", "end_s"]
+        return {mode: dataclasses.replace(run, frame=run.frame.sort_values(order)) for mode, run in self.runs.items()}
 
     def gain(self, mode: str = "continuous", over: str = "static") -> float:
         """Tokens per second of one mode over those of another."""
@@ -81,7 +88,7 @@ def compare_modes(
             "speedup": run.output_tokens_per_s / base,
             "ttft_p50_ms": run.percentile("ttft_ms", 50),
             "ttft_p95_ms": run.percentile("ttft_ms", 95),
-            "itl_p50_ms": run.percentile("itl_ms", 50),
+            "itl_p50_ms": run.percentile("itl_ms", 50) or math.nan,  # 0 where an answer comes whole
         }
         for mode, run in runs.items()
     ]

@@ -10,6 +10,7 @@ import pytest
 import accel_lib
 from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.errors import RequestError
+from accel_lib.load import compare_modes
 from accel_lib.models import load_model
 from accel_lib.triton import BATCHING_MODES, write_batching_modes
 from tests.generation import reference
@@ -117,6 +118,18 @@ def test_triton_schedules_the_steps_of_iterative_sequences_together(server):
         reader.ended()
     counted = served.wait_for_stable_statistics() - before
     assert max(counted.batch_sizes) == ROWS
+
+
+def test_the_same_requests_are_compared_in_every_mode(server):
+    found = compare_modes(server, output_tokens=(2, 9), prompt_tokens=8, requests=7)
+    assert tuple(found.frame["setting"]) == tuple(found.runs) == BATCHING_MODES
+    lengths = {tuple(run.frame["output_tokens"]) for run in found.runs.values()}
+    assert len(lengths) == 1
+    assert min(lengths.pop()) < 9
+    whole = found.frame.loc[found.frame["itl_p50_ms"].isna(), "setting"].tolist()
+    assert "dynamic" in whole  # of an engine this fast, others may come whole too
+    assert found.gain() == pytest.approx(found.frame["speedup"].iloc[-1])
+    assert all(run.frame["first_token_s"].is_monotonic_increasing for run in found.by_first_token.values())
 
 
 def test_a_cancelled_request_leaves_its_row_to_others(server):

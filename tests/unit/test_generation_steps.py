@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from accel_lib.bench import GenerationSteps, machine_limits, time_steps
 from accel_lib.bench.generation_steps import MachineLimits
 from accel_lib.convert.generation import generation_to_openvino
+from accel_lib.load import ModeComparison
 from accel_lib.models import load_model
 from accel_lib.show import plots
 from tests.tiny import llama_folder
@@ -103,6 +104,25 @@ def test_the_figures_say_what_was_measured():
     assert title(plots.roofline(found)) == (
         "The two limits meet at 20 tokens: one row reaches 80% of its limit, a prompt of 1,016 tokens 98%"
     )
+
+
+@pytest.mark.parametrize(
+    ("speedups", "headline"),
+    [
+        ([1.0, 0.95, 1.04], "A tie: nothing differs from static batching by more than 10% in tokens per second"),
+        ([1.0, 0.95, 2.1], "Tokens per second in units of static batching: dynamic 0.95× and continuous 2.1×"),
+    ],
+)
+def test_ways_of_batching_that_hardly_differ_are_a_tie(speedups, headline):
+    frame = pd.DataFrame({"setting": ["static", "dynamic", "continuous"], "speedup": speedups})
+    assert ModeComparison(frame=frame, runs={}).headline == headline
+
+
+def test_gains_are_shown_beside_their_predictions():
+    frame = pd.DataFrame({"spread": ["equal", "any"], "measured": [1.02, 2.0], "predicted": [1.0, 2.2]})
+    ax = plots.mode_gains(frame)
+    assert title(ax) == "Continuous over static batching: 1.0× for equal, 2.0× for any (predicted 2.2×)"
+    assert [text.get_text() for text in ax.texts] == ["1.0×, predicted 1.0×", "2.0×, predicted 2.2×"]
 
 
 def test_a_precision_whose_arithmetic_was_not_measured_has_one_limit_in_the_roofline():
