@@ -75,7 +75,7 @@ class GenerationSliders(SliderPanel):
         }
 
     @property
-    def engine(self) -> dict[str, int]:
+    def engine(self) -> dict[str, Any]:
         """The engine's settings that the sliders describe."""
         setting = self.setting
         return {name: setting[name] for name in ("rows", "cache_tokens")} | {

@@ -68,6 +68,8 @@ class SimulatedEngine:
         When requests come, in order.
     prompt_tokens, output_tokens
         Of each request; an answer has at least one token, which comes with the end of its prompt.
+    known_tokens
+        With which all prompts begin: after the first request, whole blocks of them are in the cache already.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class SimulatedEngine:
         arrivals_s: Sequence[float],
         prompt_tokens: Sequence[int],
         output_tokens: Sequence[int],
+        known_tokens: int = 0,
     ) -> None:
         self._cost, self._settings = cost, settings
         self._arrivals, self._prompts, self._outputs = arrivals_s, prompt_tokens, output_tokens
         count = len(arrivals_s)
         self.admitted_s, self.first_token_s, self.end_s = [0.0] * count, [0.0] * count, [0.0] * count
         self.stretches: list[Stretch] = []
+        self._known_tokens = known_tokens
         self._now_s = 0.0
         self._next = 0  # the first in line
         self._reserved = 0
@@ -121,10 +125,15 @@ class SimulatedEngine:
             if self._reserved + needed > settings.cache_tokens:
                 return "cache"
             self._reserved += needed
-            self._reading.append([self._next, 0])
+            self._reading.append([self._next, self._known(self._next)])
             self.admitted_s[self._next] = self._now_s
             self._next += 1
         return ""
+
+    def _known(self, request: int) -> int:
+        """Tokens of a prompt that need not be read; at least its last one is."""
+        block = self._settings.block_tokens
+        return min(self._known_tokens, self._prompts[request] - 1) // block * block if request else 0
 
     def _read(self, lacking: Literal["", "rows", "cache"]) -> None:
         """One step with prompts in it."""

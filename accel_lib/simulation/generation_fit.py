@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from accel_lib.artifact import Artifact
 from accel_lib.errors import AccelError, EngineError
 from accel_lib.generate import Event, GenerationEngine, Limits, Sampling
 from accel_lib.generate.open import open_generation
 from accel_lib.generate.scheduler import Scheduler
+from accel_lib.load.generation import generation_load_test
+from accel_lib.models.generation_text import GenerationText
 from accel_lib.progress import Progress
 from accel_lib.simulation.generation import EngineSettings, SimulatedEngine
 from accel_lib.simulation.generation_prediction import GenerationSimulator, kinds
@@ -30,20 +34,16 @@ _MANY = 1.5  # times the seconds that were asked for, after which even a first r
 Requests = Sequence[tuple[int, int]]  # tokens of prompt and answer
 
 
-def fit_generation_simulator(
-    target: GenerationEngine | ServedModel, *, seconds: float = 15, **settings: int
-) -> GenerationSimulator:
-    """Time an engine's steps, and fit what they cost: about 15 s, in which nothing else should run.
+def fit_generation_simulator(target: GenerationEngine | ServedModel, *, seconds: float = 15) -> GenerationSimulator:
+    """Time an engine's steps, and fit what they cost: half a minute at most, in which nothing else should run.
 
     Parameters
     ----------
     target
-        An engine in this process, open with as many rows as are to be predicted; or a served model, whose artifact is
-        opened in this process with the settings that it is served with.
+        An engine in this process, open with as many rows as are to be predicted; or a served model: its artifact is
+        opened in this process with the settings that it is served with, and what Triton adds to a step is measured.
     seconds
         How long to time; every kind of step is timed at least once, and for no longer than half as long again.
-    settings
-        Of a served model: ``rows``, ``cache_tokens``, ``step_tokens`` or ``threads`` other than those that it has.
 
     Raises
     ------
@@ -56,38 +56,59 @@ def fit_generation_simulator(
     >>> simulator = accel.fit_generation_simulator(server.model("generation"))  # doctest: +SKIP
     >>> simulator.predict(rate=2, output_tokens="exponential:64:160")  # doctest: +SKIP
     """
-    if isinstance(target, ServedModel):
-        opened = open_generation(target.artifact, **_served_settings(target) | settings)
-        try:
-            return fit_generation_simulator(opened, seconds=seconds)
-        finally:
-            opened.close()
-    engine = target if isinstance(target, Scheduler) else Scheduler(target)
+    if not isinstance(target, ServedModel):
+        engine = target if isinstance(target, Scheduler) else Scheduler(target)
+        return _under_its_threads(engine, _fit(engine, seconds))
+    opened = open_generation(target.artifact, **_served_settings(target))
+    try:
+        simulator = _fit(opened, seconds)
+    finally:
+        opened.close()
+    return _under_its_threads(target, dataclasses.replace(simulator, known_tokens=_template_tokens(target.artifact)))
+
+
+def _fit(engine: Scheduler, seconds: float) -> GenerationSimulator:
     progress = Progress("Fitting the simulator")
     settings = _settings(engine.limits)
+    context = engine.limits.context_tokens
+    plan, mixed = _plan(settings, context), _mixed(settings, context)
     timed: list[tuple[Step, float]] = []
-    mixed = _mixed(engine.limits, settings)
-    measured_ms = expected_ms = 0.0
-    plan = _plan(engine.limits, settings)
     _time(engine, plan[0], settings)  # warms up
     began = time.perf_counter()
-    for number, requests in itertools.islice(enumerate(itertools.cycle(plan)), 100 * len(plan)):
+    for number, requests in enumerate(itertools.cycle(plan)):
         spent = time.perf_counter() - began
         if spent > seconds and (number >= len(plan) or spent > _MANY * seconds):
             break
         progress.tick(f"{len(timed)} steps")
         timed += _time(engine, requests, settings)
     cost = fit_step_cost([step for step, _ in timed], [ms for _, ms in timed])
-    for step, ms in _time(engine, mixed, settings):
-        measured_ms += ms
-        expected_ms += cost.ms(step)
-    cost = cost.scaled(measured_ms / expected_ms)
+    level = _time(engine, mixed, settings)
+    cost = cost.changed(factor=sum(ms for _, ms in level) / sum(cost.ms(step) for step, _ in level))
     progress.done(f"{len(timed)} steps")
     rows = [(s.rows, s.prompt_tokens, s.cached, ms, cost.ms(s)) for s, ms in timed]
     frame = pd.DataFrame(rows, columns=["rows", "prompt_tokens", "cached_tokens", "ms", "predicted_ms"])
-    return GenerationSimulator(
-        frame=kinds(frame), cost=cost, settings=settings, context_tokens=engine.limits.context_tokens
-    )
+    return GenerationSimulator(frame=kinds(frame), cost=cost, settings=settings, context_tokens=context)
+
+
+def _under_its_threads(target: Scheduler | ServedModel, simulator: GenerationSimulator) -> GenerationSimulator:
+    """What a step takes beside the engine: handing out tokens, and all that Triton does."""
+    prompts, answers = zip(*_mixed(simulator.settings, simulator.context_tokens), strict=True)
+    lengths = {"prompt_tokens": prompts, "output_tokens": answers}
+    run = generation_load_test(target, arrivals=np.zeros(len(prompts)), **lengths)
+    sent = {name: run.frame[name].tolist() for name in lengths}
+    guess = simulator.predict(arrivals=run.frame["intended_s"].to_numpy(), **sent)
+    more_s = float(run.frame["end_s"].max() - guess.frame["end_s"].max())
+    cost = simulator.cost.changed(more_ms=max(0.0, 1e3 * more_s / float(guess.timeline["steps"].sum())))
+    return dataclasses.replace(simulator, cost=cost)
+
+
+def _template_tokens(artifact: Artifact) -> int:
+    """Tokens with which all chats begin, and which OpenVINO reads once."""
+    text = GenerationText(artifact.folder, artifact.manifest)
+    if artifact.manifest.format != "openvino" or text.chat_template is None:
+        return 0
+    chats = [text.chat_ids([{"role": "user", "content": words}]) for words in ("a", "9")]
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*chats, strict=False)))
 
 
 def _served_settings(served: ServedModel) -> dict[str, int]:
@@ -105,10 +126,10 @@ def _settings(limits: Limits) -> EngineSettings:
     )
 
 
-def _plan(limits: Limits, settings: EngineSettings) -> list[Requests]:
+def _plan(settings: EngineSettings, context_tokens: int) -> list[Requests]:
     """Requests that come at once: by rows, by what is in the cache, by prompts, and prompts beside rows."""
-    counts = [rows for rows in _doubling(limits.rows) if _fits(rows, _SHORT_PROMPT + _ANSWER, settings)]
-    longest = min(_LONG_TOKENS, limits.context_tokens - _ANSWER)
+    counts = [rows for rows in _doubling(settings.rows) if _fits(rows, _SHORT_PROMPT + _ANSWER, settings)]
+    longest = min(_LONG_TOKENS, context_tokens - _ANSWER)
     plan: list[Requests] = [[(_SHORT_PROMPT, _ANSWER)] * rows for rows in counts]
     for rows in {1, *counts[-1:]}:
         prompt = longest // rows
@@ -127,11 +148,11 @@ def _plan(limits: Limits, settings: EngineSettings) -> list[Requests]:
     return plan
 
 
-def _mixed(limits: Limits, settings: EngineSettings) -> Requests:
+def _mixed(settings: EngineSettings, context_tokens: int) -> Requests:
     """More requests than rows, of many lengths."""
     rng = np.random.default_rng(0)
-    most = min(limits.context_tokens, settings.cache_tokens) // 3
-    count = _MIXED * limits.rows
+    most = min(context_tokens, settings.cache_tokens) // 3
+    count = _MIXED * settings.rows
     prompts = rng.integers(4, max(5, min(_LONGEST_PROMPT, most)), count).tolist()
     answers = np.clip(rng.exponential(24, count), 2, max(2, min(_LONGEST_ANSWER, most))).astype(int).tolist()
     return list(zip(prompts, answers, strict=True))

@@ -108,6 +108,7 @@ class GenerationSimulator(Result):
     cost: StepCost
     settings: EngineSettings
     context_tokens: int
+    known_tokens: int = 0  # with which all prompts begin, as a chat template makes them: read once
 
     @property
     def headline(self) -> str:
@@ -138,6 +139,7 @@ class GenerationSimulator(Result):
         cache_tokens: int | None = None,
         step_tokens: int | None = None,
         policy: Policy | None = None,
+        shared_prefix_tokens: int = 0,
         ttft_ms: float = np.inf,
         itl_ms: float = np.inf,
         seed: int = 0,
@@ -156,6 +158,8 @@ class GenerationSimulator(Result):
         rows, cache_tokens, step_tokens, policy
             Of the engine, see `EngineSettings`; what is left out is as it was fitted. Rows and chunks larger than
             those that were timed follow the last line of the costs.
+        shared_prefix_tokens
+            With which all prompts begin, beside a chat template's: an engine that keeps prefixes reads them once.
         ttft_ms, itl_ms
             Targets of a request for the goodput.
 
@@ -182,6 +186,7 @@ class GenerationSimulator(Result):
             arrivals_s=due.tolist(),
             prompt_tokens=prompts.tolist(),
             output_tokens=outputs.tolist(),
+            known_tokens=self.known_tokens + shared_prefix_tokens,
         ).run()
         frame = _frame(due, prompts, outputs, engine)
         frame.attrs["machine"] = self.machine

@@ -57,7 +57,7 @@ class StepCost:
     def tokens_ms(self, tokens: ArrayLike) -> NDArray[np.float64]:
         """What the products with the weights take; beyond the last knot its line goes on."""
         wanted = np.asarray(tokens, dtype=float)
-        inside = np.interp(wanted, self.knots, self.knot_ms)
+        inside: NDArray[np.float64] = np.interp(wanted, self.knots, self.knot_ms)
         if len(self.knots) == 1:
             return inside
         slope = (self.knot_ms[-1] - self.knot_ms[-2]) / (self.knots[-1] - self.knots[-2])
@@ -70,11 +70,11 @@ class StepCost:
         attention = step.cached * self.cached + step.pairs * self.pair
         return float(self.tokens_ms(step.tokens)) + chosen + attention
 
-    def scaled(self, factor: float) -> StepCost:
-        """All of it times a factor."""
+    def changed(self, *, factor: float = 1.0, more_ms: float = 0.0) -> StepCost:
+        """All of it times a factor, and each step longer."""
         return StepCost(
             knots=self.knots,
-            knot_ms=tuple(factor * ms for ms in self.knot_ms),
+            knot_ms=tuple(factor * ms + more_ms for ms in self.knot_ms),
             chosen=factor * self.chosen,
             cached=factor * self.cached,
             pair=factor * self.pair,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from accel_lib.errors import AccelError
-from accel_lib.formatting import number
+from accel_lib.formatting import number, percent
 from accel_lib.load.generation import generation_load_test
 from accel_lib.load.generation_results import GenerationLoadRun
 from accel_lib.load.lengths import Lengths
@@ -25,7 +25,7 @@ from accel_lib.triton.client import ServedModel
 
 Setting = dict[str, int]
 # The settings, each with the words that its value gets; simpler values are smaller.
-SETTINGS = {
+SETTINGS: dict[str, Callable[[Any], str]] = {
     "rows": lambda value: f"{value:.0f} row{'s' if value > 1 else ''}",
     "threads": lambda value: f"{value:.0f} thread{'s' if value > 1 else ''}",
     "step_tokens": lambda value: f"≤ {value:.0f} tokens a step",
@@ -71,11 +71,12 @@ class GenerationSweep(Result):
     @property
     def explanation(self) -> str:
         """How many were simulated, and how far the predictions of the measured ones are."""
-        logs = np.log(self.frame["predicted_goodput"] / self.frame["goodput"].where(self.frame["goodput"] > 0))
-        off = number(100 * float(np.expm1(logs.abs().median())))
+        kept = self.frame[self.frame["goodput"] > 0]
+        ratios = (kept["predicted_goodput"] / kept["goodput"]).to_numpy()
+        off = percent(float(np.median(np.abs(ratios - 1)))) if len(ratios) else "an unknown share"
         return (
             f"{len(self.predicted)} settings were simulated, and {len(self.frame)} measured, in turns; predicted "
-            f"goodput is off by {off}% in their median"
+            f"goodput is off by {off} in their median"
         )
 
     def apply(self) -> None:
@@ -115,14 +116,15 @@ def tune_generation(
     if not (ttft_ms > 0 and itl_ms > 0) or not all(grid.values()) or not set(grid) <= set(SETTINGS):
         fix = "ttft_ms=1_000, itl_ms=100, grid={'rows': (1, 4, 8), 'step_tokens': (64, 128), 'threads': (1, 2)}"
         raise AccelError("Tuning needs targets above zero, and values for each setting.", seen=grid, fix=fix)
-    own = served.config
     load = {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "ttft_ms": ttft_ms, "itl_ms": itl_ms}
-    threads = grid.get("threads") or (own.threads or cores(),)
+    threads = grid.get("threads") or (served.config.threads or cores(),)
     values = {"rows": grid.get("rows", GRID["rows"]), "step_tokens": grid.get("step_tokens", GRID["step_tokens"])}
     most = {name: max(each) for name, each in values.items()}
-    simulators = {
-        count: fit_generation_simulator(served, seconds=calibrate_s, threads=count, **most) for count in threads
-    }
+    simulators = {}
+    with served.own_config():
+        for count in threads:
+            served.configure(threads=count, **most)
+            simulators[count] = fit_generation_simulator(served, seconds=calibrate_s)
     every = itertools.product(values["rows"], threads, values["step_tokens"])
     distinct = dict.fromkeys((rows, count, max(step, rows)) for rows, count, step in every)
     settings = [dict(zip(SETTINGS, each, strict=True)) for each in distinct]
@@ -156,7 +158,7 @@ def _predict(
     """The rate at which some setting has the most goodput, unless one is given; and each setting's goodput there."""
 
     def goodput(setting: Setting, rate: float) -> float:
-        engine = {name: setting[name] for name in ("rows", "step_tokens")}
+        engine: dict[str, Any] = {name: setting[name] for name in ("rows", "step_tokens")}
         return simulators[setting["threads"]].predict(rate=rate, requests=_REQUESTS, **engine, **load).goodput
 
     rates = [rate] if rate else []

@@ -122,6 +122,13 @@ def test_cut_prompts_bound_how_long_the_others_wait():
     assert cut.frame["ttft_ms"].iloc[3] > whole.frame["ttft_ms"].iloc[3]
 
 
+def test_whole_blocks_of_a_shared_prefix_are_read_once():
+    load = {"arrivals": [0.0, 0.5, 1.0], "prompt_tokens": [100, 100, 33], "output_tokens": 2}
+    read = simulator().predict(**load, shared_prefix_tokens=70).timeline["prompt_tokens"]
+    assert read[read > 0].tolist() == [100, 100 - 64, 1]
+    assert simulator().predict(**load).timeline["prompt_tokens"].sum() == 233
+
+
 def test_the_bottleneck_is_what_requests_wait_for():
     busy = {"rate": 20, "requests": 200, "prompt_tokens": 16, "output_tokens": 48}
     assert simulator().predict(**busy, rows=2).bottleneck.startswith("rows")

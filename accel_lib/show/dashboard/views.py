@@ -98,7 +98,7 @@ def generation(seen: Streams, predicted: GenerationPrediction | None) -> str:
     if not seen.seen:
         return page.empty("Nothing was generated in the last minute: numbers appear with the first request.")
     measured = ("now", seen.requests_per_s, seen.tokens_per_s, seen.p95_ms(first=True), seen.p95_ms(first=False))
-    rows = [measured]
+    rows: list[tuple[Any, ...]] = [measured]
     if predicted:
         latencies = (predicted.percentile(name, 95) for name in ("ttft_ms", "itl_ms"))
         rows.append(("predicted", predicted.offered, predicted.output_tokens_per_s, *latencies))

@@ -122,7 +122,7 @@ class BatchSizes:
             sizes = runs.get(name, pd.Series(dtype=float))
             requests = sizes * sizes.index.to_numpy(dtype=float)
             percents = 100 * requests / max(float(requests.sum()), 1e-9)
-            self._bars[name].set_data(_padded(sizes.index, percents))
+            self._bars[name].set_data(*_padded(sizes.index, percents))
             if len(sizes):
                 widest, most = max(widest, int(sizes.index.max())), max(most, float(percents.max()))
         self._ax.set_xlim(0, widest + 1.5)
