@@ -28,7 +28,7 @@ def step_times(*runs: GenerationSteps) -> Axes:
         reading = steps["reading_ms"].iloc[0]
         ax.axhline(reading, color=color, linestyle="--", linewidth=1.2)
         words = f"reading the weights once: {number(reading)} ms"
-        note(ax, words, (steps["rows"].max(), reading), (0, -13), ha="right", color=color)
+        note(ax, words, (steps["rows"].max(), reading), (0, 4), ha="right", color=color)
     ax.legend(edgecolor="none", fontsize=10, loc="upper left")
     log_axis(ax, "x", "{x:g}", base=2)
     ax.set_ylim(0)
