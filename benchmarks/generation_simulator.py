@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accel_lib.load.generation import generation_load_test
 
 import accel_lib as accel
 from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.generate.open import open_generation
+from accel_lib.load.generation import generation_load_test
 from accel_lib.load.generation_results import GenerationRun
 from accel_lib.load.lengths import Lengths
 from accel_lib.measurement import machine_line
