@@ -1,0 +1,70 @@
+"""What stands between the products of `accel_lib.models.paged_decoder`, in plain PyTorch: for CPUs and older GPUs.
+
+Attention gathers each text's pages up to a bound that the host knows; see `accel_lib.models.paged_kernels` for kernels
+that read each text's own length.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from accel_lib.models.decoder import repeated, rotated
+from accel_lib.models.paged_decoder import PAGE_TOKENS, Norm, Shape, Tokens
+
+_GELU = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+
+
+def plan(shape: Shape, *, blocks: int, block: int, context: int) -> int:  # noqa: ARG001
+    """As `Operations.plan`: the tokens that are gathered for each text."""
+    return context
+
+
+def add_norm(total: Tensor, addend: Tensor | None, norm: Norm) -> Tensor:
+    """As `Operations.add_norm`."""
+    if addend is not None:
+        total += addend
+    return _normed(total, norm)
+
+
+def _normed(values: Tensor, norm: Norm) -> Tensor:
+    wide = values.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.epsilon)
+    return (norm.weight * (wide * scale)).to(norm.weight.dtype)
+
+
+def rotate_and_store(
+    joined: Tensor, cache: Tensor, rotation: Tensor, norms: tuple[Norm, Norm] | None, at: Tokens, shape: Shape
+) -> Tensor:
+    """As `Operations.rotate_and_store`."""
+    heads = joined.unflatten(-1, (-1, shape.head_size))
+    query, key, value = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+    if norms is not None:
+        query, key = _normed(query, norms[0]), _normed(key, norms[1])
+    angles = rotation[:, at.positions, None]
+    cosine, sine = torch.cat([angles, angles], dim=-1).to(joined.dtype)
+    cache[0].index_copy_(0, at.places, rotated(key, (cosine, sine)))
+    cache[1].index_copy_(0, at.places, value)
+    return rotated(query, (cosine, sine))
+
+
+def attend(query: Tensor, cache: Tensor, at: Tokens, shape: Shape) -> Tensor:
+    """As `Operations.attend`."""
+    blocks, context = at.slots.shape[0] // at.block, at.plan
+    seen = torch.arange(context, device=query.device)
+    pages = at.tables[at.slots[:: at.block]][:, seen // PAGE_TOKENS]
+    places = pages.long() * PAGE_TOKENS + seen % PAGE_TOKENS
+    allowed = seen <= at.positions.view(blocks, 1, at.block, 1)
+    written = allowed.any(2)[:, 0, :, None, None]
+    found = cache[:, places].masked_fill(~written, 0)  # what another text left there may be no number
+    key, value = (repeated(part.transpose(1, 2), shape.heads // shape.kv_heads) for part in found)
+    rows = query.reshape(blocks, at.block, shape.heads, shape.head_size).transpose(1, 2)
+    mixed = functional.scaled_dot_product_attention(rows, key, value, attn_mask=allowed, scale=shape.scaling)
+    return mixed.transpose(1, 2).reshape(-1, shape.heads * shape.head_size)
+
+
+def gated(joined: Tensor, activation: str) -> Tensor:
+    """As `Operations.gated`."""
+    gate, up = joined.chunk(2, dim=-1)
+    return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate=_GELU[activation])) * up
