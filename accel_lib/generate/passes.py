@@ -84,7 +84,7 @@ class Passes:
         self._there: list[int] = []  # what `_picked` holds, as the host knows it
         self._positions = self._zeros(max(rows, tokens))
         self._total = self._zeros(max(rows, tokens), width, dtype=torch.float32)
-        self._sampler = Sampler(slots, vocabulary, self.device)
+        self._sampler = Sampler(slots, vocabulary, self.device, decoder.operations)
         self._stream: torch.cuda.Stream | None = None
         self._graph: GraphCache[tuple[torch.cuda.CUDAGraph, Chosen | None]] | None = None
         if self.device != "cpu":
@@ -160,8 +160,8 @@ class Passes:
         return _rows_size(len(slots)) if self._graph else len(slots)
 
     def _plan(self, tokens: int, block: int, context: int) -> int:
-        """Contexts are rounded up to few sizes, too."""
-        bound = _LEAST_CONTEXT
+        """Contexts are rounded up to few sizes too, where each is a graph."""
+        bound = _LEAST_CONTEXT if self._graph else context
         while bound < context:
             bound *= 4
         shape, plan = self._decoder.shape, self._decoder.operations.plan

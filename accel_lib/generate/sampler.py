@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from accel_lib.generate import Sampling
+from accel_lib.models.paged_decoder import Operations
+from accel_lib.models.paged_operations import LEAST_TEMPERATURE, STEP, mixed
 
 TOP_LOGPROBS = 20
 NOT_FINITE = -1  # in place of a token: the logits are no numbers
@@ -22,14 +24,6 @@ NOT_FINITE = -1  # in place of a token: the logits are no numbers
 _NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _SIMPLE = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0, "logprobs": None}
 _UNFILTERED = {"top_p": 1.0, "top_k": 0}
-_LEAST_TEMPERATURE = 1e-9
-# Of SplitMix64: https://prng.di.unimi.it/splitmix64.c, its unsigned constants as signed ones
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
-_LAST_SHIFT = 31
-_BITS = 24
-
-
 class Chosen(NamedTuple):
     """Tokens int64 ``[rows]``; in mode full their log probabilities and the likeliest ``[rows, alternatives]``."""
 
@@ -64,10 +58,12 @@ class Sampler:
         Of requests; one more is for rows that fill a batch up.
     vocabulary
         Numbers in a row of logits.
+    operations
+        Which add the noise.
     """
 
-    def __init__(self, slots: int, vocabulary: int, device: str) -> None:
-        self._size, self._device = (slots + 1, vocabulary), device
+    def __init__(self, slots: int, vocabulary: int, device: str, operations: Operations) -> None:
+        self._size, self._device, self._operations = (slots + 1, vocabulary), device, operations
         self._numbers = torch.ones((slots + 1, len(_NUMBERS)), device=device)
         self._seeds = torch.zeros(slots + 1, dtype=torch.int64, device=device)
         self._least = torch.zeros(slots + 1, dtype=torch.int64, device=device)
@@ -110,20 +106,21 @@ class Sampler:
         return values.pin_memory().to(self._device, non_blocking=True) if self._device != "cpu" else values
 
     def choose(self, logits: Tensor, slots: Tensor, mode: Mode) -> Chosen:
-        """The next token of each row, ``[rows, vocabulary]``, and one more in the counts of its slot."""
+        """The next token of each row, ``[rows, vocabulary]``, and one more in the counts of its slot.
+
+        The noise is Gumbel's, which makes the largest sum a sample, and hardly another one where logits differ by a
+        rounding: https://arxiv.org/abs/1411.0030
+        """
         best, ids = logits.max(dim=-1)
         finite = best.isfinite()
         chosen = Chosen(ids)
         if mode is not Mode.GREEDY:
-            logits = logits.float()
-            changed = self._penalized(logits, slots) if mode is Mode.FULL else logits
-            if mode is Mode.FULL:
-                ids = changed.argmax(dim=-1)
-            numbers = self._numbers[slots]
-            sampled = self._sampled(changed, numbers, slots, filtered=mode is Mode.FULL)
-            ids = torch.where(numbers[:, 0] > 0, sampled, ids)
-            chosen = self._with_logprobs(logits, ids) if mode is Mode.FULL else Chosen(ids)
+            changed = self._filtered(self._penalized(logits.float(), slots), slots) if mode is Mode.FULL else logits
+            keys = mixed(self._seeds[slots] + (self._made[slots] + 1) * STEP)
+            ids = self._operations.add_noise(changed, self._numbers[slots, 0], keys).argmax(dim=-1)
+            chosen = Chosen(ids)
         if mode is Mode.FULL:
+            chosen = _with_logprobs(logits, ids)
             counts = self._tables()[0].view(-1)
             counts.scatter_add_(0, slots * self._size[1] + ids, torch.ones_like(ids, dtype=torch.int32))
         self._made.index_copy_(0, slots, self._made[slots] + 1)
@@ -139,35 +136,19 @@ class Sampler:
         early = (self._made[slots] < self._least[slots])[:, None]
         return changed.masked_fill(early & stops, -torch.inf)
 
-    def _sampled(self, logits: Tensor, numbers: Tensor, slots: Tensor, *, filtered: bool) -> Tensor:
-        temperature, top_p, top_k = numbers[:, :3, None].unbind(1)
-        shares = (logits / temperature.clamp(min=_LEAST_TEMPERATURE)).softmax(dim=-1)
-        if filtered:
-            ranked, order = shares.sort(dim=-1, descending=True)
-            rank = torch.arange(ranked.shape[-1], device=logits.device)
-            kept = (ranked.cumsum(-1) - ranked < top_p) & ((rank < top_k) | (top_k == 0))
-            kept[:, 0] = True
-            shares = shares * torch.zeros_like(kept).scatter(1, order, kept)
-        sums = shares.cumsum(-1)
-        place = uniform(self._seeds[slots], self._made[slots])[:, None] * sums[:, -1:]
-        return (sums < place).sum(-1).clamp(max=logits.shape[-1] - 1)
-
-    def _with_logprobs(self, logits: Tensor, ids: Tensor) -> Chosen:
-        """As the network gives them, before penalties and temperature."""
-        shares = logits.log_softmax(dim=-1)
-        top, top_ids = shares.topk(min(TOP_LOGPROBS, logits.shape[-1]))
-        return Chosen(ids, shares.gather(1, ids[:, None])[:, 0], top_ids, top)
+    def _filtered(self, logits: Tensor, slots: Tensor) -> Tensor:
+        """Only what `top_k` and `top_p` leave; the likeliest always."""
+        temperature, top_p, top_k = self._numbers[slots, :3, None].unbind(1)
+        shares = (logits / temperature.clamp(min=LEAST_TEMPERATURE)).softmax(dim=-1)
+        ranked, order = shares.sort(dim=-1, descending=True)
+        rank = torch.arange(ranked.shape[-1], device=logits.device)
+        kept = ((ranked.cumsum(-1) - ranked < top_p) | (top_p == 1)) & ((rank < top_k) | (top_k == 0))
+        kept[:, 0] = True
+        return logits.masked_fill(~torch.zeros_like(kept).scatter(1, order, kept), -torch.inf)
 
 
-def uniform(seeds: Tensor, places: Tensor) -> Tensor:
-    """A number above 0, at most 1, from a seed and a place, int64: SplitMix64's at that place."""
-    values = seeds + (places + 1) * _STEP
-    for shift, factor in _MIX:
-        values = (values ^ _shifted(values, shift)) * factor
-    values = values ^ _shifted(values, _LAST_SHIFT)
-    return (_shifted(values, 64 - _BITS) + 1).float() / 2**_BITS
-
-
-def _shifted(values: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left, as PyTorch has no unsigned shift."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+def _with_logprobs(logits: Tensor, ids: Tensor) -> Chosen:
+    """As the network gives them, before penalties and temperature."""
+    shares = logits.float().log_softmax(dim=-1)
+    top, top_ids = shares.topk(min(TOP_LOGPROBS, logits.shape[-1]))
+    return Chosen(ids, shares.gather(1, ids[:, None])[:, 0], top_ids, top)

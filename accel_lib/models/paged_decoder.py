@@ -62,14 +62,24 @@ class Norm(NamedTuple):
     epsilon: float
 
 
+class Linear(NamedTuple):
+    """Weights ``[out, in]`` of a product, and what is added to it."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Operations(Protocol):
-    """What stands between the products of a layer."""
+    """What stands between the products of a layer, and behind the last one."""
 
     def plan(self, shape: Shape, *, blocks: int, block: int, context: int) -> int:
         """The number that a captured pass over so many blocks, which see at most `context` tokens, depends on."""
 
     def add_norm(self, total: Tensor, addend: Tensor | None, norm: Norm) -> Tensor:
         """Add to `total`, float32 ``[tokens, width]``, in place; its norm in the type of the weights."""
+
+    def product(self, values: Tensor, linear: Linear) -> Tensor:
+        """``[tokens, in]`` to ``[tokens, out]``."""
 
     def rotate_and_store(
         self, joined: Tensor, cache: Tensor, rotation: Tensor, norms: tuple[Norm, Norm] | None, at: Tokens, shape: Shape
@@ -86,23 +96,21 @@ class Operations(Protocol):
     def gated(self, joined: Tensor, activation: str) -> Tensor:
         """``activation(gate) · up`` of ``[tokens, 2 · width]``."""
 
+    def add_noise(self, logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+        """Logits ``[rows, vocabulary]`` by their temperature, each with Gumbel noise of its row's key and its place.
 
-class _Linear(NamedTuple):
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return functional.linear(values, self.weight, self.bias)
+        Rows of temperature 0 stay as they are.
+        """
 
 
 class _Layer(NamedTuple):
     before_attention: Norm
-    projections: _Linear
+    projections: Linear
     head_norms: tuple[Norm, Norm] | None
-    output: _Linear
+    output: Linear
     before_mlp: Norm
-    gate_up: _Linear
-    down: _Linear
+    gate_up: Linear
+    down: Linear
 
 
 class PagedDecoder:
@@ -142,7 +150,7 @@ class PagedDecoder:
         self.operations = operations
         self.embedding = decoder.embedding.to(**self._to)
         tied = decoder.head.weight is decoder.embedding
-        self.head = _Linear(self.embedding, None) if tied else self._joined(decoder.head)
+        self.head = Linear(self.embedding, None) if tied else self._joined(decoder.head)
         self.embedding_scale = decoder.embedding_scale
         self.activation = theirs[0].activation
         self.layers = [self._layer(layer) for layer in theirs]
@@ -170,11 +178,11 @@ class PagedDecoder:
     def _norm(self, norm: Any) -> Norm:
         return Norm(norm.weight.to(**self._to), norm.epsilon)
 
-    def _joined(self, *layers: Any) -> _Linear:
+    def _joined(self, *layers: Any) -> Linear:
         weight = torch.cat([layer.weight for layer in layers]).to(**self._to)
         if layers[0].bias is None:
-            return _Linear(weight, None)
-        return _Linear(weight, torch.cat([layer.bias for layer in layers]).to(**self._to))
+            return Linear(weight, None)
+        return Linear(weight, torch.cat([layer.bias for layer in layers]).to(**self._to))
 
     def forward(
         self, ids: Tensor, slots: Tensor, positions: Tensor, tables: Tensor, *, total: Tensor, block: int, plan: int
@@ -198,16 +206,17 @@ class PagedDecoder:
         for layer, cache in zip(self.layers, self.caches, strict=True):
             normed = compute.add_norm(total, addend, layer.before_attention)
             query = compute.rotate_and_store(
-                layer.projections(normed), cache, self.rotation, layer.head_norms, at, self.shape
+                compute.product(normed, layer.projections), cache, self.rotation, layer.head_norms, at, self.shape
             )
-            attended = layer.output(compute.attend(query, cache, at, self.shape))
+            attended = compute.product(compute.attend(query, cache, at, self.shape), layer.output)
             normed = compute.add_norm(total, attended, layer.before_mlp)
-            addend = layer.down(compute.gated(layer.gate_up(normed), self.activation))
+            gated = compute.gated(compute.product(normed, layer.gate_up), self.activation)
+            addend = compute.product(gated, layer.down)
         total += addend
 
     def logits(self, total: Tensor) -> Tensor:
         """What `forward` left for some tokens, ``[tokens, width]``, to ``[tokens, vocabulary]``."""
-        return self.head(self.operations.add_norm(total, None, self.norm))
+        return functional.linear(self.operations.add_norm(total, None, self.norm), *self.head)
 
 
 def cache_bytes_per_token(decoder: Decoder, dtype: torch.dtype) -> int:

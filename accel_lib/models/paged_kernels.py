@@ -14,13 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from accel_lib.models.paged_decoder import PAGE_TOKENS, Norm, Shape, Tokens
+from accel_lib.models.paged_decoder import PAGE_TOKENS, Linear, Norm, Shape, Tokens
 
-_TILE = 64  # keys at a time
+_TILE_BYTES = 32_768  # of keys at a time, and of values: two of each fit into a multiprocessor
+_MOST_TILE = 128
+_PROMPT_TILE = 64
+_MANY_ROWS = 128  # of a product: shared by twice as many threads
 _LEAST_ROWS = 16  # of a product on tensor cores
 _UNSPLIT_TOKENS = 512  # a text of so many is read by one program faster than by several whose parts are joined
 _MOST_SPLITS = 16
-_WIDTH = 1024
+_WIDTH = 1024  # numbers at a time, where each stands for itself
+_LONGEST_ROW = 16_384  # of a weight that one program reads whole
 _ACTIVATIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "gelu": 2}
 _LOG2_E = 1.4426950408889634
 
@@ -34,8 +38,8 @@ def plan(shape: Shape, *, blocks: int, block: int, context: int) -> int:
     """As `Operations.plan`: the parts that each text is split into."""
     if block > 1 or context <= _UNSPLIT_TOKENS:
         return 1
-    idle = 2 * _processors() // (blocks * shape.kv_heads)
-    return max(1, min(_MOST_SPLITS, 1 << max(idle, 1).bit_length() - 1, context // _UNSPLIT_TOKENS * 2))
+    wanted = min(_MOST_SPLITS, 2 * _processors() // (blocks * shape.kv_heads), 2 * context // _UNSPLIT_TOKENS)
+    return 1 << max(wanted, 1).bit_length() - 1  # a power of two
 
 
 def add_norm(total: Tensor, addend: Tensor | None, norm: Norm) -> Tensor:
@@ -67,6 +71,43 @@ def _add_norm(total, addend, weight, normed, epsilon, width, ADDS: tl.constexpr,
     scale = tl.rsqrt(tl.sum(values * values) / width + epsilon)
     factors = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + at, (values * scale * factors).to(normed.dtype.element_ty), mask=inside)
+
+
+def product(values: Tensor, linear: Linear) -> Tensor:
+    """As `Operations.product`: of one token, which reads each weight once, by a kernel that does nothing else."""
+    tokens, depth = values.shape
+    if tokens > 1 or depth > _LONGEST_ROW:
+        return torch.nn.functional.linear(values, linear.weight, linear.bias)
+    width = linear.weight.shape[0]
+    found = values.new_empty((1, width))
+    tile = triton.next_power_of_2(depth)
+    rows, warps = (4, 8) if 1024 < tile <= 4096 else (2, 4)  # measured on an H200, for the shapes of 135M and 1.5B
+    _product[(triton.cdiv(width, rows),)](
+        values,
+        linear.weight,
+        values if linear.bias is None else linear.bias,
+        found,
+        width,
+        depth,
+        ADDS=linear.bias is not None,
+        ROWS=rows,
+        DEPTH=tile,
+        num_warps=warps,
+    )
+    return found
+
+
+@triton.jit
+def _product(values, weight, bias, found, width, depth, ADDS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, DEPTH)
+    there, inside = rows < width, columns < depth
+    asked = tl.load(values + columns, mask=inside, other=0.0).to(tl.float32)
+    at = weight + rows[:, None] * depth + columns[None, :]
+    weights = tl.load(at, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    sums = tl.sum(weights * asked[None, :], 1)
+    if ADDS:
+        sums += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(found + rows, sums.to(found.dtype.element_ty), mask=there)
 
 
 def rotate_and_store(
@@ -149,6 +190,8 @@ def attend(query: Tensor, cache: Tensor, at: Tokens, shape: Shape) -> Tensor:
     tokens, splits = query.shape[0], at.plan
     groups = shape.heads // shape.kv_heads
     rows = max(_LEAST_ROWS, triton.next_power_of_2(at.block * groups))
+    width = triton.next_power_of_2(shape.head_size)
+    row_bytes = width * query.element_size()
     mixed = torch.empty((tokens, shape.heads, shape.head_size), dtype=query.dtype, device=query.device)
     parts = mixed
     if splits > 1:
@@ -172,12 +215,13 @@ def attend(query: Tensor, cache: Tensor, at: Tokens, shape: Shape) -> Tensor:
         HEADS=shape.heads,
         KV_HEADS=shape.kv_heads,
         SIZE=shape.head_size,
-        WIDTH=triton.next_power_of_2(shape.head_size),
+        WIDTH=width,
         ROWS=rows,
         PAGE=PAGE_TOKENS,
-        TILE=_TILE,
+        TILE=min(_MOST_TILE if at.block == 1 else _PROMPT_TILE, _TILE_BYTES // row_bytes),
         SPLITS=splits,
-        num_warps=8 if rows >= 128 else 4,
+        num_warps=4 if rows < _MANY_ROWS else 8,
+        num_stages=3 if at.block == 1 and row_bytes <= _TILE_BYTES // 2 // _MOST_TILE else 2,
     )
     if splits > 1:
         _join[(tokens * shape.heads,)](
@@ -186,7 +230,7 @@ def attend(query: Tensor, cache: Tensor, at: Tokens, shape: Shape) -> Tensor:
             sums[1],
             mixed,
             SIZE=shape.head_size,
-            WIDTH=triton.next_power_of_2(shape.head_size),
+            WIDTH=width,
             SPLITS=splits,
         )
     return mixed.view(tokens, -1)
@@ -298,3 +342,30 @@ def _gated(joined, found, width, KIND: tl.constexpr, WIDTH: tl.constexpr):
     else:
         gate *= 0.5 * (1 + tl.erf(gate * 0.7071067811865476))
     tl.store(found + token * width + columns, (gate * up).to(found.dtype.element_ty), mask=inside)
+
+
+def add_noise(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+    """As `Operations.add_noise`."""
+    rows, vocabulary = logits.shape
+    noisy = torch.empty((rows, vocabulary), dtype=torch.float32, device=logits.device)
+    _add_noise[(rows, triton.cdiv(vocabulary, _WIDTH))](logits, temperature, keys, noisy, vocabulary, WIDTH=_WIDTH)
+    return noisy
+
+
+@triton.jit
+def _add_noise(logits, temperature, keys, noisy, vocabulary, WIDTH: tl.constexpr):
+    """Shares below 0.001 by the first terms of their logarithm's series, as 1 less them rounds."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = columns < vocabulary
+    values = tl.load(logits + row * vocabulary + columns, mask=inside, other=0.0).to(tl.float32)
+    heat = tl.load(temperature + row)
+    if heat > 0:
+        mixed = tl.load(keys + row).to(tl.uint64, bitcast=True) + (columns + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB
+        mixed = mixed ^ (mixed >> 31)
+        share = ((mixed >> 24).to(tl.float32) + 0.5) / 1099511627776.0
+        waited = tl.where(share < 1e-3, share * (1 + 0.5 * share), -tl.log(1 - share))
+        values = values / tl.maximum(heat, 1e-9) - tl.log(waited)
+    tl.store(noisy + row * vocabulary + columns, values, mask=inside)

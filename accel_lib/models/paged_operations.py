@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from accel_lib.models.decoder import repeated, rotated
-from accel_lib.models.paged_decoder import PAGE_TOKENS, Norm, Shape, Tokens
+from accel_lib.models.paged_decoder import PAGE_TOKENS, Linear, Norm, Shape, Tokens
+
+LEAST_TEMPERATURE = 1e-9
+# Of SplitMix64, its unsigned constants as signed ones: https://prng.di.unimi.it/splitmix64.c
+STEP = 0x9E3779B97F4A7C15 - 2**64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+_LAST_SHIFT = 31
+_BITS = 40  # of a share: the smallest ones decide, and must differ
 
 _GELU = {"gelu": "none", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 
@@ -32,6 +39,11 @@ def _normed(values: Tensor, norm: Norm) -> Tensor:
     wide = values.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.epsilon)
     return (norm.weight * (wide * scale)).to(norm.weight.dtype)
+
+
+def product(values: Tensor, linear: Linear) -> Tensor:
+    """As `Operations.product`."""
+    return functional.linear(values, linear.weight, linear.bias)
 
 
 def rotate_and_store(
@@ -68,3 +80,24 @@ def gated(joined: Tensor, activation: str) -> Tensor:
     """As `Operations.gated`."""
     gate, up = joined.chunk(2, dim=-1)
     return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate=_GELU[activation])) * up
+
+
+def add_noise(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:
+    """As `Operations.add_noise`."""
+    ids = torch.arange(logits.shape[-1], device=logits.device)
+    shares = (_shifted(mixed(keys[:, None] + (ids + 1) * STEP), 64 - _BITS) + 0.5).float() / 2**_BITS
+    warm, heat = logits.float(), temperature[:, None]
+    noisy = warm / heat.clamp(min=LEAST_TEMPERATURE) - (-torch.log1p(-shares)).log()
+    return torch.where(heat > 0, noisy, warm)
+
+
+def mixed(values: Tensor) -> Tensor:
+    """Numbers that look like chance, int64, from others."""
+    for shift, factor in _MIX:
+        values = (values ^ _shifted(values, shift)) * factor
+    return values ^ _shifted(values, _LAST_SHIFT)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros from the left, as PyTorch has no unsigned shift."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
