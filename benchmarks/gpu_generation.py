@@ -1,4 +1,4 @@
-"""A language model on a GPU: our engine beside transformers' static cache with torch.compile and its continuous batching.
+"""A language model on a GPU: ours beside transformers' static cache with torch.compile, and its continuous batching.
 
 Run on a machine with a GPU (five minutes, most of them torch.compile's):
 
@@ -47,6 +47,7 @@ SHAPES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 FIRST = "SmolLM2-135M"
 ROWS = (1, 8, 64, 256)
+PEER_ROWS = (1, 64, 256)  # each is compiled
 PROMPT_TOKENS = 64
 WARM_STEPS, TIMED_STEPS = 30, 100
 REQUESTS, MEAN_TOKENS, MOST_TOKENS = 256, 40, 160  # of exponential lengths
@@ -73,7 +74,7 @@ def main() -> None:
         model = random_model(name)
         measure(name, model, asked.rows, kept)
         if not asked.without_peers:
-            peers(name, model, asked.rows, kept)
+            peers(name, model, kept)
         asked.output.write_text(json.dumps(kept, indent=1) + "\n")
         del model
         torch.cuda.empty_cache()
@@ -90,7 +91,7 @@ def facts() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "copy_tb_per_s": copy_rate() / 1e12,
         "prompt_tokens": PROMPT_TOKENS,
-        "requests": f"{REQUESTS}, prompts of 34 to 151 tokens, answers exponential, mean {MEAN_TOKENS}, at most {MOST_TOKENS}",
+        "requests": f"{REQUESTS} at once, prompts of 34 to 151 tokens, answers exponential, mean {MEAN_TOKENS} tokens",
     }
 
 
@@ -137,14 +138,23 @@ def measure(name: str, model: GenerationModel, many: list[int], kept: dict[str, 
             for temperature in (0.0, 1.0):
                 step_ms = median_step_ms(engine, rows, temperature)
                 limit_ms = 1e3 * step_bytes(model, rows) / (kept["facts"]["copy_tb_per_s"] * 1e12)
-                add_step(kept, name, engine.name, rows, step_ms, temperature=temperature, memory_share=limit_ms / step_ms)
+                add_step(
+                    kept, name, engine.name, rows, step_ms, temperature=temperature, memory_share=limit_ms / step_ms
+                )
         for _ in range(3):
             tokens, seconds = answer_all(engine, lengths(model.vocabulary))
             add_lengths(kept, name, engine.name, tokens, seconds)
 
 
 def add_step(kept: dict[str, Any], shape: str, engine: str, rows: int, step_ms: float, **more: float) -> None:
-    row = {"shape": shape, "engine": engine, "rows": rows, "step_ms": step_ms, "tokens_per_s": 1e3 * rows / step_ms, **more}
+    row = {
+        "shape": shape,
+        "engine": engine,
+        "rows": rows,
+        "step_ms": step_ms,
+        "tokens_per_s": 1e3 * rows / step_ms,
+        **more,
+    }
     kept["steps"].append(row)
     print(row, flush=True)
 
@@ -169,7 +179,9 @@ def median_step_ms(engine: GenerationEngine, rows: int, temperature: float) -> f
     for index in range(rows):
         ids = random.integers(0, engine.limits.vocabulary, PROMPT_TOKENS).tolist()
         tokens = WARM_STEPS + TIMED_STEPS + 10
-        scheduler.add(str(index), ids, Sampling(max_tokens=tokens, temperature=temperature, seed=index, ignore_eos=True))
+        scheduler.add(
+            str(index), ids, Sampling(max_tokens=tokens, temperature=temperature, seed=index, ignore_eos=True)
+        )
     for _ in range(WARM_STEPS):
         scheduler.step()
     times = [time.perf_counter()]
@@ -204,10 +216,10 @@ def answer_all(engine: GenerationEngine, requests: list[tuple[list[int], int]]) 
     return made, time.perf_counter() - began
 
 
-def peers(name: str, model: GenerationModel, many: list[int], kept: dict[str, Any]) -> None:
+def peers(name: str, model: GenerationModel, kept: dict[str, Any]) -> None:
     """transformers' own ways, in FP16 too, with the settings that make each fastest here."""
     network: Any = model.network.half()
-    for rows in many:
+    for rows in PEER_ROWS:
         with reported(f"{name}, static cache with compile, {rows} rows"):
             add_step(kept, name, "transformers, static cache, compiled", rows, compiled_step_ms(network, rows))
     for label, graphs in (("transformers, continuous batching", None), ("the same, CUDA graphs asked for", True)):
@@ -281,7 +293,10 @@ def agreement(model: GenerationModel) -> dict[str, Any]:
         ) as engine:
             plain = Sampling(max_tokens=ANSWER_TOKENS, temperature=0, ignore_eos=True)
             same = answers(engine, prompts, [plain] * PROMPTS)
-            seeded = [Sampling(max_tokens=ANSWER_TOKENS, temperature=1.0, seed=each, ignore_eos=True) for each in range(SEEDED)]
+            seeded = [
+                Sampling(max_tokens=ANSWER_TOKENS, temperature=1.0, seed=each, ignore_eos=True)
+                for each in range(SEEDED)
+            ]
             together = answers(engine, prompts[:SEEDED], seeded)
             alone = [answers(engine, [prompt], [each])[0] for prompt, each in zip(prompts, seeded, strict=True)]
         found[precision] = {
@@ -330,7 +345,9 @@ def verdict(kept: dict[str, Any]) -> list[str]:
     for key, wanted in TARGETS.items():
         if key in found:
             lines.append(line(f"{key[0]}, {key[1]} rows", found[key]["tokens_per_s"], wanted))
-    mixed = [row["tokens_per_s"] for row in kept["lengths"] if row["shape"] == FIRST and row["engine"].startswith("PyTorch")]
+    mixed = [
+        row["tokens_per_s"] for row in kept["lengths"] if row["shape"] == FIRST and row["engine"].startswith("PyTorch")
+    ]
     return lines + ([line(f"{FIRST}, mixed lengths", float(np.median(mixed)), TARGET_LENGTHS)] if mixed else [])
 
 

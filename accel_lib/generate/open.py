@@ -53,19 +53,19 @@ def open_generation(
 def _engine(
     artifact: Artifact, device: str, threads: int | None, rows: int | None, cache_tokens: int | None
 ) -> GenerationEngine:
-    bounds = {"rows": rows or _ROWS, "cache_tokens": cache_tokens or _CACHE_TOKENS}
+    few, small = rows or _ROWS, cache_tokens or _CACHE_TOKENS
     if artifact.manifest.format == "transformers":
         from accel_lib.engines.torch import find_device
         from accel_lib.generate.transformers import TransformersEngine
 
         model, found = _model(artifact, threads), find_device(device)
         if found == "cpu":
-            return TransformersEngine(model, **bounds)
+            return TransformersEngine(model, rows=few, cache_tokens=small)
         return _on_gpu(model, found, rows or _GPU_ROWS, cache_tokens)
     if artifact.manifest.format == "openvino":
         from accel_lib.generate.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(artifact, threads=threads, **bounds)
+        return OpenVINOEngine(artifact, rows=few, cache_tokens=small, threads=threads)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,

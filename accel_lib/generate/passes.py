@@ -41,8 +41,10 @@ class Answer:
         self._ready: torch.cuda.Event | None = None
         self._values = chosen
         if chosen.ids.is_cuda:
-            self._values = Chosen(*(None if each is None else _to_host(each) for each in chosen))
-            self._ready = torch.cuda.Event()
+            self._values = Chosen(
+                _to_host(chosen.ids), *(None if each is None else _to_host(each) for each in chosen[1:])
+            )
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()
 
     def wait(self) -> Chosen:

@@ -1,4 +1,4 @@
-"""Chooses tokens of many requests at once, where their logits are: a fixed number of operations without a look at values.
+"""Chooses tokens of many requests at once, on the device of their logits, by operations that fit into a CUDA graph.
 
 Each request brings its own settings, in tables on the device with a row a slot. Chance is a number from seed and place
 alone, so a seed gives the same text beside any others.
@@ -22,8 +22,16 @@ TOP_LOGPROBS = 20
 NOT_FINITE = -1  # in place of a token: the logits are no numbers
 
 _NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_SIMPLE = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_tokens": 0, "logprobs": None}
+_SIMPLE = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "logprobs": None,
+}
 _UNFILTERED = {"top_p": 1.0, "top_k": 0}
+
+
 class Chosen(NamedTuple):
     """Tokens int64 ``[rows]``; in mode full their log probabilities and the likeliest ``[rows, alternatives]``."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -251,9 +251,7 @@ class TorchEngine:
 
     def _read(self, rows: list[_Row], chosen: Chosen) -> list[Event]:
         ids = chosen.ids.tolist()
-        return [
-            self._event(place, row, ids[place], chosen) for place, row in enumerate(rows) if not row.ended
-        ]
+        return [self._event(place, row, ids[place], chosen) for place, row in enumerate(rows) if not row.ended]
 
     def _event(self, place: int, row: _Row, token: int, chosen: Chosen) -> Event:
         if token < 0:

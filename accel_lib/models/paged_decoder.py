@@ -140,7 +140,7 @@ class PagedDecoder:
         dtype: torch.dtype,
         operations: Operations,
     ) -> None:
-        self._to = {"device": device, "dtype": dtype}
+        self._to: dict[str, Any] = {"device": device, "dtype": dtype}
         theirs: list[Any] = list(decoder.layers)
         first = theirs[0].attention
         heads = first.query.out_features // first.head_size
@@ -202,7 +202,8 @@ class PagedDecoder:
         total.copy_(functional.embedding(ids, self.embedding))
         if self.embedding_scale != 1:
             total *= self.embedding_scale
-        compute, addend = self.operations, None
+        compute = self.operations
+        addend: Tensor | None = None
         for layer, cache in zip(self.layers, self.caches, strict=True):
             normed = compute.add_norm(total, addend, layer.before_attention)
             query = compute.rotate_and_store(
@@ -212,7 +213,8 @@ class PagedDecoder:
             normed = compute.add_norm(total, attended, layer.before_mlp)
             gated = compute.gated(compute.product(normed, layer.gate_up), self.activation)
             addend = compute.product(gated, layer.down)
-        total += addend
+        if addend is not None:
+            total += addend
 
     def logits(self, total: Tensor) -> Tensor:
         """What `forward` left for some tokens, ``[tokens, width]``, to ``[tokens, vocabulary]``."""

@@ -5,6 +5,7 @@ pages up to its own length, keeps the running maximum and sum of its softmax, an
 are few of them. Sums are in float32. https://triton-lang.org/main/getting-started/tutorials/06-fused-attention.html
 """
 
+# ruff: noqa: N803 (what is fixed when a kernel is compiled is written in capitals)
 from __future__ import annotations
 
 import functools

@@ -50,8 +50,8 @@ def rotate_and_store(
     joined: Tensor, cache: Tensor, rotation: Tensor, norms: tuple[Norm, Norm] | None, at: Tokens, shape: Shape
 ) -> Tensor:
     """As `Operations.rotate_and_store`."""
-    heads = joined.unflatten(-1, (-1, shape.head_size))
-    query, key, value = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+    heads = joined.view(joined.shape[0], -1, shape.head_size)
+    query, key, value = torch.tensor_split(heads, [shape.heads, shape.heads + shape.kv_heads], dim=1)
     if norms is not None:
         query, key = _normed(query, norms[0]), _normed(key, norms[1])
     angles = rotation[:, at.positions, None]
@@ -79,7 +79,9 @@ def attend(query: Tensor, cache: Tensor, at: Tokens, shape: Shape) -> Tensor:
 def gated(joined: Tensor, activation: str) -> Tensor:
     """As `Operations.gated`."""
     gate, up = joined.chunk(2, dim=-1)
-    return (functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate=_GELU[activation])) * up
+    return (
+        functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate=_GELU[activation])
+    ) * up
 
 
 def add_noise(logits: Tensor, temperature: Tensor, keys: Tensor) -> Tensor:

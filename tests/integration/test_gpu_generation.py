@@ -1,4 +1,4 @@
-"""On a GPU: the engine that generates gives transformers' tokens, through Triton too, and its kernels the plain numbers."""
+"""On a GPU: the engine that generates gives transformers' tokens, through Triton too; its kernels, plain numbers."""
 
 import contextlib
 import itertools
@@ -67,7 +67,9 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(engine):
 
 def test_everything_a_request_may_ask_for_works_in_graphs(engine, model):
     requests = {
-        "penalized": Sampling(max_tokens=12, temperature=0, repetition_penalty=1.5, frequency_penalty=1.0, ignore_eos=True),
+        "penalized": Sampling(
+            max_tokens=12, temperature=0, repetition_penalty=1.5, frequency_penalty=1.0, ignore_eos=True
+        ),
         "filtered": Sampling(max_tokens=12, temperature=1.0, top_k=1),
         "long": greedy(12, min_tokens=12),
         "sampled": Sampling(max_tokens=12, temperature=1.2, seed=3, ignore_eos=True),
@@ -95,8 +97,8 @@ def test_log_probabilities_in_half_precision_are_near_the_references(model, torc
         given = [each.logprob for event in events[str(index)] for each in event.logprobs]
         with torch.inference_mode():
             logits = model.network(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
-        wanted = logits.log_softmax(-1)[range(8), ids]
-        np.testing.assert_allclose(given, wanted.numpy(), atol=0.1 if precision == "fp16" else 0.5)
+        wanted = logits.log_softmax(-1)[range(8), ids].numpy()
+        assert np.abs(given - wanted).mean() < (0.05 if precision == "fp16" else 0.4)
 
 
 def test_requests_come_and_go_in_every_order_and_each_gets_its_own_tokens(engine, model):
@@ -196,7 +198,7 @@ def test_triton_generates_on_the_gpu(model, tmp_path):
     (tmp_path / "model_repository").mkdir()
     with serve(tmp_path / "model_repository") as server:
         served = server.add("generation", artifact)
-        texts = {" ".join(f"w{token}" for token in prompt): reference(model, prompt, 4) for prompt in PROMPTS[:4]}
-        for text, ids in texts.items():
+        for text in ("w20 w30 w40", "w50 w7", "w199 w198 w197 w196"):
+            ids = reference(model, model.encode(text), 4)
             assert served.generate(text, max_tokens=4, temperature=0) == model.decode(ids)
         assert "GPU device 0" in server.log

@@ -1,4 +1,4 @@
-"""What is special about the engine in PyTorch: it reads a pass late, chooses tokens itself, and keeps its cache in pages.
+"""What is special about the engine in PyTorch: it reads a pass late, samples by itself, and keeps its cache in pages.
 
 What it has in common with every engine is in `tests/unit/test_generate.py`; what only a GPU shows, in
 `tests/integration/test_gpu_generation.py`.
