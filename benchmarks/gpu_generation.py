@@ -4,6 +4,7 @@ Run on a machine with a GPU (five minutes, most of them torch.compile's):
 
     python -m benchmarks.gpu_generation --output gpu-generation.json
     python -m benchmarks.gpu_generation --without-peers
+    python -m benchmarks.gpu_generation --table gpu-generation.json
 
 Shapes have random weights, in FP16; with `--model` a trained one is held against FP32 too. Steps are timed by the host,
 from one set of tokens in its memory to the next.
@@ -64,7 +65,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--without-peers", action="store_true", help="leave transformers out, which compiles")
     parser.add_argument("--model", help="name or folder of a trained model, to hold FP16 against FP32")
+    parser.add_argument("--table", type=Path, help="print kept results as Markdown and end")
     asked = parser.parse_args()
+    if asked.table:
+        print(table(json.loads(asked.table.read_text())))
+        return
     kept: dict[str, Any] = {"facts": facts(), "steps": [], "lengths": [], "agreement": {}}
     print(kept["facts"], flush=True)
     if asked.model:
@@ -336,6 +341,26 @@ def likeliest_alike(model: GenerationModel, prompts: list[list[int]], made: list
             logits = network(torch.tensor([prompt + answer], device="cuda")).logits[0, len(prompt) - 1 : -1]
         same += (logits.argmax(-1).cpu().numpy() == np.array(answer)).tolist()
     return float(np.mean(same))
+
+
+def table(kept: dict[str, Any]) -> str:
+    """A row an engine and shape: greedy tokens per second by rows, and of mixed lengths; what is best of the latter."""
+    steps = [row for row in kept["steps"] if row.get("temperature", 0) == 0]
+    lines = [
+        "| Shape | Engine | " + " | ".join(f"{rows} rows" if rows > 1 else "1 row" for rows in ROWS) + " | mixed |"
+    ]
+    lines.append("|---" * (len(ROWS) + 3) + "|")
+    for shape, engine in dict.fromkeys((row["shape"], row["engine"]) for row in (*steps, *kept["lengths"])):
+        own = {row["rows"]: row for row in steps if (row["shape"], row["engine"]) == (shape, engine)}
+        mixed = [row["tokens_per_s"] for row in kept["lengths"] if (row["shape"], row["engine"]) == (shape, engine)]
+        cells = [cell(own[rows]) if rows in own else "" for rows in ROWS]
+        lines.append(f"| {shape} | {engine} | {' | '.join(cells)} | {f'{max(mixed):,.0f}' if mixed else ''} |")
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any]) -> str:
+    share = f" ({row['memory_share']:.0%})" if "memory_share" in row else ""
+    return f"{row['tokens_per_s']:,.0f}{share}"
 
 
 def verdict(kept: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from accel_lib.artifact import Artifact
@@ -17,6 +18,8 @@ _ROWS = 8  # on a CPU
 _CACHE_TOKENS = 16_384
 _GPU_ROWS = 256
 _MAX_WAITING = 512
+
+log = logging.getLogger("accel.generate")
 
 
 def open_generation(
@@ -80,7 +83,8 @@ def _on_gpu(model: GenerationModel, device: str, rows: int, cache_tokens: int | 
 
     try:
         return TorchEngine(model, device=device, rows=rows, cache_tokens=cache_tokens)
-    except ModelError:
+    except ModelError as error:
+        log.warning("%s generates by transformers' own code, without CUDA graphs: %s", model.name, error)
         model.network.to(device)
         return TransformersEngine(model, rows=rows, cache_tokens=cache_tokens or _CACHE_TOKENS * rows // _ROWS)
 

@@ -8,6 +8,7 @@ dropped; its row harms no other, as whatever takes its pages is computed after i
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -288,8 +289,8 @@ class TorchEngine:
 
 
 def _operations(device: str) -> Operations:
-    """Kernels where they run: on GPUs of compute capability 8.0 and up."""
-    if not supported(device):
+    """Kernels where they run: on GPUs of compute capability 8.0 and up, with PyTorch's own compiler of them."""
+    if not supported(device) or importlib.util.find_spec("triton") is None:
         return cast("Operations", paged_operations)
     from accel_lib.models import paged_kernels
 

@@ -65,6 +65,21 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(engine):
         assert run(engine, {"a": (PROMPTS[index], sampling)})["a"] == together[str(index)]
 
 
+def test_older_gpus_compute_it_in_graphs_too(model, monkeypatch):
+    """Without the kernels: attention then gathers a bound of tokens, and each bound is a graph."""
+    monkeypatch.setattr("accel_lib.generate.torch.supported", lambda _: False)
+    with opened(model, "fp32") as engine:
+        requests = {str(index): (prompt, greedy(6 + 4 * index)) for index, prompt in enumerate(PROMPTS)}
+        requests["sampled"] = (PROMPTS[0], SEEDED[0])
+        found = run(engine, requests)
+        assert run(engine, {"a": requests["sampled"]})["a"] == found.pop("sampled")
+    assert all(found[key] == reference(model, *_of(requests[key])) for key in found)
+
+
+def _of(request):
+    return request[0], request[1].max_tokens
+
+
 def test_everything_a_request_may_ask_for_works_in_graphs(engine, model):
     requests = {
         "penalized": Sampling(
