@@ -137,6 +137,7 @@ class TorchEngine:
         if cache_tokens is None and self.device != "cpu":
             free = _SHARE * torch.cuda.mem_get_info(self.device)[0]
             pages = min(most, int(free / cache_bytes_per_token(decoder, dtype)) // PAGE_TOKENS)
+        pages = max(1, pages)
         with torch.inference_mode():
             paged = PagedDecoder(
                 decoder,
@@ -165,7 +166,8 @@ class TorchEngine:
                 fix="put a Scheduler above it: Scheduler(engine)",
             )
         stops = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.stop_ids))
-        pages, self._pages = self._pages[:needed], self._pages[needed:]
+        pages = self._pages[-needed:]
+        del self._pages[-needed:]
         row = _Row(key, tuple(prompt_ids), sampling, stops, self._slots.pop(), pages, Mode.of(sampling))
         self._rows[key] = row
         self._new.append(row)
