@@ -14,6 +14,7 @@ from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.scheduler import Scheduler
 from accel_lib.generate.static import StaticBatchEngine
+from accel_lib.generate.torch import TorchEngine
 from accel_lib.generate.transformers import TransformersEngine
 from accel_lib.models import load_model
 from tests.generation import collect, greedy, ids_of, reference, run
@@ -46,7 +47,7 @@ def artifact(model):
     return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
 
 
-@pytest.fixture(scope="module", params=["transformers", "static", "openvino", "openvino without prefixes"])
+@pytest.fixture(scope="module", params=["transformers", "static", "torch", "openvino", "openvino without prefixes"])
 def opened(request, model):
     limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
     engine: GenerationEngine
@@ -54,6 +55,8 @@ def opened(request, model):
         engine = TransformersEngine(model, **limits)
     elif request.param == "static":
         engine = StaticBatchEngine(model, **limits)
+    elif request.param == "torch":
+        engine = TorchEngine(model, device="cpu", step_tokens=64, **limits)  # longer prompts are cut
     else:
         artifact = request.getfixturevalue("artifact")
         engine = openvino(artifact, prefix_cache=request.param == "openvino", **limits)
