@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length", "cancelled"]
+PRIORITIES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the tokens of one request are chosen.
+    """How the tokens of one request are chosen, and when its turn is.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ class Sampling:
         Go on after the model's end-of-text ids.
     logprobs
         How many of the likeliest tokens to report with each token; None reports none, 0 the chosen one alone.
+    priority
+        Of those that wait for a place, 1 goes before 2 and 2 before 3; what runs is not interrupted.
     """
 
     max_tokens: int
@@ -51,6 +54,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    priority: int = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from accel_lib.errors import RequestError
-from accel_lib.generate import Limits, Sampling
+from accel_lib.generate import PRIORITIES, Limits, Sampling
 
 MOST_SEED = 2**63 - 1
 _MOST_PENALTY = 2.0
@@ -79,6 +79,7 @@ def _check_sampling(sampling: Sampling) -> None:
         "repetition_penalty": (0 < sampling.repetition_penalty < math.inf, "more than 0"),
         "presence_penalty": (abs(sampling.presence_penalty) <= _MOST_PENALTY, "from -2 to 2"),
         "frequency_penalty": (abs(sampling.frequency_penalty) <= _MOST_PENALTY, "from -2 to 2"),
+        "priority": (1 <= sampling.priority <= PRIORITIES, f"1 (first) to {PRIORITIES}"),
         "seed": (sampling.seed is None or 0 <= sampling.seed <= MOST_SEED, f"from 0 to {MOST_SEED}"),
     }
     for name, (good, allowed) in rules.items():

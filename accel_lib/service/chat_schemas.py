@@ -94,7 +94,7 @@ class _GenerationBody(Body):
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self, *, max_tokens: int, logprobs: int | None, choice: int = 0) -> Sampling:
+    def sampling(self, *, max_tokens: int, logprobs: int | None, choice: int = 0, priority: int = 0) -> Sampling:
         """How the tokens of one choice are chosen; each has a seed of its own."""
         return Sampling(
             max_tokens=max_tokens,
@@ -109,6 +109,7 @@ class _GenerationBody(Body):
             stop_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
+            priority=priority or Sampling.priority,
         )
 
 

@@ -14,6 +14,7 @@ from accel_lib.service.fields import parse
 from accel_lib.service.generation import problem_of
 from accel_lib.service.limits import Quota
 from accel_lib.service.streaming import EventStream, event
+from accel_lib.service.upstreams import events_of
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -185,6 +186,33 @@ def test_a_late_first_event_opens_the_stream_with_a_comment():
     _, body = sent(late(), comment_s=0.05)
     assert body.startswith(b": nothing yet\n\n")
     assert body.endswith(b'data: {"n":1}\n\ndata: [DONE]\n\n')
+
+
+def events_in(content, size):
+    """What `events_of` finds in bytes that come so many at a time."""
+
+    async def found():
+        async def parts():
+            for start in range(0, len(content), size):
+                yield content[start : start + size]
+
+        return [each async for each in events_of(parts())]
+
+    return asyncio.run(found())
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_an_upstream_s_events_are_found_however_its_bytes_are_cut(end):
+    texts = [f'{{"t":"{mark}"}}'.encode() for mark in ("a", "\u2028", "\x85", "\N{GRINNING FACE}")]
+    lines = [b": a comment", b"event: x", *(b"data: " + text for text in texts), b"data:[DONE]", b"data: never"]
+    content = (end * 2).join(lines)
+    assert all(events_in(content, size) == texts for size in (1, 2, 3, 7, 50, 10_000))
+
+
+def test_a_stream_without_its_mark_or_with_an_endless_line_is_broken_off():
+    for content in (b"", b'data: {}\n\ndata: {"a', b"data: " + b"x" * 3_000_000):
+        *_, last = events_in(content, 65_536)
+        assert (last.status, last.code) == (503, "upstream_failed")
 
 
 def test_a_cancelled_response_closes_its_source():

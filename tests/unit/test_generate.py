@@ -330,6 +330,18 @@ class Counting:
         self.live.clear()
 
 
+def test_who_has_priority_goes_first_and_equals_in_their_order():
+    scheduler = Scheduler(Counting(rows=1))
+    for key, priority in (("a", 2), ("b", 3), ("c", 2), ("d", 1), ("e", 1)):
+        scheduler.add(key, [1], greedy(2, priority=priority))
+    started: list[str] = []
+    while not scheduler.idle:
+        started += [event.key for event in scheduler.step() if event.key not in started]
+    assert started == ["d", "e", "a", "c", "b"]
+    with pytest.raises(RequestError, match="priority"):
+        scheduler.add("f", [1], greedy(2, priority=4))
+
+
 def test_the_scheduler_never_promises_more_than_there_is():
     engine = Counting(rows=3)
     scheduler = Scheduler(engine)
