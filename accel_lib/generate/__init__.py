@@ -38,6 +38,8 @@ class Sampling:
         Go on after the model's end-of-text ids.
     logprobs
         How many of the likeliest tokens to report with each token; None reports none, 0 the chosen one alone.
+    json_schema
+        The text is JSON that this schema allows, itself given as JSON; empty asks for nothing.
     priority
         Of those that wait for a place, 1 goes before 2 and 2 before 3; what runs is not interrupted.
     """
@@ -54,6 +56,7 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    json_schema: str = ""
     priority: int = 2
 
 

@@ -146,7 +146,8 @@ def problem_of(name: str, message: str) -> Problem:
     error = request_error(name, message)
     if "\n  fix:" in message:
         text = " ".join(filter(None, (error.cause, error.seen and f"Seen: {error.seen}.", f"Fix: {error.fix}.")))
-        return Problem(400, text, code="invalid_value")
+        param = "response_format" if re.search("JSON schema|json_schema", message) else None
+        return Problem(400, text, param=param, code="invalid_value")
     return refusal(grpc.StatusCode.UNKNOWN, message)
 
 
