@@ -16,8 +16,8 @@ from tests.rig import Load, check_error
 from tests.tiny import llama_folder
 
 CONTEXT = 65_536  # tokens; a text of that length takes the tiny model a minute
-CACHE = 2 * CONTEXT
-ENDLESS = 60_000
+CACHE = 2 * CONTEXT  # so two texts without an end, and hardly more
+ENDLESS = CONTEXT - 64
 LONGEST = 60  # tokens of the texts that are compared
 PATH = "/v1/chat/completions"
 _COUNT = 12
@@ -87,7 +87,9 @@ def opened(rig, stack, text, tokens=ENDLESS, **fields):
     answer = stack.enter_context(client.stream("POST", PATH, json=asked(text, tokens, **fields)))
     assert answer.status_code == 200, answer.read()
     stream = pieces(answer.iter_lines())
-    return next(piece for piece in stream if piece), stream
+    first = next(piece for piece in stream if piece != "")
+    assert isinstance(first, str), first
+    return first, stream
 
 
 class Chats(Load):

@@ -13,7 +13,7 @@ import psutil
 from tests.chats import CACHE, CONTEXT, LONGEST, PATH, asked, opened, pieces, rest
 
 DRAIN_S = 5
-_OPEN = 3
+_OPEN = CACHE // CONTEXT
 _QUESTION = "w20 w30 w40"
 
 
@@ -45,8 +45,8 @@ def vanishing_readers(rig, short):
             client.recv(1)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset at close
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:  # each takes half of the cache, so both have room only in an empty one
-        for _ in range(CACHE // CONTEXT):
+    with contextlib.ExitStack() as stack:  # each takes half of the cache: there is room only in an empty one
+        for _ in range(_OPEN):
             opened(rig, stack, _QUESTION)
     return time.monotonic() - began
 
@@ -65,9 +65,9 @@ def slow_readers(rig, short):
 def full_cache(rig, short):  # noqa: ARG001
     """The cache is full: who comes waits, until a deadline or until somebody leaves."""
     with contextlib.ExitStack() as stack:
-        for _ in range(CACHE // CONTEXT):
+        for _ in range(_OPEN):
             opened(rig, stack, _QUESTION)
-        late = rig.ask("POST", PATH, json=asked(_QUESTION), headers={"x-request-timeout-ms": "500"})
+        late = rig.ask("POST", PATH, json=asked(_QUESTION, 1_000), headers={"x-request-timeout-ms": "500"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded"), late.text
         began = time.monotonic()
     return _answered_again(rig, began)
