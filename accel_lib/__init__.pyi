@@ -10,6 +10,7 @@ from .convert.validate import validate as validate
 from .course_models import ensure as ensure
 from .engines import open_engine as open_engine
 from .errors import AccelError as AccelError
+from .load.generation import generation_load_test as generation_load_test
 from .load.runner import load_test as load_test
 from .models import load_model as load_model
 from .models.classifier import train_classifier as train_classifier
@@ -19,9 +20,10 @@ from .show.quiz import guess as guess
 from .show.quiz import reveal as reveal
 from .show.sliders import sliders as sliders
 from .simulation.fit import fit_simulator as fit_simulator
+from .simulation.generation_fit import fit_generation_simulator as fit_generation_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts
 from .triton.server import serve as serve
-from .tuning.grid import tune as tune
+from .tuning.tune import tune as tune
 
 __version__: str

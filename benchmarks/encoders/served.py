@@ -104,9 +104,8 @@ def quality_class(
 
 def load(service: Service, concurrency: int, effort: Effort, reference: np.ndarray, seen: Vectors) -> dict[str, Any]:
     """A closed loop on one service, one text a request; requests in flight at its end are waited for, and count."""
-    options: dict[str, Any] = {"concurrency": concurrency, "protocol": service.protocol}
+    options: dict[str, Any] = {"concurrency": concurrency, "protocol": service.protocol, "drain_s": DRAIN_S}
     with Generator(service.url, service.payloads, **options) as generator:
-        generator._patience_s = DRAIN_S
         generator.wait(effort.warm_up_s)
         begin = time.perf_counter()
         generator.wait(effort.seconds)

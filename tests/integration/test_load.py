@@ -14,7 +14,7 @@ import pytest
 import accel_lib
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.load import runner as loading
-from accel_lib.tuning.grid import tune
+from accel_lib.tuning.tune import tune
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton
@@ -49,7 +49,7 @@ def run(tiny):
 @pytest.fixture
 def meanwhile(monkeypatch):
     """Have something done a second after a measurement has begun, however long it took to begin."""
-    watch, timers = loading._watch, []
+    watch, timers = loading.watch_progress, []
 
     def plan(act, *arguments):
         timers.append(threading.Timer(1, act, arguments))
@@ -61,7 +61,7 @@ def meanwhile(monkeypatch):
                 timer.start()
         watch(*arguments)
 
-    monkeypatch.setattr(loading, "_watch", begin)
+    monkeypatch.setattr(loading, "watch_progress", begin)
     return plan
 
 
