@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length", "cancelled"]
+PRIORITIES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the tokens of one request are chosen.
+    """How the tokens of one request are chosen, and when its turn is.
 
     Parameters
     ----------
@@ -37,6 +38,10 @@ class Sampling:
         Go on after the model's end-of-text ids.
     logprobs
         How many of the likeliest tokens to report with each token; None reports none, 0 the chosen one alone.
+    json_schema
+        The text is JSON that this schema allows, itself given as JSON; empty asks for nothing.
+    priority
+        Of those that wait for a place, 1 goes before 2 and 2 before 3; what runs is not interrupted.
     """
 
     max_tokens: int
@@ -51,6 +56,8 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    json_schema: str = ""
+    priority: int = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,8 @@ class Limits:
         Fields of `Sampling` that must keep their defaults.
     top_logprobs
         Most that `Sampling.logprobs` may be; 0 for the chosen token's alone.
+    step_tokens
+        Most tokens of a step, prompts and answers together; 0: no prompt is cut.
     """
 
     rows: int
@@ -108,6 +117,7 @@ class Limits:
     block_tokens: int = 1
     unsupported: frozenset[str] = frozenset()
     top_logprobs: int = 0
+    step_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
