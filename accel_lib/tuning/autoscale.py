@@ -147,7 +147,10 @@ class Policies(Result):
     def recovery(self, *names: str, hour: float = BURST_HOUR) -> str:
         """What `recovery_minutes` says of some policies, or of all."""
         minutes = self.recovery_minutes(hour)
-        said = [f"{name} {_in_minutes(minutes[name])}" for name in names or minutes]
+        said = [
+            f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}"
+            for name in names or minutes
+        ]
         return f"After the burst the p95 is back within the target: {listed(said)}"
 
     def fastest(self, *names: str, hour: float = BURST_HOUR) -> str:
@@ -250,10 +253,6 @@ def compare_policies(
 def _range(values: Sequence[str]) -> str:
     """From the first to the last, once where they are the same."""
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
-
-
-def _in_minutes(minutes: float) -> str:
-    return f"in {number(minutes)} min" if minutes >= 0 else "never"
 
 
 class _Fleet:
