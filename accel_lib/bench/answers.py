@@ -27,13 +27,13 @@ class AnswerComparison(Result):
     @property
     def headline(self) -> str:
         """How the last way differs from the first."""
-        first, *_, last = self.right
-        return self.against(last, first)
+        return self.against([*self.right][-1], next(iter(self.right)))
 
     def against(self, way: str, other: str) -> str:
         """How the right answers of one way differ from another's, with the interval of a paired bootstrap."""
         shares = [percent(float(self.right[name].mean())) for name in (other, way)]
-        gain, low, high = (100 * part for part in mean_difference(self.right[way], self.right[other]))
+        pairs = (self.right[name].astype(np.float64) for name in (way, other))
+        gain, low, high = (100 * part for part in mean_difference(*pairs))
         seen = f"{other} {shares[0]}, {way} {shares[1]} right, {gain:+.0f} points "
         seen += f"(95% interval {low:+.0f} to {high:+.0f}) on {len(self.right[way])} questions"
         if low <= 0 <= high:

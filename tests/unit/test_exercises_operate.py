@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -63,7 +64,7 @@ def test_the_first_token_comes_sooner():
 
     known = [SimpleNamespace(question="", passage=n) for n in range(10)]
     near = [[n, *range(100, 119)] for n in range(10)]
-    space = {"accel": accel, "np": np, "timed": timed, "rerank": rerank, "fresh": itertools.count()}
+    space: dict[str, Any] = {"accel": accel, "np": np, "timed": timed, "rerank": rerank, "fresh": itertools.count()}
     judge("15_retrieve_rerank_generate", 0, space | {"known": known, "near": near})
 
 
@@ -84,9 +85,9 @@ def after_the_day(request):
     config = ModelConfig(name="m", inputs=(ids,), outputs=(vector,), max_batch_size=64, dynamic_batching=True)
     cost = Cost(call=0.0, token=0.0, square=0.0, request_cpu=0.4, **COSTS[request.param])
     frame, noise = to_frame([{"rows": 1, "ms": 10.0}]), (0.9, 1.0, 1.1)
-    rest = {"lengths": (8,), "transport_ms": 0.0, "client_ms": 0.0, "config": config, "budget": 4096}
+    rest: dict[str, Any] = {"lengths": (8,), "transport_ms": 0.0, "client_ms": 0.0, "config": config, "budget": 4096}
     service = ServiceTime(frame=frame, costs={1: cost}, noise=noise, **rest)
-    space = {name: getattr(tuning, name) for name in tuning.__all__} | {
+    space: dict[str, Any] = {name: getattr(tuning, name) for name in tuning.__all__} | {
         "START_S": 61,
         "PRICE_PER_HOUR": 1.0,
         "OFF": 1.5,
