@@ -52,7 +52,7 @@ def to_tensorrt(
     lengths
         Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles.
     profiles
-        Optimization profiles of your own, in place of `lengths`.
+        Optimization profiles of your own, instead of `lengths`.
     max_batch_size
         Most rows in one batch.
     output

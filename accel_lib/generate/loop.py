@@ -179,7 +179,7 @@ class EngineLoop:
         shown_s = 0.0
         while True:
             batches = _waiting(self._outbox, timeout_s=_ASK_S if self._receivers or self._stats else None)
-            for event in _merged(event for batch in batches if batch is not None for event in batch):
+            for event in merged(event for batch in batches if batch is not None for event in batch):
                 self._pass_on(event)
             self._sent.set()
             if None in batches:
@@ -231,7 +231,7 @@ def _failure(error: Exception) -> str:
     return f"The engine failed and is being started again ({type(error).__name__}); send the request again."
 
 
-def _merged(events: Iterable[Event]) -> list[Event]:
+def merged(events: Iterable[Event]) -> list[Event]:
     """One event a request: those of several steps together, where sending takes longer than a step."""
     found: dict[str, Event] = {}
     for event in events:
