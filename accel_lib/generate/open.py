@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from accel_lib.artifact import Artifact
 from accel_lib.errors import EngineError, ModelError
 from accel_lib.generate import GenerationEngine
-from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.scheduler import Policy, Scheduler
 from accel_lib.models.hub import ModelSource
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ _ROWS = 8  # on a CPU
 _CACHE_TOKENS = 16_384
 _GPU_ROWS = 256
 _MAX_WAITING = 512
+_STEP_TOKENS = 128
+_GPU_STEP_TOKENS = 2048
 
 log = logging.getLogger("accel.generate")
 
@@ -30,6 +32,8 @@ def open_generation(
     rows: int | None = None,
     cache_tokens: int | None = None,
     max_waiting: int = _MAX_WAITING,
+    step_tokens: int | None = None,
+    policy: Policy = "continuous",
 ) -> Scheduler:
     """An engine for an artifact, behind a `Scheduler`.
 
@@ -44,17 +48,28 @@ def open_generation(
         GPU 256, and half of its free memory.
     max_waiting
         Requests that wait for a place; more are refused.
+    step_tokens
+        Most tokens of a step, where the engine cuts prompts as it is told: None takes 128 for OpenVINO on a CPU, prompts
+        and answers together, and 2,048 of prompts on a GPU.
+    policy
+        When a request joins those that run: see `Scheduler`.
 
     Raises
     ------
     EngineError
         There is no engine for its format, or no such GPU.
     """
-    return Scheduler(_engine(artifact, device, threads, rows, cache_tokens), max_waiting=max_waiting)
+    engine = _engine(artifact, device, threads, rows, cache_tokens, step_tokens)
+    return Scheduler(engine, max_waiting=max_waiting, policy=policy)
 
 
 def _engine(
-    artifact: Artifact, device: str, threads: int | None, rows: int | None, cache_tokens: int | None
+    artifact: Artifact,
+    device: str,
+    threads: int | None,
+    rows: int | None,
+    cache_tokens: int | None,
+    step_tokens: int | None,
 ) -> GenerationEngine:
     few, small = rows or _ROWS, cache_tokens or _CACHE_TOKENS
     if artifact.manifest.format == "transformers":
@@ -64,11 +79,13 @@ def _engine(
         model, found = _model(artifact, threads), find_device(device)
         if found == "cpu":
             return TransformersEngine(model, rows=few, cache_tokens=small)
-        return _on_gpu(model, found, rows or _GPU_ROWS, cache_tokens)
+        return _on_gpu(model, found, rows or _GPU_ROWS, cache_tokens, step_tokens or _GPU_STEP_TOKENS)
     if artifact.manifest.format == "openvino":
         from accel_lib.generate.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(artifact, rows=few, cache_tokens=small, threads=threads)
+        return OpenVINOEngine(
+            artifact, rows=few, cache_tokens=small, threads=threads, step_tokens=step_tokens or _STEP_TOKENS
+        )
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,
@@ -76,13 +93,15 @@ def _engine(
     )
 
 
-def _on_gpu(model: GenerationModel, device: str, rows: int, cache_tokens: int | None) -> GenerationEngine:
+def _on_gpu(
+    model: GenerationModel, device: str, rows: int, cache_tokens: int | None, step_tokens: int
+) -> GenerationEngine:
     """CUDA graphs for the families that are computed here, transformers' own code for all others."""
     from accel_lib.generate.torch import TorchEngine
     from accel_lib.generate.transformers import TransformersEngine
 
     try:
-        return TorchEngine(model, device=device, rows=rows, cache_tokens=cache_tokens)
+        return TorchEngine(model, device=device, rows=rows, cache_tokens=cache_tokens, step_tokens=step_tokens)
     except ModelError as error:
         log.warning("%s generates by transformers' own code, without CUDA graphs: %s", model.name, error)
         model.network.to(device)
