@@ -49,8 +49,8 @@ def open_generation(
     max_waiting
         Requests that wait for a place; more are refused.
     step_tokens
-        Most tokens of a step, where the engine cuts prompts as it is told: None takes 128 for OpenVINO on a CPU, prompts
-        and answers together, and 2,048 of prompts on a GPU.
+        Most tokens of a step, where the engine cuts prompts as it is told: None takes 128 for OpenVINO on a CPU, which
+        counts answers too, and 2,048 of prompts on a GPU.
     policy
         When a request joins those that run: see `Scheduler`.
 
