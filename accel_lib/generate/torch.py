@@ -116,6 +116,7 @@ class TorchEngine:
             context_tokens=model.context_tokens,
             vocabulary=model.vocabulary,
             top_logprobs=min(TOP_LOGPROBS, model.vocabulary),
+            step_tokens=self._passes.step_tokens + rows,
         )
         self._pages = list(range(1, pages + 1))
         self._slots = list(range(rows))
