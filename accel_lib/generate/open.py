@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accel_lib.artifact import Artifact
 from accel_lib.errors import EngineError
 from accel_lib.generate import GenerationEngine
-from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.scheduler import Policy, Scheduler
 from accel_lib.models.hub import ModelSource
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def open_generation(
     cache_tokens: int = _CACHE_TOKENS,
     max_waiting: int = _MAX_WAITING,
     step_tokens: int = _STEP_TOKENS,
+    policy: Policy = "continuous",
 ) -> Scheduler:
     """An engine for an artifact, behind a `Scheduler`.
 
@@ -40,13 +41,16 @@ def open_generation(
         Requests that wait for a place; more are refused.
     step_tokens
         Most tokens of a step, prompts and answers together, where the engine cuts prompts as it is told: OpenVINO.
+    policy
+        When a request joins those that run: see `Scheduler`.
 
     Raises
     ------
     EngineError
         There is no engine for its format.
     """
-    return Scheduler(_engine(artifact, threads, rows, cache_tokens, step_tokens), max_waiting=max_waiting)
+    engine = _engine(artifact, threads, rows, cache_tokens, step_tokens)
+    return Scheduler(engine, max_waiting=max_waiting, policy=policy)
 
 
 def _engine(

@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from accel_lib.generate.scheduler import Policy
 from accel_lib.simulation.step_cost import Step, StepCost
 
-Policy = Literal["continuous", "static"]
 _NO_LIMIT = 1 << 60
 
 
