@@ -112,7 +112,7 @@ def _template_tokens(artifact: Artifact) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*chats, strict=False)))
 
 
-def _served_settings(served: ServedModel) -> dict[str, int]:
+def _served_settings(served: ServedModel) -> dict[str, Any]:
     """The engine's settings in the model's configuration, where it has some."""
     values = {name: getattr(served.config, name) for name in ("rows", "cache_tokens", "step_tokens", "threads")}
     return {name: value for name, value in values.items() if value is not None}
