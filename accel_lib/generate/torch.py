@@ -115,6 +115,7 @@ class TorchEngine:
             block_tokens=PAGE_TOKENS,
             context_tokens=model.context_tokens,
             vocabulary=model.vocabulary,
+            unsupported=frozenset({"json_schema"}),
             top_logprobs=min(TOP_LOGPROBS, model.vocabulary),
             step_tokens=self._passes.step_tokens + rows,
         )
