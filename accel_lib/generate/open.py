@@ -54,6 +54,10 @@ def _engine(artifact: Artifact, threads: int | None, rows: int, cache_tokens: in
         from accel_lib.generate.openvino import OpenVINOEngine
 
         return OpenVINOEngine(artifact, rows=rows, cache_tokens=cache_tokens, threads=threads)
+    if artifact.manifest.format == "onnx":
+        from accel_lib.generate.onnxruntime import OnnxEngine
+
+        return OnnxEngine(artifact, rows=rows, cache_tokens=cache_tokens, threads=threads)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,
