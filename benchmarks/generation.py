@@ -7,7 +7,7 @@
     python -m benchmarks.generation --turns 1 --peers     # llama.cpp, ONNX Runtime GenAI, OpenVINO GenAI as it comes
 
 CPU seconds of one thread are the measure on a busy machine. The reference of equal tokens is transformers, one by one;
-``same_tokens`` is the share of each answer before its first other token. Peers run in environments of their own, made on
+``same_tokens`` is the share of an answer before its first other token. Peers run in environments of their own, made on
 the first run under ``build/bench``; they are compared with ours among those that are exact, and among the others.
 """
 

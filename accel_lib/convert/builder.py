@@ -98,7 +98,7 @@ def _plan(
 
 
 def _shape(port: Any, sizes: Sequence[int]) -> tuple[int, ...]:
-    """What a profile's sizes make of an input: of an encoder all alike, of a language model by the names of its axes."""
+    """What a profile makes of an input: of an encoder all are alike, of a language model the names of its axes say."""
     if len(sizes) == 2:
         return tuple(sizes)
     batch, new, past = sizes

@@ -99,11 +99,17 @@ def export_generation(model: GenerationModel) -> Any:
             verbose=False,
         ).model
         name_nodes(program)
-        ids, mask, _, cache = program.graph.inputs[:4]
-        name_sizes(
-            program, {ids.shape[0]: "batch", ids.shape[1]: "sequence", cache.shape[2]: "past", mask.shape[1]: "total"}
-        )
+        _name_axes(program)
     return program
+
+
+def _name_axes(program: Any) -> None:
+    """Call what the exporter counts up by one name each: it keeps the caches' lengths apart, though they are equal."""
+    ids, mask, _, *before = program.graph.inputs
+    _, *after = program.graph.outputs
+    sizes = {ids.shape[0]: "batch", ids.shape[1]: "sequence", mask.shape[1]: "total"}
+    sizes |= {cache.shape[2]: "past" for cache in before} | {cache.shape[2]: "total" for cache in after}
+    name_sizes(program, sizes)
 
 
 def _program(decoder: Any) -> Any:

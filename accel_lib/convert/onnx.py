@@ -52,8 +52,8 @@ def to_onnx(
     Parameters
     ----------
     model
-        What `accel_lib.load_model` or `accel_lib.train_classifier` returned; a language model gets its key-value cache as
-        inputs and outputs (`accel_lib.convert.generation_onnx`), in FP32 or FP16.
+        What `accel_lib.load_model` or `accel_lib.train_classifier` returned. A language model gets its key-value cache
+        as inputs and outputs, in FP32 or FP16 (`accel_lib.convert.generation_onnx`).
     precision
         ``"fp32"``; ``"fp16"`` (for GPUs; LayerNorm, softmax and pooling stay FP32); ``"int8"`` (dynamic, for ONNX
         Runtime on a CPU); ``"int8-qdq"`` (static Q/DQ, for TensorRT).

@@ -62,8 +62,8 @@ def to_tensorrt(
     target
         ``"auto"`` (the GPU of this machine), a product such as ``"t4"``, or a compute capability such as ``"sm75"``.
     lengths
-        Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles. A language
-        model gets those of `accel_lib.convert.generation_onnx.generation_profiles`.
+        Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles. A
+        language model gets those of `accel_lib.convert.generation_onnx.generation_profiles`.
     profiles
         Optimization profiles of your own, in place of `lengths`.
     max_batch_size
@@ -261,7 +261,7 @@ def _check_profiles(profiles: Sequence[Profile], max_length: int) -> None:
             raise ConversionError(
                 "No engine can have such an optimization profile.",
                 seen=str(profile),
-                fix=f"(batch, tokens), and of a language model (batch, new, cached), with 1 ≤ min ≤ opt ≤ max, and at most {max_length} tokens",
+                fix=f"(batch, tokens), or (batch, new, cached) of a language model: 1 ≤ min ≤ opt ≤ max ≤ {max_length}",
             )
 
 

@@ -147,8 +147,9 @@ class Decoder(nn.Module):
 
     def __init__(self, theirs: Any, folder: Path, *, context_tokens: int | None = None) -> None:
         super().__init__()
-        config, inner = theirs.config, theirs.model
+        config = theirs.config
         check_family(config, folder, context_tokens=context_tokens, plain=False)
+        inner = theirs.model
         family = FAMILIES[config.model_type]
         self.embedding, self.head = inner.embed_tokens.weight, theirs.lm_head  # some tables scale by themselves
         self.embedding_scale = config.hidden_size**0.5 if family.scaled_embedding else 1.0

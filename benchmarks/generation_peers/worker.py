@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,9 +67,6 @@ def llama_cpp(load: dict[str, Any]) -> Run:
 
 def openvino_genai(load: dict[str, Any]) -> Run:
     """Its continuous batching with nothing set but the number of threads."""
-    import tempfile
-    from pathlib import Path
-
     import openvino
     import openvino_genai
 
@@ -101,8 +100,7 @@ def onnxruntime_genai(load: dict[str, Any]) -> Run:
     config = og.Config(load["model"])
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
     model = og.Model(config)
-    with open(f"{load['model']}/genai_config.json", encoding="utf-8") as file:
-        pad = json.load(file)["model"]["pad_token_id"]
+    pad = json.loads(Path(load["model"], "genai_config.json").read_text(encoding="utf-8"))["model"]["pad_token_id"]
 
     def batch(part: Requests, first: int, got: Got) -> None:
         longest, count = max(len(ids) for ids, _ in part), max(count for _, count in part)

@@ -48,9 +48,7 @@ def artifact(model):
     return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
 
 
-@pytest @ pytest.fixture(
-    scope="module", params=["transformers", "static", "onnx", "openvino", "openvino without prefixes"]
-)
+@pytest.fixture(scope="module", params=["transformers", "static", "onnx", "openvino", "openvino without prefixes"])
 def opened(request, model):
     limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
     engine: GenerationEngine
