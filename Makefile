@@ -3,10 +3,10 @@
 # Settings, on the command line:
 #   PYTHON=python3.12      the Python to make the environment with (3.11, 3.12 or 3.13)
 #   TORCH_INDEX=ADDRESS    where pip finds the CPU build of torch, as https://pytorch.org/get-started/locally shows
-#   TORCH=torch            the package to install in its stead, here the default build (with CUDA, several GB)
+#   TORCH=torch            the package to install instead; default: the one with CUDA, several GB
 #   QUICK=1                for bench: fewer texts and shorter measurements
 #   PUBLISH=1              for bench: keep the numbers, and write them into README.md and docs/benchmarks.md
-#   WORKERS=2              processes for unit tests
+#   WORKERS=2              processes for unit tests, notebooks at a time for their check
 #   NB=00_start_here       the notebooks for course and outputs; default: all
 #   LIGHT=1                colab-check and kaggle-check without torch and the notebooks
 
@@ -18,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
-ALONE := --fresh --parameter SECONDS=2 --parameter TEXTS_IN_STEPS=16
+ALONE = --fresh --jobs $(WORKERS) --parameter SECONDS=2 --parameter TEXTS_IN_STEPS=16
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -89,10 +89,10 @@ soak: setup ## half an hour at 80% of what the gateway can
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## each alone from an empty cache, measuring briefly: three by nbval, the others by papermill
-	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 240 $(NBVAL)
+notebooks: setup ## each alone from an empty cache, WORKERS at a time, measuring briefly: three by nbval, the others by papermill
+	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 300 $(NBVAL)
 	@$(BIN)/python -m tools.notebooks $(ALONE) $(addprefix --but ,$(NBVAL))
-	@$(BIN)/python -m tools.notebooks --fresh --parameter SECONDS=0.5 --parameter ROUNDS=1 more
+	@$(BIN)/python -m tools.notebooks $(ALONE) --parameter SECONDS=0.5 --parameter ROUNDS=1 more
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

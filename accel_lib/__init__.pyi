@@ -10,6 +10,7 @@ from .convert.validate import validate as validate
 from .course_models import ensure as ensure
 from .engines import open_engine as open_engine
 from .errors import AccelError as AccelError
+from .load.generation import generation_load_test as generation_load_test
 from .load.runner import load_test as load_test
 from .models import load_model as load_model
 from .models.classifier import train_classifier as train_classifier

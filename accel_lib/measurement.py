@@ -78,9 +78,10 @@ _TEXT = """
 _NUMBER = """
     measured_mb predicted_mb texts_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
     p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms
+    rate_per_s kept_per_s ttft_p50_ms ttft_p95_ms itl_p50_ms itl_p95_ms p90_ms
     received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms"""
 _WHOLE = "max_queue_delay_us max_batch_tokens tokens requests bytes_each load"
-_PERCENT = "right first top10_overlap same_label padding late busy share others"
+_PERCENT = "right first top10_overlap same_label padding late busy share others kept failed"
 # Columns that are shown, and how a value is written; the others are for computing with.
 _WRITE: dict[str, Callable[[Any], str]] = (
     dict.fromkeys(_TEXT.split(), str)
@@ -102,6 +103,7 @@ _HEADINGS = {
     "top10_overlap": "10 nearest kept", "ndcg_at_10": "nDCG@10", "first": "right one first",
     "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
     "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
+    "rate_per_s": "offered, requests/s", "kept_per_s": "in time, requests/s", "kept": "of them",
     "offered_per_s": "offered, texts/s", "simulated_per_s": "simulated, texts/s",
     "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",
 }  # fmt: skip

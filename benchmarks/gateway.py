@@ -51,14 +51,14 @@ def main():
 
 
 @contextlib.contextmanager
-def started_gateway(server):
+def started_gateway(server, model="embedding"):
     """`accel serve` in a process of its own, in front of this server: its address, a key and its process id."""
     state = server.repository / ".bench.sqlite3"
     settings = {
         "ACCEL_PORT": "0", "ACCEL_METRICS_PORT": "0", "ACCEL_TRITON_HOST": "127.0.0.1",
         "ACCEL_TRITON_GRPC_PORT": str(server.ports.grpc), "ACCEL_STATE_FILE": str(state),
     }  # fmt: skip
-    command = [sys.executable, "-c", "from accel_lib.cli import app; app()", "serve", "--model", "embedding"]
+    command = [sys.executable, "-c", "from accel_lib.cli import app; app()", "serve", "--model", model]
     try:
         with started(command, settings) as (process, lines):
             url = key = ""

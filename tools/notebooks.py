@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import base64
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -64,8 +67,9 @@ def run_notebooks(
     fresh: bool = False,
     nbval: bool = False,
     cell_timeout_s: int = 600,
+    jobs: int = 1,
 ) -> list[NotebookRun]:
-    """Execute notebooks one after the other, each in its own kernel, with a line of progress each.
+    """Execute notebooks, each in its own kernel, with a line of progress each.
 
     Parameters
     ----------
@@ -81,11 +85,13 @@ def run_notebooks(
         Have nbval execute the copies, which sees what papermill does not: a cell whose widget swallowed an error.
     cell_timeout_s
         Longest time one cell may take.
+    jobs
+        Notebooks at a time. What several measure beside each other says nothing: more than 1 shows that cells run.
 
     Returns
     -------
     list of NotebookRun
-        One for each notebook, also for those that failed.
+        One for each notebook in their order, also for those that failed.
 
     Raises
     ------
@@ -95,14 +101,29 @@ def run_notebooks(
     for path in paths:
         _check_copy(output / path.name)
     output.mkdir(parents=True, exist_ok=True)
-    runs = []
-    for path in paths:
-        with _surroundings(fresh):
-            run = _run(path.resolve(), output.resolve() / path.name, parameters or {}, cell_timeout_s, nbval=nbval)
-        mark = "✗" if run.failure else "✓"
-        print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
-        runs.append(run)
-    return runs
+    one = functools.partial(
+        _run_alone,
+        output=output.resolve(),
+        parameters=parameters or {},
+        fresh=fresh,
+        nbval=nbval,
+        limit_s=cell_timeout_s,
+    )
+    resolved = [path.resolve() for path in paths]
+    if jobs == 1:
+        return [one(path) for path in resolved]
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(one, resolved))
+
+
+def _run_alone(
+    path: Path, *, output: Path, parameters: dict[str, Any], fresh: bool, nbval: bool, limit_s: int
+) -> NotebookRun:
+    with _surroundings(fresh):
+        run = _run(path, output / path.name, parameters, limit_s, nbval=nbval)
+    mark = "✗" if run.failure else "✓"
+    print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
+    return run
 
 
 def summarize(runs: Sequence[NotebookRun], path: Path, *, status: int = 0, files: Sequence[Path] = ()) -> None:
@@ -256,17 +277,20 @@ def main(
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
     ] = None,
     cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
+    jobs: Annotated[int, typer.Option(min=1, help="Notebooks at a time; only 1 measures anything true.")] = 1,
 ) -> None:
     """Run notebooks headless, by default the course; print a table, and exit with 1 if one fails."""
-    if write and nbval:
-        raise typer.BadParameter("nbval keeps no outputs: --write alone")
+    if write and (nbval or jobs > 1):
+        raise typer.BadParameter("outputs are kept of papermill's runs, one at a time: --write alone")
     asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
     chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
     paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
     values = dict(_value(text) for text in parameter or [])
-    runs = run_notebooks(paths, output=output, parameters=values, fresh=fresh, nbval=nbval, cell_timeout_s=cell_timeout)
+    started = time.monotonic()
+    how: dict[str, Any] = {"fresh": fresh, "nbval": nbval, "cell_timeout_s": cell_timeout, "jobs": jobs}
+    runs = run_notebooks(paths, output=output, parameters=values, **how)
     passed = sum(not run.failure for run in runs)
-    print(f"{passed} of {len(runs)} notebooks passed in {sum(run.seconds for run in runs):.0f} s")
+    print(f"{passed} of {len(runs)} notebooks passed in {time.monotonic() - started:.0f} s")
     if write:
         for path, run in zip(paths, runs, strict=True):
             if not run.failure:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib.cli import chat, tune
+from accel_lib.cli import chat, load, tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -84,46 +84,6 @@ def models() -> None:
 
     for entry in catalogue():
         print(f"{entry.name}\n    {entry.task}: {entry.what}")
-
-
-@app.command()
-def load(
-    model: Annotated[str, typer.Argument(help="A model of the repository.")] = "embedding",
-    rate: Annotated[float | None, typer.Option(help="Open loop: requests per second. Default: a closed loop.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Closed loop: requests in flight.")] = 8,
-    connections: Annotated[int | None, typer.Option(help="Open loop: most requests in flight.")] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.")] = 5,
-    rows: Annotated[int, typer.Option(help="Texts in a request.")] = 1,
-    version: Annotated[str, typer.Option(help="Version of the model. Default: the newest.")] = "",
-    texts: Annotated[str, typer.Option(help="mixed, short, or a file of texts.")] = "mixed",
-    column: Annotated[str | None, typer.Option(help="Column of the texts in a file.")] = None,
-    protocol: Annotated[str, typer.Option(help="grpc or http.")] = "grpc",
-    target_ms: Annotated[float | None, typer.Option(help="Print the goodput within this latency too.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Keep the run: a .json or .parquet file.")] = None,
-    repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
-) -> None:
-    """Start a real Triton, put load on a model, and print latency, throughput and where the time went."""
-    from accel_lib.course_models import ensure
-    from accel_lib.load.runner import load_test as measure
-    from accel_lib.load.storage import check_target
-    from accel_lib.texts import load_texts
-    from accel_lib.triton.server import serve as start
-
-    if protocol not in ("grpc", "http"):
-        raise AccelError("There is no such protocol.", seen=protocol, fix="--protocol grpc, or --protocol http")
-    if save:
-        check_target(save)
-    sample = load_texts(texts, column=column, limit=512)
-    how: dict[str, Any] = {"rate": rate, "concurrency": concurrency, "connections": connections, "seconds": seconds}
-    with start(repository or ensure(model), models=[model]) as server:
-        run = measure(server.model(model, version), sample, rows=rows, protocol=protocol, **how)  # type: ignore[arg-type]
-    print(run)
-    print(run.explanation)
-    if target_ms is not None:
-        print(f"{run.goodput(target_ms):,.0f} texts/s within {target_ms:g} ms")
-    if save:
-        print(f"kept in {run.save(save).name}")
-    raise typer.Exit(1 if run.stopped else 0)
 
 
 @app.command()
@@ -257,6 +217,7 @@ def ui(
     run_ui(gateway, host=host, port=port)
 
 
+app.command()(load.load)
 app.command()(chat.chat)
 app.command()(tune.sweep)
 app.command()(tune.control)

@@ -46,7 +46,7 @@ def cached(folder: Path, wanted: Manifest, weights: str) -> tuple[Artifact | Non
 
 
 def refusal(found: Manifest, wanted: Manifest, weights: str) -> str:
-    """The first difference that forbids using an engine in place of the wanted one; empty if there is none.
+    """The first difference that forbids using an engine instead of the wanted one; empty if there is none.
 
     TensorRT tunes an engine on the card it is built on, so card and driver count where both are known; an engine of
     TensorRT-RTX that was built without a GPU runs on every card of its compute capability.

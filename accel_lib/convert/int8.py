@@ -1,12 +1,12 @@
-"""INT8 for ONNX Runtime on a CPU: a scale for each channel of a weight, and one for each token that flows into it.
+"""INT8 quantization for ONNX Runtime on a CPU: weights per channel, activations per token.
 
-ONNX Runtime's own dynamic quantization takes one scale for everything that flows into a product, from the largest
-number in the whole batch: a loud token costs the quiet ones their digits, and batch mates move a vector. Here each
-token has its own scale, computed while the graph runs at nearly the same cost; and channels that are loud in every text
-are turned down before rounding and up again in the weights, which changes no product.
+ONNX Runtime's own dynamic quantization takes one scale for all activations of a matrix product, from the largest number
+in the whole batch: one large token costs all others their precision, and a vector depends on its batch. Here each token
+has its own scale, computed while the graph runs at nearly the same cost. Channels with outliers in every calibration
+text are divided before rounding, and the weights multiplied by the same factor, which changes no product.
 
 Sources: "ZeroQuant", https://arxiv.org/abs/2206.01861 (a scale for each token); "SmoothQuant",
-https://arxiv.org/abs/2211.10438 (loud channels), whose factor with an exponent of one half is used.
+https://arxiv.org/abs/2211.10438 (outlier channels), whose factor with an exponent of one half is used.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def to_int8(
     kept
         Names of matrix products that stay FP32.
     texts
-        Texts that show which channels are loud; None takes some that ship.
+        Calibration texts, which show the channels with outliers; None takes some that ship.
 
     Returns
     -------

@@ -24,7 +24,7 @@ def operators(artifacts: Sequence[Artifact], *, executed: bool = False) -> pd.Da
     artifacts
         ONNX artifacts, one column each.
     executed
-        Count what ONNX Runtime runs on this machine's CPU, after its own fusions, in place of what the file holds.
+        Count what ONNX Runtime runs on this machine's CPU, after its own fusions, instead of what the file holds.
 
     Returns
     -------

@@ -104,11 +104,11 @@ def _moved(seen: NDArray[np.float32], exact: NDArray[np.float32], task: str) -> 
 def _trials(fp32: Artifact) -> _Encode:
     """A function that encodes rows with everything in INT8 but the named nodes."""
     onnx = require("onnx", extra="convert")
-    loud = outlier_channels(fp32)
+    outliers = outlier_channels(fp32)
 
     def encode(kept: Collection[str], rows: Ragged) -> NDArray[np.float32]:
         model = onnx.load(fp32.path, load_external_data=False)
-        quantize(model, fp32.folder, kept, loud)
+        quantize(model, fp32.folder, kept, outliers)
         graph = model.SerializeToString()
         with contextlib.closing(OnnxRuntimeEngine(fp32, device="cpu", graph=graph)) as engine:
             return run_batches(engine, rows)

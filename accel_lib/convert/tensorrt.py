@@ -65,7 +65,7 @@ def to_tensorrt(
         Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles. A
         language model gets those of `accel_lib.convert.generation_onnx.generation_profiles`.
     profiles
-        Optimization profiles of your own, in place of `lengths`.
+        Optimization profiles of your own, instead of `lengths`.
     max_batch_size
         Most rows in one batch.
     output

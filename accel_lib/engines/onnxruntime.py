@@ -48,7 +48,7 @@ class OnnxRuntimeEngine:
     fusions
         Let ONNX Runtime rearrange the graph for this machine; False runs it operator by operator, to see what it gives.
     graph
-        A serialized graph to run in place of the artifact's own, on the artifact's weights where it refers to them.
+        A serialized graph to run instead of the artifact's own, on the artifact's weights where it refers to them.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
+from accel_lib.engines.shape_buckets import to_bucket
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import BF16, cores, inspect_machine
 from accel_lib.ragged import by_name
@@ -111,9 +112,11 @@ class OpenVINOEngine:
         check_batch(input_ids, attention_mask, self.max_length, token_type_ids)
         if compiled is None:
             raise EngineError("The engine was closed.", fix="open it again: accel.open_engine(artifact)")
-        feeds = by_name(self._inputs, (input_ids, attention_mask, token_type_ids))
+        given = (input_ids, attention_mask) if token_type_ids is None else (input_ids, attention_mask, token_type_ids)
+        shaped = to_bucket(given, pad_id=self.pad_id, max_length=self.max_length, packed=self.packed)
+        feeds = by_name(self._inputs, (*shaped, None)[:3])
         try:
-            return compiled.infer(feeds)
+            return compiled.infer(feeds)[: len(input_ids)]
         except RuntimeError as error:  # what OpenVINO's own errors are
             raise EngineError(
                 "OpenVINO refused the batch.",

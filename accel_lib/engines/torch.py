@@ -47,7 +47,7 @@ class TorchEngine:
         batches. The 16 shapes used last are kept, in the memory that the largest one needs.
         Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
     packed
-        For a `Model`: compute real tokens only, texts behind each other. On a GPU (compute capability 8.0 and up, in
+        For a `Model`: compute real tokens only, texts concatenated. On a GPU (compute capability 8.0 and up, in
         fp16) always with CUDA graphs, of few sizes: see `accel_lib.engines.cuda_graphs`. An artifact has its own.
     compiled
         Let ``torch.compile`` generate the kernels, once for all sizes: half a minute on first use, for long runs.

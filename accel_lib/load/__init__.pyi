@@ -6,6 +6,11 @@ from .gateway_requests import PayloadSizes as PayloadSizes
 from .gateway_requests import latency_breakdown as latency_breakdown
 from .gateway_requests import payload_sizes as payload_sizes
 from .gateway_requests import read_vectors as read_vectors
+from .generation import generation_load_test as generation_load_test
+from .generation_curve import GenerationCurve as GenerationCurve
+from .generation_curve import generation_curve as generation_curve
+from .generation_results import GenerationLoadRun as GenerationLoadRun
+from .generation_results import GenerationRun as GenerationRun
 from .monitor import read_metrics as read_metrics
 from .monitor import watch as watch
 from .multi_gpu import compare_gpu_split as compare_gpu_split

@@ -10,14 +10,15 @@ import re
 import selectors
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, Self
 
 from accel_lib.errors import require
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PAUSE_S = 0.01  # after a refusal, so that a full queue is not asked without end
-_DRAIN_S = 10.0  # how long requests that are in flight at the end may take
+_DRAIN_S = 10.0
 # What Triton or gRPC says when no later request can succeed either.
 _GONE = re.compile(
     r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|[Cc]onnect call|stopping|unavailable$"
@@ -25,7 +26,8 @@ _GONE = re.compile(
 
 SHED = "not admitted"
 
-_Send = Callable[[Any], Awaitable[tuple[bytes | None, str]]]
+Send = Callable[[Any], Awaitable[tuple[Any, str]]]  # a payload -> its response, and the error if there is one
+Connect = Callable[[str, float | None], AbstractAsyncContextManager[Send]]  # address and timeout in seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Reply:
     due_s: float
     sent_s: float
     ended_s: float
-    answer: bytes | None
+    answer: Any
     refusal: str
 
 
@@ -66,8 +68,14 @@ class Generator:
     connections
         Open loop: most requests in flight, as of a client that has that many connections; further ones are sent late.
         None sends every request when it is due.
+    protocol
+        How to send and receive; for what is neither, a function that connects.
     timeout_s
         How long a client waits for a response.
+    requests
+        Closed loop: send that many in all. None goes on until the context ends.
+    drain_s
+        How long requests that are in flight at the end may take.
     gate
         Open loop: asked before each request is sent; one that it rejects is over, refused as `SHED`.
     """
@@ -80,8 +88,10 @@ class Generator:
         concurrency: int = 1,
         schedule_s: Iterable[float] | None = None,
         connections: int | None = None,
-        protocol: Literal["grpc", "http"] = "grpc",
+        protocol: Literal["grpc", "http"] | Connect = "grpc",
         timeout_s: float | None = None,
+        requests: int | None = None,
+        drain_s: float = _DRAIN_S,
         gate: Gate | None = None,
     ) -> None:
         self._gate = gate
@@ -90,13 +100,15 @@ class Generator:
         self.busy_s = 0.0  # processor time of the loop's thread
         self.began_s = self.ended_s = self.stopped_s = 0.0
         self._url, self._payloads, self._concurrency = url, payloads, concurrency
-        self._schedule_s, self._protocol, self._timeout_s = schedule_s, protocol, timeout_s
+        self._schedule_s, self._timeout_s, self._requests = schedule_s, timeout_s, requests
+        self._connect: Connect = {"grpc": _grpc, "http": _http}[protocol] if isinstance(protocol, str) else protocol
         # select() wakes within microseconds, epoll() only on whole milliseconds
         self._free = asyncio.Semaphore(connections) if connections else contextlib.nullcontext()
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._stop = asyncio.Event()
         self._ended = threading.Event()
-        self._patience_s = _DRAIN_S
+        self._abandon = asyncio.Event()
+        self._drain_s = drain_s
         self._thread = threading.Thread(target=self._run, name="accel-load", daemon=True)
 
     def wait(self, seconds: float) -> bool:
@@ -112,10 +124,10 @@ class Generator:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # an interrupt waits for nothing
-            self._patience_s = 0.0
         with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._stop.set)
+            if kind is not None:  # an interrupt waits for nothing
+                self._loop.call_soon_threadsafe(self._abandon.set)
         self._ended.wait()
         self._thread.join()
 
@@ -128,30 +140,38 @@ class Generator:
             self._ended.set()
 
     async def _main(self) -> None:
-        connect = _grpc if self._protocol == "grpc" else _http
-        async with connect(self._url, self._timeout_s) as send:
+        async with self._connect(self._url, self._timeout_s) as send:
             self.began_s = time.perf_counter()
             if self._schedule_s is None:
-                turns = itertools.count()
+                turns = iter(itertools.count() if self._requests is None else range(self._requests))
                 in_flight = {asyncio.create_task(self._client(send, turns)) for _ in range(self._concurrency)}
-                await self._stop.wait()
+                await _first(asyncio.wait(in_flight), self._stop.wait())
             else:
                 in_flight = await self._pace(send, self._schedule_s)
             await self._drain(in_flight)
 
     async def _drain(self, in_flight: set[asyncio.Task[None]]) -> None:
-        if in_flight:
-            _, late = await asyncio.wait(in_flight, timeout=self._patience_s)
-            for task in late:
+        tasks = list(in_flight)
+        if tasks:
+            await _first(asyncio.wait(tasks), self._abandon.wait(), timeout_s=self._drain_s)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _client(self, send: _Send, turns: itertools.count[int]) -> None:
-        while not self._stop.is_set():
-            if await self._ask(send, next(turns)):
+    async def _client(self, send: Send, turns: Iterator[int]) -> None:
+        for number in turns:
+            if self._stop.is_set():
+                return
+            began_s = time.perf_counter()
+            try:
+                refusal = await self._ask(send, number)
+            except asyncio.CancelledError:
+                self._lost(number, began_s)
+                raise
+            if refusal:
                 await asyncio.sleep(_PAUSE_S)
 
-    async def _pace(self, send: _Send, schedule_s: Iterable[float]) -> set[asyncio.Task[None]]:
+    async def _pace(self, send: Send, schedule_s: Iterable[float]) -> set[asyncio.Task[None]]:
         in_flight: set[asyncio.Task[None]] = set()
         for number, due_s in enumerate(schedule_s):
             due_s = self.began_s + due_s
@@ -167,8 +187,8 @@ class Generator:
             task.add_done_callback(in_flight.discard)
         return in_flight
 
-    async def _expect(self, send: _Send, number: int, due_s: float) -> None:
-        """One request of a schedule; a drained one is counted as lost."""
+    async def _expect(self, send: Send, number: int, due_s: float) -> None:
+        """One request of a schedule."""
         index = number % len(self._payloads)
         try:
             if self._gate and not await self._gate.acquire():
@@ -183,10 +203,15 @@ class Generator:
                 if self._gate:
                     self._gate.release()
         except asyncio.CancelledError:
-            self.replies.append(Reply(index, due_s, due_s, time.perf_counter(), None, "DEADLINE_EXCEEDED"))
+            self._lost(number, due_s)
             raise
 
-    async def _ask(self, send: _Send, number: int, due_s: float | None = None) -> str:
+    def _lost(self, number: int, due_s: float) -> None:
+        """A request that the drain did not wait for."""
+        index = number % len(self._payloads)
+        self.replies.append(Reply(index, due_s, due_s, time.perf_counter(), None, "DEADLINE_EXCEEDED"))
+
+    async def _ask(self, send: Send, number: int, due_s: float | None = None) -> str:
         index, sent_s = number % len(self._payloads), time.perf_counter()
         answer, refusal = await send(self._payloads[index])
         self.replies.append(
@@ -197,6 +222,14 @@ class Generator:
                 self.stopped, self.stopped_s = refusal, time.perf_counter()
             self._stop.set()
         return refusal
+
+
+async def _first(*waits: Coroutine[Any, Any, Any], timeout_s: float | None = None) -> None:
+    """Wait until one of them is over."""
+    tasks = [asyncio.create_task(each) for each in waits]
+    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 @contextlib.asynccontextmanager

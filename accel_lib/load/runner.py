@@ -193,7 +193,7 @@ def load_test(
         asked = f"concurrency {concurrency}, connections {connections}, {seconds:g} s"
         fix = "accel_lib.load_test(served, texts, concurrency=8, seconds=5)"
         raise AccelError("A load needs a request in flight and time.", seen=asked, fix=fix)
-    due = _due(rate, arrivals, seconds, seed)
+    due = due_times(rate, arrivals, seconds, seed)
     shape: dict[str, Any] = {"rows": rows, "priority": priority, "queue_timeout_us": queue_timeout_us}
     requests = make_requests(served, texts, protocol=protocol, **shape)
     payloads = [request.payload for request in requests]
@@ -230,7 +230,8 @@ def load_test(
     )
 
 
-def _due(rate: float | None, arrivals: ArrayLike | None, seconds: float, seed: int) -> NDArray[np.float64] | None:
+def due_times(rate: float | None, arrivals: ArrayLike | None, seconds: float, seed: int) -> NDArray[np.float64] | None:
+    """When requests are due in an open loop: as told, or Poisson; None for a closed loop."""
     if arrivals is None:
         return None if rate is None else poisson(rate, seconds, seed=seed)
     due = np.asarray(arrivals, dtype=float)
@@ -247,7 +248,7 @@ def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s:
     with generator:
         generator.wait(warmup_s)
         before, begin = statistics_now(served), time.perf_counter()
-        _watch(generator, seconds)
+        watch_progress(generator, seconds)
         end, after = time.perf_counter(), statistics_now(served)
     replies = [reply for reply in generator.replies if begin <= reply.ended_s <= end]
     return generator, replies, begin, end - begin, _between(before, after)
@@ -256,14 +257,14 @@ def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s:
 def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured:
     before = statistics_now(served)
     with generator:
-        _watch(generator, last_s)
+        watch_progress(generator, last_s)
         generator.finish()
     counted = _between(before, statistics_now(served))
     length = generator.stopped_s - generator.began_s if generator.stopped else max(last_s, 1e-9)
     return generator, generator.replies, generator.began_s, length, counted
 
 
-def _watch(generator: Generator, seconds: float) -> None:
+def watch_progress(generator: Generator, seconds: float) -> None:
     """Let it run with a line that says how far it is."""
     progress, until = Progress("load"), time.perf_counter() + seconds
     while (left := until - time.perf_counter()) > 0 and not generator.wait(min(left, 0.5)):

@@ -29,7 +29,10 @@ from accel_lib.models.families import (
 
 _MASKED = -1e9  # finite: a row that sees nothing, as of padding, stays finite too
 Rotation = tuple[torch.Tensor, torch.Tensor]
-_ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu}  # the others are the tanh form of GELU
+_ACTIVATIONS: dict[str, Any] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+}  # the others are the tanh form of GELU
 
 
 class RMSNorm(nn.Module):
@@ -254,7 +257,7 @@ def _norm(theirs: Any, family: Family) -> Any:
 
 def _parts(fused: nn.Linear, sizes: Sequence[int]) -> list[nn.Linear]:
     """A projection that was stored as one, as several; the weights are shared."""
-    weights = fused.weight.detach().split(list(sizes))
+    weights = torch.split(fused.weight.detach(), list(sizes))
     made = [nn.Linear(fused.in_features, size, bias=False, device="meta") for size in sizes]
     for layer, weight in zip(made, weights, strict=True):
         layer.weight = nn.Parameter(weight, requires_grad=False)

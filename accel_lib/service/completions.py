@@ -84,7 +84,7 @@ class Shape(abc.ABC):
 
     @abc.abstractmethod
     def _logprobs(self, choice: int, rows: Sequence[TokenLogprob]) -> _Json | None:
-        """Those of some tokens; None if nobody asked."""
+        """Those of some tokens; None unless asked for."""
 
 
 class ChatShape(Shape):

@@ -5,7 +5,7 @@
     make bench PUBLISH=1  also keeps table, figure and numbers in benchmarks/results, README.md and docs/benchmarks.md
 
 Environments of the peers and files of the models are made on the first run, apart from that, under ``build/bench``.
-Tables, figure and numbers are left in ``out/bench``; where they are already, ``--only`` measures a part anew.
+Tables, figure and numbers are left in ``out/bench``; where they are already, ``--only`` measures one part again.
 Everything is tuned first: each candidate at its best way to batch, each service at its best engine, batch size and
 number of processes.
 """

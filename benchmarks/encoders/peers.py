@@ -48,7 +48,7 @@ class Service:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Its processes run; outside they are stopped, as some of them poll even when nobody asks."""
+        """Its processes run; outside they are stopped, as some of them poll even without requests."""
         self._signal(signal.SIGCONT)
         try:
             yield

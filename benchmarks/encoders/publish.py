@@ -19,7 +19,7 @@ SERVED_AT = 32  # clients, in the README
 
 
 def publish(made: Path, root: Path) -> None:
-    """Take over what a run left in `made`, in place of what an earlier one left."""
+    """Take over what a run left in `made`, instead of what an earlier one left."""
     results = json.loads((made / "bench.json").read_text(encoding="utf-8"))
     folder = root / "benchmarks" / "results"
     for old in folder.glob("*-encoders.*"):

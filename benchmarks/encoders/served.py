@@ -23,6 +23,7 @@ from tritonclient.grpc.service_pb2 import ModelInferResponse
 
 import accel_lib as accel
 from accel_lib.load.generator import Generator
+from accel_lib.machine import cores
 from accel_lib.stats import measure_quality
 from accel_lib.triton import ServedModel, Server, default_config, serialize, write_model
 from accel_lib.tuning.grid import share_cores
@@ -102,10 +103,9 @@ def quality_class(
 
 
 def load(service: Service, concurrency: int, effort: Effort, reference: np.ndarray, seen: Vectors) -> dict[str, Any]:
-    """A closed loop on one service, one text a request; what is under way at its end is waited for, and counts."""
-    options: dict[str, Any] = {"concurrency": concurrency, "protocol": service.protocol}
+    """A closed loop on one service, one text a request; requests in flight at its end are waited for, and count."""
+    options: dict[str, Any] = {"concurrency": concurrency, "protocol": service.protocol, "drain_s": DRAIN_S}
     with Generator(service.url, service.payloads, **options) as generator:
-        generator._patience_s = DRAIN_S
         generator.wait(effort.warm_up_s)
         begin = time.perf_counter()
         generator.wait(effort.seconds)
@@ -133,7 +133,7 @@ def load(service: Service, concurrency: int, effort: Effort, reference: np.ndarr
 
 
 def vector(answer: bytes, protocol: str) -> np.ndarray:
-    """The unit vector of an answer, whoever gave it."""
+    """The unit vector of an answer, of any protocol."""
     if protocol == "grpc":
         (content,) = ModelInferResponse.FromString(answer).raw_output_contents
         found = np.frombuffer(content, dtype=np.float32)
@@ -186,10 +186,14 @@ def slug(name: str) -> str:
 
 
 def tuned(served: ServedModel, texts: Sequence[str], seconds: float) -> str:
-    """Give a model the instances and threads with which it answers most, and say which those are."""
+    """Give a model the instances and threads with which it answers most, and say which those are.
+
+    Threads that are an instance's share of the cores are left unsaid: a lone request then gets all of them.
+    """
     found = share_cores(served, texts, concurrency=TUNED_AT, seconds=min(seconds, 1.5), repeats=2).frame
     fastest = found.loc[found["texts_per_s"].idxmax(), ["instance_count", "threads"]].astype(int)
-    served.configure(**fastest.to_dict())
+    count, threads = int(fastest["instance_count"]), int(fastest["threads"])
+    served.configure(instance_count=count, threads=None if count * threads == cores() else threads)
     return described(fastest)
 
 

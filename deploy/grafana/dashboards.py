@@ -266,7 +266,7 @@ LATENCY = {
             what="5xx among all answers of five minutes; an alert from 1% on.",
         ),
         Panel(
-            title="Turned away",
+            title="Rejected",
             queries={"{{model}} {{reason}}": _rate("accel_sheds_total", "model, reason")},
             unit="reqps",
             what="Full queue, or a wait longer than the deadline.",

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -17,6 +22,7 @@ import accel_lib
 from accel_lib.convert.generation import generation_to_openvino
 from accel_lib.convert.generation_files import generation_to_transformers
 from accel_lib.errors import RequestError
+from accel_lib.load import GenerationLoadRun
 from accel_lib.models import load_model
 from accel_lib.triton.repository import default_config
 from tests.gateways import gateway_on
@@ -29,6 +35,7 @@ LONGEST_S = 60
 CONTEXT = 65_536  # tokens; a text of that length takes the tiny model many seconds
 ENDLESS = 60_000
 CACHE = 4 * CONTEXT
+ACCEL = Path(sys.executable).with_name("accel")
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +330,61 @@ def test_a_deadline_is_to_the_first_token_not_to_the_last_one(client):
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "deadline_exceeded"
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("way", ["triton", "gateway", "url"])
+def test_load_on_every_way_to_the_model_counts_each_token(server, gateway, way):
+    target = {"triton": server.model("generation"), "gateway": gateway, "url": f"{gateway.url}/v1"}[way]
+    how = {"prompt_tokens": (20, 60), "output_tokens": (1, 30), "key": gateway.key, "seed": 4}
+    run = accel_lib.generation_load_test(target, arrivals=[0.01 * place for place in range(24)], **how)
+    assert not run.errors
+    again = accel_lib.generation_load_test(target, clients=6, requests=24, **how)
+    assert again.frame["output_tokens"].sum() == run.frame["output_tokens"].sum()
+    assert run.tokens["tokens"].sum() == run.frame["output_tokens"].sum()
+    assert run.frame["output_tokens"].between(1, 30).all()
+    assert run.frame["prompt_tokens"].between(15, 66).all()
+    assert (run.frame["first_token_s"] <= run.frame["end_s"]).all()
+
+
+def test_two_hundred_streams_at_once_are_all_answered(server):
+    served = server.model("generation")
+    run = accel_lib.generation_load_test(served, arrivals=[0.0] * 200, prompt_tokens=16, output_tokens=8)
+    assert run.frame["output_tokens"].tolist() == [8] * 200
+
+
+def test_load_says_what_is_wrong_with_its_target(server, gateway):
+    with pytest.raises(RequestError, match="does not generate"):
+        accel_lib.generation_load_test(server.model("embedding"))
+    with pytest.raises(RequestError, match=r"refused a request[\s\S]*key"):
+        accel_lib.generation_load_test(gateway.url, key="wrong", requests=1)
+    with pytest.raises(RequestError, match="context"):
+        accel_lib.generation_load_test(gateway, requests=2, output_tokens=10**6, warmup=0)
+
+
+def test_the_command_puts_load_on_a_gateway_that_runs(gateway, tmp_path):
+    kept = tmp_path / "run.json"
+    asked = ["--url", gateway.url, "--rate", "20", "--seconds", "1", "--output-tokens", "exponential:8:20"]
+    done = subprocess.run(
+        [ACCEL, "load", "generation", *asked, "--prompt-tokens", "20-40", "--ttft-ms", "60000", "--save", kept],
+        env=os.environ | {"ACCEL_KEY": gateway.key},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = GenerationLoadRun.open(kept)
+    assert run.headline in done.stdout
+    assert "keep TTFT ≤ 60,000 ms" in done.stdout
+    assert run.frame["output_tokens"].max() <= 20
+
+
+def test_the_command_starts_a_triton_for_a_model_that_generates(server, tmp_path):
+    shutil.copytree(server.repository / "generation", tmp_path / "generation")
+    asked = ["--repository", tmp_path, "--clients", "3", "--seconds", "1", "--output-tokens", "8"]
+    done = subprocess.run([ACCEL, "load", "generation", *asked], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "with 3 clients" in done.stdout
+    assert "time to first token (TTFT)" in done.stdout
 
 
 def test_a_viewer_may_not_generate(gateway):

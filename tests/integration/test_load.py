@@ -49,7 +49,7 @@ def run(tiny):
 @pytest.fixture
 def meanwhile(monkeypatch):
     """Have something done a second after a measurement has begun, however long it took to begin."""
-    watch, timers = loading._watch, []
+    watch, timers = loading.watch_progress, []
 
     def plan(act, *arguments):
         timers.append(threading.Timer(1, act, arguments))
@@ -61,7 +61,7 @@ def meanwhile(monkeypatch):
                 timer.start()
         watch(*arguments)
 
-    monkeypatch.setattr(loading, "_watch", begin)
+    monkeypatch.setattr(loading, "watch_progress", begin)
     return plan
 
 

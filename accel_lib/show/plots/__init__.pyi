@@ -7,6 +7,9 @@ from .bench import length_profiles as length_profiles
 from .bench import lengths as lengths
 from .bench import memory as memory
 from .bench import speedup_map as speedup_map
+from .generation import kept as kept
+from .generation import streams as streams
+from .generation import token_latency as token_latency
 from .load import batch_sizes as batch_sizes
 from .load import latency as latency
 from .load import latency_breakdown as latency_breakdown
