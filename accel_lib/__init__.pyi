@@ -20,9 +20,10 @@ from .show.quiz import guess as guess
 from .show.quiz import reveal as reveal
 from .show.sliders import sliders as sliders
 from .simulation.fit import fit_simulator as fit_simulator
+from .simulation.generation_fit import fit_generation_simulator as fit_generation_simulator
 from .simulation.simulator import simulate as simulate
 from .texts import load_texts as load_texts
 from .triton.server import serve as serve
-from .tuning.grid import tune as tune
+from .tuning.tune import tune as tune
 
 __version__: str

@@ -78,9 +78,9 @@ _TEXT = """
 _NUMBER = """
     measured_mb predicted_mb texts_per_s tokens_per_s padded_tokens_per_s ms_at_batch_1 offered_per_s p50_ms p95_ms
     p99_ms naive_p95_ms client_ms queue_ms compute_infer_ms mean_batch_size size_mb http_ms tokenize_ms total_ms
-    rate_per_s kept_per_s ttft_p50_ms ttft_p95_ms itl_p50_ms itl_p95_ms p90_ms
-    received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms"""
-_WHOLE = "max_queue_delay_us max_batch_tokens tokens requests bytes_each load"
+    rate_per_s kept_per_s ttft_p50_ms ttft_p95_ms itl_p50_ms itl_p95_ms p90_ms goodput predicted_goodput
+    received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms step_ms"""
+_WHOLE = "max_queue_delay_us max_batch_tokens step_tokens tokens requests bytes_each load"
 _PERCENT = "right first top10_overlap same_label padding late busy share others kept failed"
 # Columns that are shown, and how a value is written; the others are for computing with.
 _WRITE: dict[str, Callable[[Any], str]] = (
@@ -93,7 +93,7 @@ _WRITE: dict[str, Callable[[Any], str]] = (
     | dict.fromkeys(["ndcg_at_10", "reciprocal_rank"], "{:.3f}".format)
     | dict.fromkeys(["throughput_error", "p95_error"], "{:+.1%}".format)
 )
-_HIGHER = "right first ndcg_at_10 reciprocal_rank texts_per_s tokens_per_s speedup"
+_HIGHER = "goodput right first ndcg_at_10 reciprocal_rank texts_per_s tokens_per_s speedup"
 _LOWER = "ms_at_batch_1 p50_ms p95_ms p99_ms size_mb total_ms bytes_each late cost_per_million"
 _UNITS = {"_ms": ", ms", "_us": ", µs", "_mb": ", MB", "_kb": ", KB", "_per_s": "/s", "_count": "s"}
 _HEADINGS = {

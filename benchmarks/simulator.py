@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from accel_lib.show.plots.answer import Answer
+from accel_lib.show.plots.answer import Answer, BatchSizes, Latencies
 from accel_lib.simulation.simulator import simulate
 from tests.unit.test_simulate import calibration
 
@@ -32,7 +32,7 @@ def main():
         run = simulate(service, config, rate=300, requests=100_000)
         taken = time.perf_counter() - began
         print(f"100,000 requests, {name}: {taken:.2f} s (limit 2 s), p95 {run.p95_ms:.1f} ms")
-    answer = Answer(p95_ms=40)
+    answer = Answer(Latencies("answered within, ms", 40), BatchSizes())
 
     def redraw():
         run = simulate(service, delayed, rate=float(np.random.default_rng().uniform(100, 400)), requests=5_000)

@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 REPOSITORY = "https://github.com/yourusername/genai-accelerator"
-EXTRAS = "models,convert,service"
+EXTRAS = "models,convert,openvino,generate,service"
 # Loaded by the running kernel or built for the machine's driver: another version would need a restart, or break it.
 KEEP = (
     *("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas", "matplotlib", "pillow", "protobuf", "grpcio"),

@@ -39,6 +39,8 @@ NOTEBOOKS = (
     "09_an_embedding_service",
     "10_versions_and_experiments",
     "11_to_kubernetes",
+    "12_a_token_at_a_time",
+    "13_batches_that_breathe",
     "your_model",
 )
 MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")

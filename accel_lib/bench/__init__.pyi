@@ -2,6 +2,9 @@ from .ablation import ablate as ablate
 from .batching import compare_batching as compare_batching
 from .candidates import AS_THEY_COME as AS_THEY_COME
 from .candidates import ONE_BY_ONE as ONE_BY_ONE
+from .generation_steps import GenerationSteps as GenerationSteps
+from .generation_steps import machine_limits as machine_limits
+from .generation_steps import time_steps as time_steps
 from .memory import fit_memory as fit_memory
 from .quality import QualityJudge as QualityJudge
 from .quality import quality_judge as quality_judge

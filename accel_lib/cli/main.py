@@ -220,6 +220,7 @@ def ui(
 app.command()(load.load)
 app.command()(chat.chat)
 app.command()(tune.sweep)
+app.command()(tune.tune)
 app.command()(tune.control)
 app.command()(tune.cores)
 app.command()(tune.memory)

@@ -1,4 +1,4 @@
-"""``accel sweep``, ``accel control`` and ``accel memory``: find a setting, hold a target, know what fits."""
+"""``accel sweep``, ``tune``, ``control`` and ``memory``: find a setting, hold a target, know what fits."""
 
 from __future__ import annotations
 
@@ -56,6 +56,30 @@ def sweep(
         if output:
             found.write(output)
     raise typer.Exit(1 if found.stopped or float(found.frame["p95_ms"].min()) > p95_ms else 0)
+
+
+def tune(
+    ttft_ms: Annotated[float, typer.Option(help="Target to a request's first token, ms.")] = 1_000,
+    itl_ms: Annotated[float, typer.Option(help="Target between its tokens, ms.")] = 100,
+    prompt_tokens: Annotated[str, typer.Option(help="Lengths: 64, 32-96, or exponential:64:160.")] = "32-96",
+    output_tokens: Annotated[str, typer.Option(help="Lengths of the answers, likewise.")] = "exponential:48:192",
+    rate: Annotated[float | None, typer.Option(help="Requests per second; default: the most that keep both.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure a setting in one round.")] = 15,
+    rounds: Annotated[int, typer.Option(help="How often to measure each.")] = 3,
+    repository: Annotated[Path | None, typer.Option(help="Model repository. Default: the course's own.")] = None,
+) -> None:
+    """Simulate settings of the model that generates, measure the best on a real Triton, and say which to take."""
+    from accel_lib.course_models import ensure
+    from accel_lib.triton.server import serve
+    from accel_lib.tuning.generation import tune_generation
+
+    with serve(repository or ensure("generation"), models=["generation"]) as server:
+        found = tune_generation(
+            server.model("generation"), ttft_ms=ttft_ms, itl_ms=itl_ms, prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens, rate=rate, seconds=seconds, rounds=rounds,
+        )  # fmt: skip
+    print(f"{found}\n\n{found.explanation}")
+    raise typer.Exit(0 if found.frame["goodput"].max() > 0 else 1)
 
 
 def control(

@@ -99,6 +99,8 @@ class Limits:
         Fields of `Sampling` that must keep their defaults.
     top_logprobs
         Most that `Sampling.logprobs` may be; 0 for the chosen token's alone.
+    step_tokens
+        Most tokens of a step, prompts and answers together; 0: no prompt is cut.
     """
 
     rows: int
@@ -108,6 +110,7 @@ class Limits:
     block_tokens: int = 1
     unsupported: frozenset[str] = frozenset()
     top_logprobs: int = 0
+    step_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

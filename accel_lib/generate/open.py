@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accel_lib.artifact import Artifact
 from accel_lib.errors import EngineError
 from accel_lib.generate import GenerationEngine
-from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.scheduler import Policy, Scheduler
 from accel_lib.models.hub import ModelSource
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _ROWS = 8
 _CACHE_TOKENS = 16_384
 _MAX_WAITING = 512
+_STEP_TOKENS = 128
 
 
 def open_generation(
@@ -25,6 +26,8 @@ def open_generation(
     rows: int = _ROWS,
     cache_tokens: int = _CACHE_TOKENS,
     max_waiting: int = _MAX_WAITING,
+    step_tokens: int = _STEP_TOKENS,
+    policy: Policy = "continuous",
 ) -> Scheduler:
     """An engine for an artifact, behind a `Scheduler`.
 
@@ -36,16 +39,23 @@ def open_generation(
         Requests that run at once, and tokens of theirs in the key-value cache.
     max_waiting
         Requests that wait for a place; more are refused.
+    step_tokens
+        Most tokens of a step, prompts and answers together, where the engine cuts prompts as it is told: OpenVINO.
+    policy
+        When a request joins those that run: see `Scheduler`.
 
     Raises
     ------
     EngineError
         There is no engine for its format.
     """
-    return Scheduler(_engine(artifact, threads, rows, cache_tokens), max_waiting=max_waiting)
+    engine = _engine(artifact, threads, rows, cache_tokens, step_tokens)
+    return Scheduler(engine, max_waiting=max_waiting, policy=policy)
 
 
-def _engine(artifact: Artifact, threads: int | None, rows: int, cache_tokens: int) -> GenerationEngine:
+def _engine(
+    artifact: Artifact, threads: int | None, rows: int, cache_tokens: int, step_tokens: int
+) -> GenerationEngine:
     if artifact.manifest.format == "transformers":
         from accel_lib.generate.transformers import TransformersEngine
 
@@ -53,7 +63,7 @@ def _engine(artifact: Artifact, threads: int | None, rows: int, cache_tokens: in
     if artifact.manifest.format == "openvino":
         from accel_lib.generate.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(artifact, rows=rows, cache_tokens=cache_tokens, threads=threads)
+        return OpenVINOEngine(artifact, rows=rows, cache_tokens=cache_tokens, threads=threads, step_tokens=step_tokens)
     if artifact.manifest.format == "onnx":
         from accel_lib.generate.onnxruntime import OnnxEngine
 

@@ -98,6 +98,7 @@ class OpenVINOEngine:
             block_tokens=_BLOCK_TOKENS,
             context_tokens=manifest.max_length,
             vocabulary=manifest.dimension,
+            step_tokens=step_tokens,
         )
         self._genai = require("openvino_genai", extra="generate")
         self._ov = require("openvino", extra="openvino")

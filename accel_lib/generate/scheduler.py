@@ -10,10 +10,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal, get_args
 
-from accel_lib.errors import RequestError
+from accel_lib.errors import EngineError, RequestError
 from accel_lib.generate import Event, GenerationEngine, Sampling, Stats
 from accel_lib.generate.requests import cache_tokens, check_request
+
+Policy = Literal["continuous", "static"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,23 @@ class Scheduler:
         What generates; it is closed with this.
     max_waiting
         Requests that wait at most; `add` refuses more. None: any number.
+    policy
+        ``"continuous"``: a request joins as soon as it has room. ``"static"``: only when everything that ran has ended,
+        as a batch that nobody joins; rows that end early are not computed on, as padded ones would be.
+
+    Raises
+    ------
+    EngineError
+        There is no such policy.
     """
 
-    def __init__(self, engine: GenerationEngine, *, max_waiting: int | None = None) -> None:
+    def __init__(
+        self, engine: GenerationEngine, *, max_waiting: int | None = None, policy: Policy = "continuous"
+    ) -> None:
+        if policy not in get_args(Policy):
+            known = ", ".join(get_args(Policy))
+            raise EngineError("There is no such policy of admission.", seen=repr(policy), fix=f"one of: {known}")
+        self.policy = policy
         self.engine = engine
         self.max_waiting = max_waiting
         self.name, self.device, self.precision = engine.name, engine.device, engine.precision
@@ -70,6 +87,8 @@ class Scheduler:
         return events
 
     def _admit(self) -> None:
+        if self.policy == "static" and self._reserved:
+            return
         while self._waiting and len(self._reserved) < self.limits.rows:
             key, request = next(iter(self._waiting.items()))
             needed = cache_tokens(self.limits, len(request.prompt_ids), request.sampling.max_tokens)

@@ -63,6 +63,7 @@ class TransformersEngine:
             context_tokens=model.context_tokens,
             vocabulary=model.vocabulary,
             unsupported=_UNSUPPORTED,
+            step_tokens=_BATCH_TOKENS,
         )
         self._live: dict[str, _Live] = {}
         self._cancelled: list[Event] = []

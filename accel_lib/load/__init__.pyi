@@ -1,4 +1,6 @@
 from .arrivals import steps as steps
+from .batching_modes import ModeComparison as ModeComparison
+from .batching_modes import compare_modes as compare_modes
 from .curve import rate_curve as rate_curve
 from .experiment import vary as vary
 from .gateway_requests import LatencyBreakdown as LatencyBreakdown

@@ -29,6 +29,7 @@ class TritonTarget:
             )
         self.name, self.url = served.name, served.server.grpc_url
         self._version, self._artifact = served.version, artifact
+        self._batched = served.config.max_batch_size > 0
 
     def source(self) -> TokenSource:
         """The passages in the model's tokens."""
@@ -36,7 +37,7 @@ class TritonTarget:
 
     def payload(self, prompt: LoadPrompt, sampling: Sampling) -> Any:
         """A serialized message."""
-        return request_bytes(self.name, self._version, prompt.token_ids, sampling)
+        return request_bytes(self.name, self._version, prompt.token_ids, sampling, batched=self._batched)
 
     @contextlib.asynccontextmanager
     async def connect(self, url: str, timeout_s: float | None) -> AsyncIterator[Send]:

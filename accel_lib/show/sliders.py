@@ -1,16 +1,10 @@
-"""Sliders over the simulator: latency and batch sizes of a setting, redrawn as it is dragged, and measured beside it.
-
-Written in the API that ipywidgets 7.7 and 8.1 share. Without a reader to drag them, as in a run from top to bottom, the
-first answer is shown as a figure.
-"""
+"""Sliders over the simulators: Triton's batcher here, an engine that generates in `generation_sliders`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -19,9 +13,11 @@ from numpy.typing import NDArray
 from accel_lib.errors import AccelError, require
 from accel_lib.formatting import number
 from accel_lib.load.runner import load_test
-from accel_lib.progress import live_notebook
-from accel_lib.show.plots.answer import Answer
+from accel_lib.show.generation_sliders import GenerationSliders
+from accel_lib.show.plots.answer import Answer, BatchSizes, Latencies
+from accel_lib.show.slider_panel import Knob, SliderPanel
 from accel_lib.simulation.fit import fit_simulator
+from accel_lib.simulation.generation_prediction import GenerationSimulator
 from accel_lib.simulation.service_time import ServiceTime
 from accel_lib.simulation.simulator import SimulatedRun, simulate
 from accel_lib.stats import percentile_interval
@@ -32,14 +28,7 @@ FOR_P99 = 1_000  # samples, under which a p99 says little
 _REQUESTS = 5_000
 _ALIKE = 32  # texts that represent a length
 _PRECISE = 0.2  # width of the p95's interval over the p95, from which on a measurement suffices
-_BUTTONS = {
-    "calibrate": "Calibrate, 20 s",
-    "pin_a": "Pin A",
-    "pin_b": "Pin B",
-    "clear": "Clear pins",
-    "measure": "Measure",
-    "copy": "Copy config",
-}
+_CALIBRATE = "Calibrate, 20 s"
 _COPY = "Below is the config.pbtxt of this setting: click into it, Ctrl+A selects it, Ctrl+C copies it."
 
 
@@ -66,8 +55,10 @@ class Measured:
         return f"Measured: {number(self.throughput)} texts/s, p95 {p95} ms{ends}{tail}, {len(self.ms):,} requests"
 
 
-class Sliders:
-    """Widgets and what they do; made by `sliders`, and shown by ending a cell with it."""
+class Sliders(SliderPanel):
+    """Sliders over Triton's batcher; made by `sliders`."""
+
+    measured: Measured | None
 
     def __init__(
         self,
@@ -84,22 +75,27 @@ class Sliders:
             raise AccelError("Sliders need a model, texts and a target above zero.", seen=f"{p95_ms} ms", fix=fix)
         self.texts, self.p95_ms = texts, p95_ms
         self.models = {_name(served): served for served in models}
-        self.pins: dict[str, SimulatedRun] = {}
-        self.measured: Measured | None = None
         self.services = {
             (_name(served), count): service
             for served, service in zip(models, calibrated, strict=False)
             for count in service.costs
         }
         self._lengths = models[0].tokenize(texts).lengths
-        self._answer = Answer(p95_ms)
-        self._build(models[0].config, rate, most_instances)
+        self._answer = Answer(Latencies("answered within, ms", p95_ms), BatchSizes())
+        kinds = zip(("model", "engine", "precision"), zip(*self.models, strict=True), strict=True)
+        super().__init__(
+            self._knobs(models[0].config, round(rate), most_instances),
+            {
+                "calibrate": (_CALIBRATE, self.calibrate),
+                "measure": ("Measure", lambda: self.measure()),
+                "copy": ("Copy config", self._copy),
+            },
+            {kind: list(values) for kind, values in kinds},
+        )
+        widgets = require("ipywidgets", extra="notebook")
+        self.text = widgets.Textarea(layout=widgets.Layout(width="640px", height="220px", display="none"))
+        self.box.children = (*self.box.children, self.text)
         self.refresh()
-
-    @property
-    def setting(self) -> dict[str, int]:
-        """Where the sliders are, by name."""
-        return {name: int(widget.value) for name, widget in self.knobs.items()}
 
     @property
     def served(self) -> ServedModel | None:
@@ -127,21 +123,30 @@ class Sliders:
         rate = self.setting["rate"]
         return simulate(self.service, self.config, rate=rate, requests=_REQUESTS, lengths=lengths)
 
-    def refresh(self, *_: object) -> None:
+    def refresh(self) -> None:
         """Redraw the answer; an uncalibrated choice disables what would need it and leaves the way to calibrate."""
         ready = self.service is not None
         for name, widget in [*self.knobs.items(), *self.buttons.items()]:
             widget.disabled = not ready and name not in ("instance_count", "calibrate")
         self.buttons["calibrate"].disabled = ready or not self.served
-        self.said.value = ""
-        if not self.served:
-            self.said.value = "That combination is not served here."
-        elif not ready:
-            self.said.value = f"Not calibrated: press “{_BUTTONS['calibrate']}”."
-        else:
-            run = self.simulate()
-            self.image.value = self._answer.show(self.title(run), self._shown(run))
+        if ready:
+            super().refresh()
             self.text.value = self.config.to_text()
+            self.said.value = self.said.value or ("" if self.text.layout.display == "none" else _COPY)
+        elif self.served:
+            self.said.value = f"Not calibrated: press “{_CALIBRATE}”."
+        else:
+            self.said.value = "That combination is not served here."
+
+    def draw(self, run: SimulatedRun) -> bytes:
+        """Latencies and batch sizes, of the answer, the pins and what was measured."""
+        seen = {
+            name: (each.frame.loc[each.frame["error"] == "", "ms"].to_numpy(), each.batch_sizes)
+            for name, each in {"now": run, **self.pins}.items()
+        }
+        if self.measured:
+            seen["measured"] = (self.measured.ms, self.measured.batch_sizes)
+        return self._answer.show(self.title(run), seen)
 
     def title(self, run: SimulatedRun) -> str:
         """The answer in a sentence: within the target or not, and what sets it."""
@@ -173,52 +178,14 @@ class Sliders:
                 if self.measured.suffices:
                     break
 
-    def pin(self, name: str) -> None:
-        """Keep the answer as ``"A"`` or ``"B"``, to compare with."""
-        self.pins[name] = self.simulate()
-
-    def clear(self) -> None:
-        """Forget pins and the measurement."""
-        self.pins.clear()
-        self.measured = None
-
-    def _copy(self, *_: object) -> None:
-        hidden = self.text.layout.display == "none"
-        self.text.layout.display = "" if hidden else "none"
-        self.said.value = _COPY if hidden else ""
-
-    def _press(self, name: str, *_: object) -> None:
-        """While a button works it says so; an error is shown below the buttons, not lost in a log."""
-        acts = {"calibrate": self.calibrate, "measure": lambda: self.measure(), "clear": self.clear}
-        acts |= {"pin_a": functools.partial(self.pin, "A"), "pin_b": functools.partial(self.pin, "B")}
-        failed = ""
-        self.buttons[name].description = "Working …"
-        try:
-            acts[name]()
-        except AccelError as error:
-            failed = f"<pre>{error}</pre>"
-        self.buttons[name].description = _BUTTONS[name]
-        self.refresh()
-        self.said.value = failed or self.said.value
-
-    def _moved(self, *_: object) -> None:
-        """What was measured belongs to where the sliders were before."""
-        self.measured = None
-        self.refresh()
+    def _copy(self) -> None:
+        self.text.layout.display = "" if self.text.layout.display == "none" else "none"
 
     def _chosen(self) -> ServedModel:
         if self.served is None:
             known = "; ".join(" ".join(name) for name in self.models)
             raise AccelError("No such model is served.", seen=self.setting, fix=f"choose from: {known}")
         return self.served
-
-    def _shown(self, run: SimulatedRun) -> dict[str, tuple[NDArray[np.float64], pd.Series[Any]]]:
-        """Latencies and batch sizes of all that is to be seen, by name."""
-        seen = {
-            name: (each.frame.loc[each.frame["error"] == "", "ms"].to_numpy(), each.batch_sizes)
-            for name, each in {"now": run, **self.pins}.items()
-        }
-        return seen | ({"measured": (self.measured.ms, self.measured.batch_sizes)} if self.measured else {})
 
     def _alike(self) -> NDArray[np.int64]:
         """Indices of the texts that are about as long as the slider says; all for 0."""
@@ -227,44 +194,21 @@ class Sliders:
             return every
         return np.sort(np.argsort(np.abs(self._lengths - tokens), kind="stable")[:_ALIKE])
 
-    def _build(self, config: ModelConfig, rate: float, most_instances: int) -> None:
-        widgets = require("ipywidgets", extra="notebook")
-        names, auto = list(self.models), widgets.Layout(width="auto")
-
-        def slider(words: str, value: int, low: int, high: int, step: int = 1) -> Any:
-            return widgets.IntSlider(
-                value=value, min=low, max=high, step=step, description=words, continuous_update=True,
-                style={"description_width": "110px"}, layout=widgets.Layout(width="360px"),
-            )  # fmt: skip
-
-        self.chosen = {
-            kind: widgets.Dropdown(options=sorted(set(values)), value=values[0], description=kind, layout=auto)
-            for kind, values in zip(("model", "engine", "precision"), zip(*names, strict=True), strict=True)
+    def _knobs(self, config: ModelConfig, rate: int, most_instances: int) -> dict[str, Knob]:
+        most = max(most_instances, config.instance_count)
+        return {
+            "rate": Knob(words="requests/s", value=rate, low=1, high=max(3 * rate, 3)),
+            "max_batch_size": Knob(words="max batch", value=max(1, config.max_batch_size), low=1, high=64),
+            "tokens": Knob(words="tokens (0: all)", value=0, low=0, high=int(self._lengths.max())),
+            "max_queue_delay_us": Knob(
+                words="queue delay, µs", value=config.max_queue_delay_us, low=0, high=50_000, step=500
+            ),
+            "preferred_batch_size": Knob(words="preferred size", value=0, low=0, high=64),
+            "instance_count": Knob(words="instances", value=config.instance_count, low=1, high=most),
         }
-        self.knobs = {
-            "rate": slider("requests/s", round(rate), 1, max(round(3 * rate), 3)),
-            "max_batch_size": slider("max batch", max(1, config.max_batch_size), 1, 64),
-            "tokens": slider("tokens (0: all)", 0, 0, int(self._lengths.max())),
-            "max_queue_delay_us": slider("queue delay, µs", config.max_queue_delay_us, 0, 50_000, 500),
-            "preferred_batch_size": slider("preferred size", 0, 0, 64),
-            "instance_count": slider("instances", config.instance_count, 1, max(most_instances, config.instance_count)),
-        }
-        self.buttons = {name: widgets.Button(description=words, layout=auto) for name, words in _BUTTONS.items()}
-        self.image = widgets.Image(format="png")
-        self.text = widgets.Textarea(layout=widgets.Layout(width="640px", height="220px", display="none"))
-        self.said = widgets.HTML()
-        columns = widgets.HBox([widgets.VBox([*part.values()]) for part in (self.chosen, self.knobs)])
-        self.box = widgets.VBox([columns, widgets.HBox([*self.buttons.values()]), self.said, self.image, self.text])
-        for widget in [*self.chosen.values(), *self.knobs.values()]:
-            widget.observe(self._moved, names="value")
-        for name, button in self.buttons.items():
-            button.on_click(self._copy if name == "copy" else functools.partial(self._press, name))
-
-    def _ipython_display_(self) -> None:
-        display = import_module("IPython.display")
-        display.display(self.box if live_notebook() else display.Image(bytes(self.image.value)))
 
 
+@overload
 def sliders(
     models: ServedModel | Sequence[ServedModel],
     texts: Sequence[str],
@@ -273,17 +217,30 @@ def sliders(
     rate: float = 100,
     calibrated: ServiceTime | Sequence[ServiceTime] = (),
     most_instances: int = 4,
-) -> Sliders:
-    """Sliders over the simulator: drag load and configuration, and see latency and batch sizes at once.
+) -> Sliders: ...
+@overload
+def sliders(
+    models: GenerationSimulator,
+    *,
+    ttft_ms: float,
+    itl_ms: float,
+    rate: float | None = None,
+    served: ServedModel | None = None,
+) -> GenerationSliders: ...
+def sliders(models: Any, texts: Sequence[str] = (), **settings: Any) -> Sliders | GenerationSliders:
+    """Sliders over a simulator: drag load and configuration, and see latencies at once.
 
-    Models and numbers of instances that were not calibrated are disabled until "Calibrate" is pressed. A and B can be
-    pinned to compare, "Measure" asks the real server until its interval is narrow enough, and "Copy config" shows the
-    ``config.pbtxt``. Without a reader at the notebook the first answer is drawn as a figure.
+    A and B can be pinned to compare, and "Measure" asks the real server. Without a reader at the notebook the first
+    answer is drawn as a figure.
+
+    Of Triton's batcher: latency and batch sizes. Models and numbers of instances that were not calibrated are disabled
+    until "Calibrate" is pressed; "Measure" goes on until its interval is narrow enough, and "Copy config" shows the
+    ``config.pbtxt``. Of a model that generates: time to the first token and between tokens, and the goodput.
 
     Parameters
     ----------
     models
-        One served model or several to choose from.
+        One served model or several to choose from; or what `fit_generation_simulator` returned.
     texts
         The workload.
     p95_ms
@@ -294,6 +251,9 @@ def sliders(
         What `fit_simulator` returned for the models, in their order.
     most_instances
         Where the slider of instances ends.
+    ttft_ms, itl_ms, served
+        Of a model that generates: the targets, to a request's first token and between its tokens; and the model that
+        "Measure" asks.
 
     Raises
     ------
@@ -303,11 +263,14 @@ def sliders(
     Examples
     --------
     >>> accel.sliders(mine, texts, p95_ms=50, calibrated=service)  # doctest: +SKIP
+    >>> accel.sliders(simulator, ttft_ms=1_000, itl_ms=100)  # doctest: +SKIP
     """
-    several = [models] if isinstance(models, ServedModel) else list(models)
+    if isinstance(models, GenerationSimulator):
+        return GenerationSliders(models, **settings)
+    calibrated = settings.pop("calibrated", ())
     services = [calibrated] if isinstance(calibrated, ServiceTime) else list(calibrated)
-    how: dict[str, Any] = {"p95_ms": p95_ms, "rate": rate, "most_instances": most_instances}
-    return Sliders(several, texts, calibrated=services, **how)
+    several = [models] if isinstance(models, ServedModel) else list(models)
+    return Sliders(several, texts, calibrated=services, **settings)
 
 
 def _name(served: ServedModel) -> tuple[str, ...]:

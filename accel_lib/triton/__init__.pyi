@@ -1,3 +1,5 @@
+from .batching_modes import BATCHING_MODES as BATCHING_MODES
+from .batching_modes import write_batching_modes as write_batching_modes
 from .client import ServedModel as ServedModel
 from .config import ModelConfig as ModelConfig
 from .install import ensure_tritonserver as ensure_tritonserver

@@ -224,8 +224,13 @@ class ServedModel:
         from accel_lib.triton.generation_client import Target, generate
 
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        url = self.server.grpc_url
-        target = Target(name=self.name, version=self.version, folder=self.artifact_folder, grpc_url=url)
+        target = Target(
+            name=self.name,
+            version=self.version,
+            folder=self.artifact_folder,
+            grpc_url=self.server.grpc_url,
+            batched=self.config.max_batch_size > 0,
+        )
         pieces = generate(target, prompt, stop=stops, options=options)
         return pieces if stream else "".join(pieces)
 

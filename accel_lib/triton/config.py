@@ -43,10 +43,12 @@ _PARAMETERS: Mapping[str, Callable[[str], Any]] = {
     "rows": int,
     "cache_tokens": int,
     "max_waiting": int,
+    "step_tokens": int,
+    "policy": str,
 }
 _LEAST = {
     **dict.fromkeys(["max_batch_size", *(name for name in _BATCHING if name not in _NO_NUMBERS)], 0),
-    **dict.fromkeys(["instance_count", *(name for name in _PARAMETERS if name != "device")], 1),
+    **dict.fromkeys(["instance_count", *(name for name, kind in _PARAMETERS.items() if kind is int)], 1),
 }
 _MOST = 2**31 - 1
 
@@ -103,9 +105,11 @@ class ModelConfig:
         no other one computes beside. Memory for the weights is needed twice then (not with PyTorch).
     device
         ``"cpu"``, ``"cuda"`` or ``"cuda:N"`` for the engine; None follows the instance.
-    rows, cache_tokens, max_waiting
-        Of a model that generates: requests in a batch, tokens in its key-value cache, and requests that wait for a
-        place at most; None leaves them to the engine.
+    rows, cache_tokens, max_waiting, step_tokens
+        Of a model that generates: requests in a batch, tokens in its key-value cache, requests that wait for a place
+        at most, and tokens of a step at most, prompts included; None leaves them to the engine.
+    policy
+        Of a model that generates: ``"continuous"`` lets a request join the batch that runs, ``"static"`` the next one.
     kept
         The protobuf message it was read from: fields without a name here are written back unchanged.
 
@@ -140,6 +144,8 @@ class ModelConfig:
     rows: int | None = None
     cache_tokens: int | None = None
     max_waiting: int | None = None
+    step_tokens: int | None = None
+    policy: str | None = None
     kept: bytes = dataclasses.field(default=b"", repr=False)
 
     def __post_init__(self) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from accel_lib.errors import ArtifactError, RequestError
-from accel_lib.generate import Event, Stats, TokenLogprob, wire
+from accel_lib.generate import Event, Sampling, Stats, TokenLogprob, wire
 from accel_lib.generate.loop import EngineLoop, Request
 from accel_lib.triton.backend import load_version, read_tensor, thread_count, write_tensor
 
 _WATCHDOG_S = 60.0
-_ENGINE_SETTINGS = ("rows", "cache_tokens", "max_waiting")
+_ENGINE_SETTINGS = {"rows": int, "cache_tokens": int, "max_waiting": int, "step_tokens": int, "policy": str}
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES = {
     "running": ("vllm:num_requests_running", "Requests in the engine's batch."),
@@ -45,7 +45,7 @@ class TritonPythonModel:
                 fix="write model_transaction_policy { decoupled: true } and max_batch_size: 0",
             )
         options: dict[str, Any] = {"threads": thread_count(config, parameters)}
-        options |= {name: int(parameters[name]) for name in _ENGINE_SETTINGS if name in parameters}
+        options |= {name: kind(parameters[name]) for name, kind in _ENGINE_SETTINGS.items() if name in parameters}
         self._keys = itertools.count()
         self._families = _families()  # a gauge is gone with its family
         self._gauges = _gauges(args, self._families)
@@ -62,8 +62,7 @@ class TritonPythonModel:
             receiver = _Receiver(request.get_response_sender())
             key = str(next(self._keys))
             try:
-                sampling = wire.sampling_from_json(_parameter(request))
-                ids = read_tensor(request, wire.PROMPT_IDS).reshape(-1).tolist()
+                ids, sampling = read_request(request)
                 self._loop.add(Request(key=key, prompt_ids=ids, sampling=sampling, receiver=receiver))
             except Exception as error:  # raised from here, it would leak Triton's memory
                 receiver.send(Event(key=key, error=str(error)))
@@ -88,21 +87,28 @@ class _Receiver:
         if event.error:
             response = pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(event.error))
         else:
-            response = pb_utils.InferenceResponse(_tensors(event))
+            response = pb_utils.InferenceResponse(event_tensors(event))
         self._sender.send(response, flags=flags)
 
     def cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
 
 
-def _tensors(event: Event) -> list[Any]:
+def read_request(request: Any) -> tuple[list[int], Sampling]:
+    """The prompt and the sampling of a request; raises `RequestError` for what is none."""
+    sampling = wire.sampling_from_json(_parameter(request))
+    return read_tensor(request, wire.PROMPT_IDS).reshape(-1).tolist(), sampling
+
+
+def event_tensors(event: Event, *, batched: bool = False) -> list[Any]:
+    """An event as the outputs of a response; `batched` for a model that Triton batches: each is a batch of one."""
     arrays: dict[str, Any] = {
         wire.TOKEN_IDS: np.array(event.token_ids, dtype=np.int64),
         wire.FINISH: np.array([wire.FINISHES.index(event.finish)], dtype=np.int32),
     }
     if event.logprobs:
         arrays |= _logprobs(event.logprobs)
-    return [write_tensor(name, array) for name, array in arrays.items()]
+    return [write_tensor(name, array[None] if batched else array) for name, array in arrays.items()]
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -19,12 +19,13 @@ Prompt = str | Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """A version of a served model: its artifact's folder here, and where Triton listens."""
+    """A version of a served model: its artifact's folder here, where Triton listens, and whether that batches it."""
 
     name: str
     version: str
     folder: Path
     grpc_url: str
+    batched: bool = False
 
 
 def generate(target: Target, prompt: Prompt, *, stop: Sequence[str], options: Mapping[str, Any]) -> Iterator[str]:
@@ -37,7 +38,7 @@ def generate(target: Target, prompt: Prompt, *, stop: Sequence[str], options: Ma
     text = GenerationText(target.folder, manifest)
     ids = text.text_ids(prompt) if isinstance(prompt, str) else text.chat_ids(prompt)
     sampling = _sampling(options, text.context_tokens - len(ids))
-    message = request_bytes(target.name, target.version, ids, sampling)
+    message = request_bytes(target.name, target.version, ids, sampling, batched=target.batched)
     return _pieces(target, message, text, stop)
 
 

@@ -6,17 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accel_lib.errors import require
 from accel_lib.generate import Event, Sampling, TokenLogprob, wire
 
 STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _TYPES: dict[str, Any] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
+_DIMENSIONS = {name: len(dims) for name, _, dims in wire.OUTPUTS}
 
 
-def request_bytes(name: str, version: str, prompt_ids: Sequence[int], sampling: Sampling) -> bytes:
-    """A serialized ``ModelInferRequest``."""
+def request_bytes(
+    name: str, version: str, prompt_ids: Sequence[int], sampling: Sampling, *, batched: bool = False
+) -> bytes:
+    """A serialized ``ModelInferRequest``; `batched` for a model that Triton batches (``max_batch_size`` ≥ 1)."""
     ids = np.array(prompt_ids, dtype=np.int64)
+    if batched:
+        ids = ids[None]
     message = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferRequest(
         model_name=name, model_version=version
     )
@@ -33,7 +39,7 @@ def read_event(content: bytes) -> Event:
         return Event(key="", error=message.error_message)
     response = message.infer_response
     tensors = {
-        tensor.name: np.frombuffer(raw, dtype=_TYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+        tensor.name: _without_batch(tensor.name, np.frombuffer(raw, dtype=_TYPES[tensor.datatype]), tensor.shape)
         for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }
     ids = tensors[wire.TOKEN_IDS].tolist()
@@ -43,6 +49,11 @@ def read_event(content: bytes) -> Event:
         finish=wire.FINISHES[int(tensors[wire.FINISH][0])],
         logprobs=_logprobs(ids, tensors) if wire.LOGPROBS in tensors else (),
     )
+
+
+def _without_batch(name: str, flat: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """A tensor as it is declared, without the batch of one that a model has which Triton batches."""
+    return flat.reshape(tuple(shape)[-_DIMENSIONS[name] :])
 
 
 def _logprobs(ids: Sequence[int], tensors: dict[str, Any]) -> tuple[TokenLogprob, ...]:

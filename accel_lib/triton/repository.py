@@ -26,7 +26,7 @@ ARTIFACT_FOLDER = "artifact"
 MODEL_FILE = "model.py"
 _BACKENDS = {"generation": "generation_backend"}  # of a task; of every other one, `accel_lib.triton.backend`
 _NEEDS_ARTIFACT = re.compile(r"from accel_lib\.triton\.(generation_)?backend import TritonPythonModel")
-_OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import TritonPythonModel( as TritonPythonModel)?\s*")
+_OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import \w+( as TritonPythonModel)?\s*")
 
 
 def read_config(path: str | Path) -> ModelConfig:

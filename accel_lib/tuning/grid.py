@@ -83,22 +83,6 @@ def sweep(
     return _Sweeping(served, texts, settings, journal, p95_ms, concurrency, seconds).run(repeats)
 
 
-def tune(
-    served: ServedModel,
-    texts: Sequence[str],
-    *,
-    p95_ms: float,
-    concurrency: int = 16,
-    seconds: float = 2,
-    grid: Grid = SMALL_GRID,
-) -> Sweep:
-    """Find the setting with most throughput within a latency target: a small `sweep`, two rounds at most.
-
-    >>> accel.tune(mine, texts, p95_ms=50).apply()  # doctest: +SKIP
-    """
-    return sweep(served, texts, p95_ms=p95_ms, grid=grid, concurrency=concurrency, seconds=seconds, repeats=2)
-
-
 def share_cores(
     served: ServedModel, texts: Sequence[str], *, concurrency: int = 16, seconds: float = 2, repeats: int = 5
 ) -> Sweep:

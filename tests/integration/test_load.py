@@ -14,7 +14,7 @@ import pytest
 import accel_lib
 from accel_lib.errors import AccelError, RequestError
 from accel_lib.load import runner as loading
-from accel_lib.tuning.grid import tune
+from accel_lib.tuning.tune import tune
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_texts
 
 pytestmark = pytest.mark.triton

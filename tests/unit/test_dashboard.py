@@ -14,6 +14,7 @@ from accel_lib.show.dashboard.chat import Conversation
 from accel_lib.show.dashboard.live import Batches, Live, quantile
 from accel_lib.show.dashboard.server import secret
 from accel_lib.show.dashboard.simulator import predicted_sizes
+from accel_lib.show.dashboard.streams import Streams
 
 STATUS = {
     "ready": True,
@@ -318,3 +319,61 @@ def test_secrets_come_from_the_environment_or_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCEL_UI_KEY_FILE", str(tmp_path / "nothing"))
     with pytest.raises(AccelError, match="cannot be read"):
         secret("ACCEL_UI_KEY")
+
+
+class Chats:
+    """The counters of a model that generates, moved on second by second: a step takes 20 ms and 5 more each row."""
+
+    def __init__(self):
+        self.waited_s = self.tokens = self.ended = self.prompts = 0.0
+
+    def run(self, rows, seconds=1.0):
+        step_s = (20 + 5 * rows) / 1e3
+        self.waited_s += rows * seconds
+        self.tokens += rows * seconds / step_s
+        self.ended += rows * seconds / step_s / 40
+        self.prompts += rows * seconds / step_s / 40 * 30
+        return parse_metrics(self.text())
+
+    def text(self):
+        label = 'model_name="generation"'
+        return f"""# TYPE vllm:inter_token_latency_seconds histogram
+vllm:inter_token_latency_seconds_bucket{{{label},le="+Inf"}} {self.tokens}
+vllm:inter_token_latency_seconds_sum{{{label}}} {self.waited_s}
+vllm:inter_token_latency_seconds_count{{{label}}} {self.tokens}
+vllm:time_to_first_token_seconds_count{{{label}}} {self.ended}
+vllm:e2e_request_latency_seconds_count{{{label}}} {self.ended}
+vllm:prompt_tokens_total{{{label}}} {self.prompts}
+vllm:generation_tokens_total{{{label}}} {self.tokens}
+"""
+
+
+def test_a_model_that_generates_is_predicted_once_its_load_has_varied():
+    chats, seen = Chats(), Streams("generation")
+    for second in range(4):
+        seen.look(second, chats.run(rows=2))
+    assert seen.seen
+    assert (seen.prompt_tokens, seen.output_tokens) == (30, 40)
+    assert seen.predict(rows=8, cache_tokens=16_384) is None  # two rows say nothing about eight
+    for second in range(4, 10):
+        seen.look(second, chats.run(rows=second))
+    few, many = (seen.predict(rows=rows, cache_tokens=16_384, times=3) for rows in (1, 16))
+    assert many.output_tokens_per_s > few.output_tokens_per_s
+    assert many.percentile("itl_ms", 50) > few.percentile("itl_ms", 50) > 20
+    seen.look(11, Chats().run(rows=1))  # the gateway has started again
+    assert not seen.seen
+
+
+def test_the_batching_tab_of_a_model_that_generates_shows_its_tokens(dashboard, gateway, monkeypatch):
+    chats = Chats()
+    gateway.answers["/v1/models"] = {"data": [{"id": "generation", "versions": []}]}
+    monkeypatch.setattr(Api, "metrics", lambda _: parse_metrics(chats.text()))
+    dashboard.open("Batching")
+    assert "Nothing was generated" in shown(dashboard, "batching")
+    assert "/v1/models/generation/statistics" not in {path for _, path, _ in gateway.asked}
+    for second in range(2):
+        dashboard._streams.look(second, chats.run(rows=3))
+    assert "not known until the load has varied" in dashboard._generation_html()
+    dashboard._streams.look(2, chats.run(rows=9))
+    assert "predicted" in dashboard._generation_html()
+    assert "limit is" in dashboard._generation_html()

@@ -360,6 +360,27 @@ def test_requests_start_in_the_order_in_which_they_came():
     assert started == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "together"), [("static", [{"0", "1"}, {"2", "3"}]), ("continuous", [{"0", "1"}, {"0", "2"}, {"0", "3"}])]
+)
+def test_a_static_batch_is_joined_by_nobody_before_all_have_ended(policy, together):
+    engine = Counting(rows=2)
+    scheduler = Scheduler(engine, policy=policy)
+    for index, tokens in enumerate([9, 2, 2, 2]):
+        scheduler.add(str(index), [1], greedy(tokens))
+    pairs: list = []
+    while not scheduler.idle:
+        scheduler.step()
+        if len(engine.live) == 2 and set(engine.live) not in pairs:
+            pairs.append(set(engine.live))
+    assert pairs == together
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(EngineError, match="continuous, static"):
+        Scheduler(Counting(), policy="greedy")
+
+
 def test_a_full_queue_and_a_key_that_is_live_are_refused():
     scheduler = Scheduler(Counting(rows=1), max_waiting=2)
     scheduler.add("a", [1], greedy(4))

@@ -45,11 +45,11 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = """
-AccelError Artifact check choose compare doctor ensure fit_simulator generation_load_test guess load_model load_test
-load_texts open_engine reveal serve serve_gateway simulate sliders to_onnx to_openvino to_tensorrt to_torch
-train_classifier tune validate
+AccelError Artifact check choose compare doctor ensure fit_generation_simulator fit_simulator generation_load_test
+guess load_model load_test load_texts open_engine reveal serve serve_gateway simulate sliders to_onnx to_openvino
+to_tensorrt to_torch train_classifier tune validate
 """
-LINES = 36_500  # of accel_lib, in all
+LINES = 39_000  # of accel_lib, in all
 HEAVY = (
     "torch",
     "transformers",

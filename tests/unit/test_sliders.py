@@ -5,17 +5,21 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import accel_lib as accel
 from accel_lib.errors import AccelError
 from accel_lib.ragged import Ragged
+from accel_lib.show import generation_sliders, slider_panel
 from accel_lib.show import sliders as module
 from accel_lib.show.sliders import FOR_P99, Measured, Sliders
 from accel_lib.triton.config import ModelConfig
 from tests.unit.test_simulate import calibration
+from tests.unit.test_simulate_generation import simulator
 
 
 class Served:
@@ -160,7 +164,8 @@ SHARED_BY_7_AND_8 = {  # these tests passed with ipywidgets 7.7.1 of Colab and 8
 
 def test_only_widgets_and_traits_that_ipywidgets_7_has_too_are_used():
     used = {}
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    trees = [ast.parse(inspect.getsource(each)) for each in (module, slider_panel, generation_sliders)]
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="widgets"), attr=name), keywords=words):
                 used.setdefault(name, set()).update(word.arg for word in words)
@@ -197,3 +202,47 @@ def test_the_figure_is_drawn_with_pins_and_a_measurement(sliders):
 def test_sliders_over_nothing_are_refused(asked):
     with pytest.raises(AccelError, match="p95_ms=50"):
         Sliders(**{"models": [Served("fp32")], "texts": TEXTS, "p95_ms": 40} | asked)
+
+
+@pytest.fixture
+def generation():
+    return accel.sliders(simulator(), ttft_ms=1_000, itl_ms=60, rate=1)
+
+
+def test_rates_lengths_and_rows_of_a_model_that_generates_move_its_answer(generation):
+    calm = generation.simulate()
+    assert calm.settings.rows == 4
+    assert calm.offered == pytest.approx(1, rel=0.2)
+    generation.knobs["rate"].value = 180
+    busy = generation.simulate()
+    assert busy.percentile("ttft_ms", 95) > 2 * calm.percentile("ttft_ms", 95)
+    assert "keep both targets. The limit is rows" in generation.title(busy)
+    generation.knobs["rows"].value = 1
+    assert generation.simulate().goodput < busy.goodput
+    generation.chosen["answers"].value = "equal"
+    assert generation.simulate().frame["output_tokens"].nunique() == 1
+
+
+def test_a_cache_that_holds_no_request_is_said_below_the_buttons(generation):
+    generation.knobs["cache_tokens"].value = 32
+    assert "could never finish" in generation.said.value
+    generation.knobs["cache_tokens"].value = 2_048
+    assert not generation.said.value
+
+
+def test_what_was_measured_is_drawn_beside_the_prediction_until_a_knob_moves(generation):
+    before = bytes(generation.image.value)
+    generation.measured = generation.simulate()
+    generation.refresh()
+    assert bytes(generation.image.value) != before
+    assert "Measured:" in generation.title(generation.simulate())
+    generation.knobs["rate"].value = 30
+    assert generation.measured is None
+
+
+def test_without_a_served_model_there_is_nothing_to_measure(generation):
+    assert "measure" not in generation.buttons
+    with pytest.raises(AccelError, match="served=model"):
+        generation.measure()
+    with pytest.raises(AccelError, match="above zero"):
+        accel.sliders(simulator(), ttft_ms=0, itl_ms=1)

@@ -23,6 +23,7 @@ from accel_lib.show.dashboard import views
 from accel_lib.show.dashboard.api import Answer, Api
 from accel_lib.show.dashboard.chat import Conversation
 from accel_lib.show.dashboard.live import Batches, Live
+from accel_lib.show.dashboard.streams import Streams
 
 TABS = ("Try it", "Chat", "Performance", "Models", "Batching", "Health")
 _ASKED = TABS[:2]  # whose content comes with a press, not by looking
@@ -55,6 +56,7 @@ class Dashboard:
         self.shown = TABS[0]
         self._looks = 0
         self._batches = Batches("")
+        self._streams = Streams("")
         self._operators: list[Any] = []  # what only an operator's key may use
         self._notes: list[Any] = []  # and where it says so
         self._permitted = False
@@ -92,7 +94,9 @@ class Dashboard:
         slow = self._looks % _SLOW == 0
         self._looks += 1
         try:
-            self.live.look(time.monotonic(), self.api.metrics())
+            samples = self.api.metrics()
+            self.live.look(time.monotonic(), samples)
+            self._streams.look(time.monotonic(), samples)
             if self.shown == "Performance":
                 if slow or self.live.gpus:
                     self.live.look_at_gpus(self.api.get("/v1/status")["gpus"])
@@ -293,6 +297,11 @@ class Dashboard:
         self.batched = self._w.Dropdown(options=[], description="Model")
         self.delay_us = self._w.BoundedIntText(value=0, min=0, max=10_000_000, step=100, description="Queue delay, µs")
         self.instances = self._w.BoundedIntText(value=1, min=1, max=64, description="Instances")
+        self.rows = self._w.BoundedIntText(value=8, min=1, max=1_024, description="Rows, if it generates")
+        self.cache_tokens = self._w.BoundedIntText(
+            value=16_384, min=1_024, max=10**9, step=1_024, description="Tokens in its cache"
+        )
+        self.times = self._w.BoundedFloatText(value=1.0, min=0.1, max=100, step=0.1, description="× the present load")
         apply = self._button("Apply", self.apply, main=True)
         self._operators.append(apply)
         parts = [
@@ -300,6 +309,7 @@ class Dashboard:
             self._w.HTML(page.heading("Predict a setting, and apply it")),
             self._note(),
             self._box([self.batched, self.delay_us, self.instances, apply], "row"),
+            self._box([self.rows, self.cache_tokens, self.times], "row"),
             self._area("batching action", ""),
         ]
         return self._box(parts, "panel")
@@ -310,6 +320,10 @@ class Dashboard:
         name = self.batched.value
         if not name:
             return page.empty("No model is in the repository.")
+        if name != self._streams.model:
+            self._streams = Streams(name)
+        if self.live.generates(name):
+            return self._generation_html()
         if name != self._batches.model:
             now = self.api.get(f"/v1/models/{name}/batching")
             self.delay_us.value = now["dynamic_batching"]["max_queue_delay_us"]
@@ -317,6 +331,15 @@ class Dashboard:
             self._batches = Batches(name)
         self._batches.look(time.monotonic(), self.api.get(f"/v1/models/{name}/statistics"))
         return views.batching(self._batches, self._simulated())
+
+    def _generation_html(self) -> str:
+        try:
+            predicted = self._streams.predict(
+                rows=self.rows.value, cache_tokens=self.cache_tokens.value, times=self.times.value
+            )
+        except AccelError as error:
+            return views.generation(self._streams, None) + page.failure(error.cause, error.fix)
+        return views.generation(self._streams, predicted)
 
     def _simulated(self) -> Mapping[int, float] | None:
         from accel_lib.show.dashboard.simulator import predicted_sizes

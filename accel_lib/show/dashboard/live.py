@@ -71,6 +71,11 @@ class Live:
         """One column of the points, oldest first."""
         return [float(getattr(point, name)) for point in self.points]
 
+    def generates(self, model: str) -> bool:
+        """Whether the gateway counts generated tokens of a model."""
+        counted = self._looks[-1][1].get("vllm:generation_tokens_total", []) if self._looks else []
+        return any(labels.get("model_name") == model for labels, _ in counted)
+
     def look_at_gpus(self, gpus: Sequence[Mapping[str, Any]]) -> None:
         """Take one look at the GPUs as ``/v1/status`` lists them."""
         self.gpus = {gpu["uuid"]: gpu for gpu in gpus}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accel_lib.formatting import number
 from accel_lib.show.dashboard import html as page
 from accel_lib.show.dashboard.live import HISTORY, Batches, Live
+from accel_lib.show.dashboard.streams import Streams
+
+if TYPE_CHECKING:
+    from accel_lib.simulation.generation_prediction import GenerationPrediction
 
 _WORDS = {"requests_per_s": "requests", "errors_per_s": "errors", "p50_ms": "p50", "p95_ms": "p95"}
 _GIB = 2**30
@@ -87,6 +91,23 @@ def batching(seen: Batches, simulated: Mapping[int, float] | None) -> str:
     when = f"in the last {seen.seconds:.0f} s" if seen.requests_per_s else "since the last load"
     chart = page.bars(f"Batch sizes {when}", "share of executions", measured, simulated)
     return cards + page.heading("What the batcher makes of the load") + page.grid([chart]) + _what_is_simulated(seen)
+
+
+def generation(seen: Streams, predicted: GenerationPrediction | None) -> str:
+    """What a model that generates does, and beside it what the simulator makes of the chosen rows and load."""
+    if not seen.seen:
+        return page.empty("Nothing was generated in the last minute: numbers appear with the first request.")
+    measured = ("now", seen.requests_per_s, seen.tokens_per_s, seen.p95_ms(first=True), seen.p95_ms(first=False))
+    rows: list[tuple[Any, ...]] = [measured]
+    if predicted:
+        latencies = (predicted.percentile(name, 95) for name in ("ttft_ms", "itl_ms"))
+        rows.append(("predicted", predicted.offered, predicted.output_tokens_per_s, *latencies))
+    columns = ("", "requests/s", "tokens/s", "first token p95, ms", "between tokens p95, ms")
+    lengths = f"{seen.prompt_tokens} tokens of prompt and {seen.output_tokens} of answer on average"
+    said = f"Simulated: {lengths}, Poisson, with steps as they were in the last minute. The limit is "
+    said += f"{predicted.bottleneck}." if predicted else "not known until the load has varied a little."
+    written = [(name, *map(number, values)) for name, *values in rows]
+    return page.heading("What it generates") + page.table(columns, written) + page.empty(said)
 
 
 def _what_is_simulated(seen: Batches) -> str:

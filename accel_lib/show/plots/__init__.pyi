@@ -1,3 +1,4 @@
+from .batching_modes import mode_gains as mode_gains
 from .bench import agreement as agreement
 from .bench import batching as batching
 from .bench import comparison as comparison
@@ -10,6 +11,9 @@ from .bench import speedup_map as speedup_map
 from .generation import kept as kept
 from .generation import streams as streams
 from .generation import token_latency as token_latency
+from .generation_steps import first_token as first_token
+from .generation_steps import roofline as roofline
+from .generation_steps import step_times as step_times
 from .load import batch_sizes as batch_sizes
 from .load import latency as latency
 from .load import latency_breakdown as latency_breakdown
