@@ -15,7 +15,7 @@ PACKAGES = {
     # does not start with them and a torch of today: so each engine gets what it runs with, and the faster one counts.
     "infinity": ["infinity-emb[server,torch]", "optimum<2", "transformers<4.49", "pyarrow<22"],
     "infinity-onnx": ["infinity-emb[server,torch]", "optimum-onnx[onnxruntime]"],
-    "llama.cpp": ["xllamacpp"],
+    "llama.cpp": ["xllamacpp", "numpy"],
     "onnxruntime-genai": ["onnxruntime-genai", "onnx", "onnx-ir", "transformers"],
 }
 
