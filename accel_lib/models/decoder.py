@@ -167,6 +167,19 @@ class Decoder(nn.Module):
         self.key_value_heads = int(config.num_key_value_heads)
         self.head_size = int(inner.layers[0].self_attn.head_dim)
 
+    @property
+    def beyond_llama(self) -> tuple[str, ...]:
+        """What it computes beside Llama's way, by name, for an engine that computes the layers by itself."""
+        found = {
+            "norms after attention and feed-forward": any(layer.after_mlp is not None for layer in self.layers),
+            "capped scores": any(layer.attention.cap for layer in self.layers),
+            "capped logits": bool(self.cap),
+            "windows": any(self.windows),
+            "two rotary embeddings": any(self.own_rope),
+            "heads that are turned in part": 2 * len(self.frequencies) != self.head_size,
+        }
+        return tuple(name for name, there in found.items() if there)
+
     def forward(
         self,
         input_ids: torch.Tensor,
