@@ -170,9 +170,10 @@ class Decoder(nn.Module):
     @property
     def beyond_llama(self) -> tuple[str, ...]:
         """What it computes beside Llama's way, by name, for an engine that computes the layers by itself."""
+        layers: list[Any] = list(self.layers)
         found = {
-            "norms after attention and feed-forward": any(layer.after_mlp is not None for layer in self.layers),
-            "capped scores": any(layer.attention.cap for layer in self.layers),
+            "norms after attention and feed-forward": any(layer.after_mlp is not None for layer in layers),
+            "capped scores": any(layer.attention.cap for layer in layers),
             "capped logits": bool(self.cap),
             "windows": any(self.windows),
             "two rotary embeddings": any(self.own_rope),
