@@ -38,8 +38,9 @@ class Result(abc.ABC):
 
     @property
     def machine(self) -> str:
-        """The machine it was measured on."""
-        return str(self.frame.attrs["machine"])
+        """The machine it was measured on, or whose measurements it was simulated from."""
+        where = str(self.frame.attrs["machine"])
+        return f"simulated from measurements on {where}" if self.frame.attrs.get("simulated") else where
 
     @property
     def _table(self) -> pd.DataFrame:

@@ -42,6 +42,7 @@ NOTEBOOKS = (
     "12_a_token_at_a_time",
     "13_batches_that_breathe",
     "14_a_chat_service_under_load",
+    "15_retrieve_rerank_generate",
     "your_model",
 )
 MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")

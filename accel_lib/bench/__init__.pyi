@@ -1,4 +1,5 @@
 from .ablation import ablate as ablate
+from .answers import compare_answers as compare_answers
 from .batching import compare_batching as compare_batching
 from .candidates import AS_THEY_COME as AS_THEY_COME
 from .candidates import ONE_BY_ONE as ONE_BY_ONE

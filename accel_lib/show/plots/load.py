@@ -56,18 +56,35 @@ _NAMED_FROM = 9  # percent of a bar from which there is room for its percentage
 
 def timeline(request: Timeline) -> Axes:
     """One request from text to vector, cut into the spans that ``server.model(name).timeline(text)`` returns."""
-    frame = pd.DataFrame({"span": _SPANS.values(), "ms": [getattr(request, name) for name in _SPANS]})
-    frame.attrs["machine"] = machine_line()
+    spans = pd.Series({words: float(getattr(request, name)) for name, words in _SPANS.items()})
     total, computing = request.total_ms, request.compute_infer_ms
     serving = total - computing - request.tokenize_ms
     words = f"{number(computing)} ms in the model, {number(request.tokenize_ms)} ms tokenizing, {number(serving)} ms "
-    ax = canvas(f"One request takes {number(total)} ms: {words}for being served", rows=len(frame))
-    y, end = rows(ax, frame["span"]), frame["ms"].cumsum()
-    colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
+    ax = _waterfall(f"One request takes {number(total)} ms: {words}for being served", spans, green="compute")
+    ax.set_xlabel("milliseconds since the call (green: the model computes)")
+    return ax
+
+
+def stages(requests: pd.DataFrame) -> Axes:
+    """The stages of requests, one after the other: a column for each, with the milliseconds of each request."""
+    mean = requests.mean()
+    total, longest = float(mean.sum()), str(mean.idxmax())
+    said = f'the longest stage is "{longest}" with {percent(mean[longest] / total)}'
+    ax = _waterfall(f"An answer takes {number(total)} ms on average; {said}", mean, green=longest)
+    ax.set_xlabel(f"milliseconds since the question, mean of {len(requests)} (green: the longest stage)")
+    return ax
+
+
+def _waterfall(title: str, spans: pd.Series[float], *, green: str) -> Axes:
+    """A bar a span, each from where the one before it ends."""
+    frame = pd.DataFrame({"ms": spans})
+    frame.attrs["machine"] = machine_line()
+    ax = canvas(title, rows=len(frame))
+    y, end, total = rows(ax, spans.index), frame["ms"].cumsum(), float(spans.sum())
+    colors = [GREEN if span == green else BLUE for span in spans.index]
     stack(ax, y, [(end - frame["ms"], {"color": "none"}), (np.maximum(frame["ms"], total / 400), {"color": colors})])
     for row, x, width in zip(y, end, frame["ms"], strict=True):
         note(ax, f"{number(width)} ms", (x, row))
-    ax.set_xlabel("milliseconds since the call (green: the model computes)")
     return finish(ax, frame, right=total * 1.14)
 
 

@@ -50,7 +50,8 @@ def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None
         ax.set_xlim(0, right)
     where = data.attrs.get("recorded") or data.attrs.get("machine")
     if where:
-        start = "recorded on" if "recorded" in data.attrs else "measured on"
+        start = "simulated from measurements on" if data.attrs.get("simulated") else "measured on"
+        start = "recorded on" if "recorded" in data.attrs else start
         words = textwrap.fill(f"{start} {where}", _CAPTION_LETTERS)
         ax.figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=GREY)
     return ax

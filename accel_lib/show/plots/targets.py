@@ -184,6 +184,22 @@ def day(chosen: Policies, *names: str) -> Axes:
     return finish(ax, first)
 
 
+def recovery(chosen: Policies, *names: str, hour: float) -> Axes:
+    """The p95 under some policies from shortly before a burst until they are back within the target."""
+    ax = canvas(chosen.recovery(*names, hour=hour), rows=6)
+    for name, (color, width) in zip(names, _LINES, strict=False):
+        frame = chosen[name].frame
+        minutes = 60 * (frame["hour"] - hour)
+        seen = (minutes >= -2) & (minutes <= 12)
+        ax.step(minutes[seen], frame["p95_ms"][seen], where="post", color=color, linewidth=width, label=name)
+    target(ax, f"target {number(chosen.replays[0].p95_ms)} ms", y=chosen.replays[0].p95_ms, at=1, color=GREEN)
+    log_axis(ax, "y", "{x:,.0f}")
+    ax.legend(frameon=False, loc="upper right", fontsize=10)
+    ax.set_xlabel("minutes since the burst began")
+    ax.set_ylabel("p95 latency, ms")
+    return finish(ax, chosen.frame)
+
+
 def costs(chosen: Policies) -> Axes:
     """Cost per million requests, USD, against the share that came late, one point a policy."""
     frame = chosen.frame
