@@ -41,7 +41,6 @@ NOTEBOOKS = (
     "11_to_kubernetes",
     "12_a_token_at_a_time",
     "13_batches_that_breathe",
-    "14_a_chat_service_under_load",
     "your_model",
 )
 MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")

@@ -20,6 +20,7 @@ from accel_lib.generate import Event, GenerationEngine, Sampling, Stats
 
 _ASK_S = 0.02  # how often at least every receiver is asked whether its client has gone
 _STATS_S = 0.5
+_SENDING_SHARE = 0.1  # of the time of a step: how long at most the next one waits for what this one gave to be sent
 _JOIN_S = 10.0
 _Item = TypeVar("_Item")
 
@@ -75,6 +76,7 @@ class EngineLoop:
         self._receivers: dict[str, Receiver] = {}
         self._asked_to_cancel: set[str] = set()
         self._step_began_s: float | None = None
+        self._sent = threading.Event()
         self._stats: Stats | None = None
         self.restarts = 0
         opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -145,12 +147,15 @@ class EngineLoop:
                 running.remove(item.key)
                 self._outbox.put([Event(key=item.key, error=str(error))])
         if running:
-            self._step_began_s = time.monotonic()
+            began_s = self._step_began_s = time.monotonic()
             events = engine.step()
             self._step_began_s = None
             self._stats = engine.stats()
             running.difference_update(event.key for event in events if event.ended)
+            self._sent.clear()
             self._outbox.put(events)
+            if events:  # an engine that holds Python's lock as it steps would keep the sender from sending until then
+                self._sent.wait(_SENDING_SHARE * (time.monotonic() - began_s))
         return False
 
     def _made_again(self, engine: GenerationEngine) -> GenerationEngine:
@@ -176,6 +181,7 @@ class EngineLoop:
             batches = _waiting(self._outbox, timeout_s=_ASK_S if self._receivers or self._stats else None)
             for event in merged(event for batch in batches if batch is not None for event in batch):
                 self._pass_on(event)
+            self._sent.set()
             if None in batches:
                 return
             self._look_for_cancelled()

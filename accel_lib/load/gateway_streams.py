@@ -14,11 +14,11 @@ from accel_lib.artifact import Artifact
 from accel_lib.errors import RequestError, require
 from accel_lib.generate import Sampling
 from accel_lib.load.generator import Send
-from accel_lib.load.prompts import CharacterSource, LoadPrompt, TokenSource
+from accel_lib.load.prompts import CharacterSource, LoadPrompt, TokenSource, passages
 from accel_lib.load.streams import TIMED_OUT, Tokens, text_source
 
 _PATH = "/v1/chat/completions"
-_PROBES = ("a", "a b c d e f g h i j k l m n o p " * 8)
+_PROBES = (100, 1_100)  # characters
 
 
 class GatewayTarget:
@@ -43,9 +43,10 @@ class GatewayTarget:
         """The passages, by the artifact's tokens or by characters."""
         if self._artifact is not None:
             return text_source(self._artifact)
-        short, long = (self._counted(text) for text in _PROBES)
-        per_token = (len(_PROBES[1]) - len(_PROBES[0])) / max(1, long - short)
-        return CharacterSource(per_token, short - 1)
+        text = passages()
+        short, long = (self._counted(text[:characters]) for characters in _PROBES)
+        per_token = (_PROBES[1] - _PROBES[0]) / max(1, long - short)
+        return CharacterSource(per_token, max(0, short - round(_PROBES[0] / per_token)))
 
     def _counted(self, text: str) -> int:
         """Tokens of a chat with this message, as the server counts them."""

@@ -37,12 +37,17 @@ class TokenSource(Protocol):
         """A prompt of pieces: where each starts, and how many tokens it has."""
 
 
+def passages() -> str:
+    """The text that prompts are cut from."""
+    return " ".join(load_texts("passages"))
+
+
 class TextSource:
     """The passages in a model's own tokens, in its chat template where it has one."""
 
     def __init__(self, text: GenerationText) -> None:
         self._text = text
-        self._ids = text.tokenizer.encode(" ".join(load_texts("passages")), add_special_tokens=False).ids
+        self._ids = text.tokenizer.encode(passages(), add_special_tokens=False).ids
         self.tokens = len(self._ids)
         self.overhead_tokens = len(self._prompt_ids("a")) - 1 if text.chat_template else 0
 
@@ -83,7 +88,7 @@ class CharacterSource:
     """
 
     def __init__(self, characters_per_token: float, overhead_tokens: int) -> None:
-        self._text = " ".join(load_texts("passages"))
+        self._text = passages()
         self._per_token = characters_per_token
         self.overhead_tokens = overhead_tokens
         self.tokens = int(len(self._text) / characters_per_token)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,9 +94,9 @@ def _fit(engine: Scheduler, seconds: float) -> GenerationSimulator:
 def _under_its_threads(target: Scheduler | ServedModel, simulator: GenerationSimulator) -> GenerationSimulator:
     """What a step takes beside the engine: handing out tokens, and all that Triton does."""
     prompts, answers = zip(*_mixed(simulator.settings, simulator.context_tokens), strict=True)
-    lengths = {"prompt_tokens": prompts, "output_tokens": answers}
+    lengths: dict[str, Any] = {"prompt_tokens": prompts, "output_tokens": answers}
     run = generation_load_test(target, arrivals=np.zeros(len(prompts)), **lengths)
-    sent = {name: run.frame[name].tolist() for name in lengths}
+    sent: dict[str, Any] = {name: run.frame[name].tolist() for name in lengths}
     guess = simulator.predict(arrivals=run.frame["intended_s"].to_numpy(), **sent)
     more_s = float(run.frame["end_s"].max() - guess.frame["end_s"].max())
     cost = simulator.cost.changed(more_ms=max(0.0, 1e3 * more_s / float(guess.timeline["steps"].sum())))

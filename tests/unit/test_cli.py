@@ -25,7 +25,7 @@ def run(*words):
 def test_help_names_every_subcommand():
     done = run("--help")
     assert done.returncode == 0
-    for name in ("doctor", "report", "models", "convert", "sweep", "control", "memory", "keys"):
+    for name in ("doctor", "report", "models", "convert", "sweep", "tune", "control", "memory", "keys"):
         assert name in done.stdout
 
 

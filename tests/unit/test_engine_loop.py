@@ -1,5 +1,6 @@
 """The threads around an engine: clients that leave, and engines that die, hang or refuse."""
 
+import ctypes
 import queue
 import threading
 import time
@@ -109,6 +110,32 @@ def test_requests_get_their_own_tokens_in_order_and_one_end(loop):
         events = client.rest()
         assert ids_of(events) == list(range(int(most)))
         assert events[-1].finish == "length"
+
+
+class Holding(Counting):
+    """Keeps Python's lock for all of a step, as OpenVINO does, and notes how many events had come when it began."""
+
+    def __init__(self, client):
+        super().__init__()
+        self.client = client
+        self.seen = []
+
+    def step(self):
+        self.seen.append(self.client.events.qsize())
+        ctypes.PyDLL(None).usleep(30_000)
+        return super().step()
+
+
+def test_a_token_is_sent_before_the_next_step_of_an_engine_that_keeps_python_s_lock():
+    client = Client()
+    engine = Holding(client)
+    loop = EngineLoop(lambda: engine, watchdog_s=20, give_up=lambda: None)
+    loop.add(Request(key="a", prompt_ids=[1], sampling=Sampling(max_tokens=16), receiver=client))
+    while not engine.seen or engine.live:
+        time.sleep(0.01)
+    loop.close()
+    in_time = [step for step, seen in enumerate(engine.seen) if seen == step]
+    assert len(in_time) > 8, engine.seen
 
 
 def test_a_client_that_has_gone_frees_its_row_and_nobody_elses(loop, made):
