@@ -85,7 +85,7 @@ fuzz: setup ## ten thousand and more requests made from the OpenAPI document
 	@$(BIN)/python -m tests.fuzz
 
 .PHONY: soak
-soak: setup ## half an hour at 80% of what the gateway can
+soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of chats, many of them left in the middle
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks

@@ -36,6 +36,9 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 ONNX_FILES = (MODEL_FILES["onnx"], f"{MODEL_FILES['onnx']}.data")  # the second holds the weights of a large model
 OPENVINO_FILES = (MODEL_FILES["openvino"], "model.bin")  # the graph, and its weights
+GRAMMAR_FILES = tuple(
+    f"openvino_{name}.{kind}" for name in ("tokenizer", "detokenizer") for kind in ("xml", "bin")
+)  # of a language model: which texts its tokens are, so that OpenVINO can keep an answer to a JSON schema
 _SCHEMA = 1
 
 

@@ -69,6 +69,7 @@ _GENERATION: _Recipes = {
         instead=_Recipe(name="transformers fp32", format="transformers"),
     )
 }
+_GENERATION_ON_GPU: _Recipes = {1: _Recipe(name="transformers", format="transformers")}
 # Late interaction goes through each text of a pair by itself, which no packed graph and no profile of lengths knows.
 _RERANK: dict[bool, _Recipes] = {False: {1: _ONNX_FP32, 2: _INT8}, True: {1: _TORCH, 2: _HALF}}  # with a GPU
 
@@ -276,7 +277,7 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
 def _recipes(name: str) -> _Recipes:
     gpu = _torch_has_a_gpu()
     if name == "generation":
-        return _GENERATION
+        return _GENERATION_ON_GPU if gpu else _GENERATION
     if name == "rerank":
         return _RERANK[gpu]
     if not gpu:

@@ -56,7 +56,13 @@ PEER = "torch.compile, its own graphs"
 CAPTURED = [(8 * many, 128) for many in range(1, 17)]  # in ascending order, the worst one for a pool
 MATRIX = 8192
 CALLS, WARM_UPS = 40, 4
-INSTANCES = (1, 2)
+LARGE = {"max_batch_size": 1024, "max_batch_tokens": 32_768}
+SERVED: dict[str, tuple[int, dict[str, Any]]] = {  # rows of a large request, and what is set
+    "default settings": (64, {}),
+    "1,024 rows in a batch": (256, LARGE),
+    "1,024 rows in a batch, 2 instances": (256, LARGE | {"instance_count": 2}),
+    "default settings, 2 instances": (64, {"max_batch_size": 64, "instance_count": 2}),
+}
 
 
 def main() -> None:
@@ -257,22 +263,23 @@ def through_triton() -> list[dict[str, Any]]:
         with accel.serve(repository) as server:
             served = server.model("embedding", 2)
             runs = []
-            for instances in INSTANCES:
-                served.configure(max_batch_size=1024, max_batch_tokens=32_768, instance_count=instances)
-                runs += [(instances, 256, under_load(served, texts, c, 256)) for c in (1, 4, 8)]
-                runs += [(instances, 1, under_load(served, texts, c, 1)) for c in (1, 32, 256)]
+            for name, (rows, settings) in SERVED.items():
+                served.configure(**settings)
+                runs += [
+                    (name, size, under_load(served, texts, c, size)) for size, c in ((rows, 4), (rows, 8), (1, 256))
+                ]
             ceiling = echo(server, ids)
         engine = accel.open_engine(accel.Artifact.load(Path(folder, "artifact")))
         chunks = [ids[start : start + 256] for start in range(0, len(ids), 256)]
         ms = median_ms(lambda: [run_batches(engine, chunk, max_batch_tokens=32_768) for chunk in chunks], calls=10)
-    rows = [{"what": f"in process, {engine.name}, 256 rows a call", "texts_per_s": len(ids) / ms * 1e3}]
-    for instances, size, run in runs:
-        what = f"Triton, {instances} instances, {size} rows a request, {run.concurrency} in flight"
-        rows.append({"what": what, "texts_per_s": run.throughput, "p50_ms": run.p50_ms, "p95_ms": run.p95_ms})
-    rows.append({"what": "Triton, an echo in Python, 1 row a request, 256 in flight", "texts_per_s": ceiling})
-    for row in rows:
+    table = [{"what": f"in process, {engine.name}, 256 rows a call", "texts_per_s": len(ids) / ms * 1e3}]
+    for name, size, run in runs:
+        what = f"Triton, {name}, {size} rows a request, {run.concurrency} in flight"
+        table.append({"what": what, "texts_per_s": run.throughput, "p50_ms": run.p50_ms, "p95_ms": run.p95_ms})
+    table.append({"what": "Triton, an echo in Python, 1 row a request, 256 in flight", "texts_per_s": ceiling})
+    for row in table:
         print(row, flush=True)
-    return rows
+    return table
 
 
 def under_load(served: Any, texts: Any, concurrency: int, rows: int) -> Any:
@@ -322,7 +329,7 @@ def verdict(rows: list[dict[str, Any]], served: list[dict[str, Any]]) -> list[st
     waste = max((r["mixed_padding"] for r in rows if "packed" in r["engine"]), default=float("nan"))
     lines.append(f"padding on mixed lengths: {waste:.1%}, target under 10%: {'reached' if waste < 0.1 else 'missed'}")
     if served:
-        most = max(row["texts_per_s"] for row in served if "256 rows a request" in row["what"])
+        most = max(row["texts_per_s"] for row in served if "rows a request" in row["what"])
         kept = most / served[0]["texts_per_s"]
         lines.append(f"Triton keeps {kept:.0%} of the in-process throughput, target 90%: {reached(kept / 0.9)}")
     return lines

@@ -167,6 +167,25 @@ def llama_folder(folder, *, seed=0, template=TEMPLATE, network=None, **config):
     return folder
 
 
+def letters_folder(folder):
+    """Save the same network beside a tokenizer of single characters, with which any ASCII text can be written."""
+    llama_folder(folder)
+    letters = [
+        *SPECIAL[:2],
+        *map(chr, range(33, 127)),
+        "\u0120",
+        "\u010a",
+    ]  # a space and a line feed, as ByteLevel has them
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL[:2]))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="<end>")
+    theirs.chat_template = TEMPLATE
+    theirs.save_pretrained(folder)
+    return folder
+
+
 def tiny_prompts(count, *, shortest=3, longest=40, seed=3):
     """Token ids of prompts of different lengths, none of them special."""
     random = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_lib.artifact import Artifact
+from accel_lib.artifact import GRAMMAR_FILES, Artifact
 from accel_lib.convert.export import failing_as
 from accel_lib.convert.onnx import _label, _make, _versions, _weights
 from accel_lib.errors import ConversionError, require
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16", "int8")
 _CACHE = ("key", "value")
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
+_JSON = '{}[]:,"0'
 _SERVED_INPUT = "input_ids"
 _SERVED_OUTPUT = "token_ids"
 
@@ -68,10 +69,25 @@ def generation_to_openvino(
             if precision == "int8":
                 graph = _compressed(graph)
             require("openvino", extra="openvino").save_model(graph, path, compress_to_fp16=False)
-        return ()
+        return _save_grammar(model, path.parent)
 
     label = _label(precision, packed=False, form="openvino")
     return _make(model, _facts(model, precision), label, write, output, progress)
+
+
+def _save_grammar(model: GenerationModel, folder: Path) -> tuple[str, ...]:
+    """Write the tokenizer once more, as OpenVINO reads it: what holds an answer to a JSON schema needs it."""
+    ov = require("openvino", extra="openvino")
+    if not set(_JSON) <= model.tokenizer.get_vocab().keys():
+        return ("no JSON schemas: the vocabulary has not all of the marks of JSON",)
+    theirs = require("transformers", extra="models").PreTrainedTokenizerFast(tokenizer_object=model.tokenizer)
+    try:
+        both = require("openvino_tokenizers", extra="generate").convert_tokenizer(theirs, with_detokenizer=True)
+    except Exception as error:  # of a kind that it does not know; the model generates all the same
+        return (f"no JSON schemas: OpenVINO does not read this tokenizer ({type(error).__name__})",)
+    for graph, name in zip(both, GRAMMAR_FILES[::2], strict=True):
+        ov.save_model(graph, folder / name)
+    return ()
 
 
 def _facts(model: GenerationModel, precision: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class TorchEngine:
         compiled: bool = False,
     ) -> None:
         torch = require("torch", extra="models")
-        self.device = _device(device)
+        self.device = find_device(device)
         held = candidate.manifest.precision if isinstance(candidate, Artifact) else None
         precision = precision or held or "fp32"
         wrong = precision not in ("fp32", "fp16") or held not in (None, precision)
@@ -194,7 +194,8 @@ def _refusals() -> Iterator[None]:
         ) from error
 
 
-def _device(device: str) -> str:
+def find_device(device: str) -> str:
+    """``"cpu"`` or ``"cuda:N"``; raises `EngineError` for a GPU that is not there."""
     import torch
 
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):

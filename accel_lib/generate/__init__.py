@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 Finish = Literal["stop", "length", "cancelled"]
+PRIORITIES = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the tokens of one request are chosen.
+    """How the tokens of one request are chosen, and when its turn is.
 
     Parameters
     ----------
@@ -37,6 +38,10 @@ class Sampling:
         Go on after the model's end-of-text ids.
     logprobs
         How many of the likeliest tokens to report with each token; None reports none, 0 the chosen one alone.
+    json_schema
+        The text is JSON that this schema allows, itself given as JSON; empty asks for nothing.
+    priority
+        Of those that wait for a place, 1 goes before 2 and 2 before 3; what runs is not interrupted.
     """
 
     max_tokens: int
@@ -51,6 +56,8 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    json_schema: str = ""
+    priority: int = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

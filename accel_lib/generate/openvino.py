@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from accel_lib.artifact import OPENVINO_FILES, Artifact
+from accel_lib.artifact import GRAMMAR_FILES, OPENVINO_FILES, Artifact
 from accel_lib.engines.openvino import has_bf16
 from accel_lib.errors import EngineError, RequestError, require
 from accel_lib.generate import Event, Finish, Limits, Sampling, Stats, TokenLogprob
+from accel_lib.generate.json_schema import normalized
 from accel_lib.generate.requests import check_request
 from accel_lib.machine import cores, inspect_machine
 
@@ -102,6 +103,7 @@ class OpenVINOEngine:
         )
         self._genai = require("openvino_genai", extra="generate")
         self._ov = require("openvino", extra="openvino")
+        self._has_grammar = all((artifact.folder / name).is_file() for name in GRAMMAR_FILES)
         self._live: dict[str, _Live] = {}
         self._count = 0
         self._stats = Stats(
@@ -116,8 +118,10 @@ class OpenVINOEngine:
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = prefix_cache
         properties = compute_properties(self.precision) | {"INFERENCE_NUM_THREADS": threads}
+        grammar = GRAMMAR_FILES if self._has_grammar else ()
+        names = zip((*OPENVINO_FILES, *grammar), (*_THEIR_FILES, *grammar), strict=True)
         with tempfile.TemporaryDirectory(prefix="accel-generation-") as folder:
-            for own, theirs in zip(OPENVINO_FILES, _THEIR_FILES, strict=True):
+            for own, theirs in names:
                 Path(folder, theirs).symlink_to((artifact.folder / own).resolve())
             try:
                 return self._genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
@@ -131,6 +135,12 @@ class OpenVINOEngine:
     def add(self, key: str, prompt_ids: Sequence[int], sampling: Sampling) -> None:
         """Take a request; raises `RequestError` for one that it does not hold or honour."""
         check_request(self.limits, prompt_ids, sampling)
+        if sampling.json_schema and not self._has_grammar:
+            raise RequestError(
+                "This artifact was converted without what a JSON schema needs.",
+                seen=f"no {GRAMMAR_FILES[0]}",
+                fix="convert the model again, or leave response_format out",
+            )
         if key in self._live:
             raise RequestError("A request of that key is live.", seen=key, fix="give each request a key of its own")
         stops = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.stop_ids))
@@ -166,6 +176,9 @@ class OpenVINOEngine:
                 "top_k": sampling.top_k or self.limits.vocabulary,
                 "rng_seed": random.getrandbits(63) if sampling.seed is None else sampling.seed,
             }
+        if sampling.json_schema:
+            schema = normalized(sampling.json_schema)
+            chosen["structured_output_config"] = self._genai.StructuredOutputConfig(json_schema=schema)
         return self._genai.GenerationConfig(**chosen)
 
     def cancel(self, key: str) -> None:

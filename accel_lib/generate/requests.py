@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 
 from accel_lib.errors import RequestError
-from accel_lib.generate import Limits, Sampling
+from accel_lib.generate import PRIORITIES, Limits, Sampling
 
 MOST_SEED = 2**63 - 1
 _MOST_PENALTY = 2.0
+_MOST_SEEN = 80
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Sampling) if field.name != "max_tokens"}
 
 
@@ -25,11 +26,15 @@ def check_request(limits: Limits, prompt_ids: Sequence[int], sampling: Sampling)
     _check_ids(limits, prompt_ids, "The prompt holds a token id that the model does not have.")
     _check_ids(limits, sampling.stop_ids, "A stop id is no token of the model.")
     _check_sampling(sampling)
+    if sampling.json_schema and sampling.ignore_eos:
+        raise RequestError(
+            "JSON ends, and this request goes on after every end.", seen="ignore_eos=True", fix="leave ignore_eos out"
+        )
     for name in sorted(limits.unsupported):
         if getattr(sampling, name) != _DEFAULTS[name] and not (name == "seed" and sampling.temperature == 0):
             raise RequestError(
                 f"This engine does not honour {name}.",
-                seen=f"{name}={getattr(sampling, name)!r}",
+                seen=f"{name}={getattr(sampling, name)!r}"[:_MOST_SEEN],
                 fix="leave it out, or serve the model with another engine: OpenVINO on a CPU",
             )
     if sampling.logprobs is not None and not 0 <= sampling.logprobs <= limits.top_logprobs:
@@ -79,6 +84,7 @@ def _check_sampling(sampling: Sampling) -> None:
         "repetition_penalty": (0 < sampling.repetition_penalty < math.inf, "more than 0"),
         "presence_penalty": (abs(sampling.presence_penalty) <= _MOST_PENALTY, "from -2 to 2"),
         "frequency_penalty": (abs(sampling.frequency_penalty) <= _MOST_PENALTY, "from -2 to 2"),
+        "priority": (1 <= sampling.priority <= PRIORITIES, f"1 (first) to {PRIORITIES}"),
         "seed": (sampling.seed is None or 0 <= sampling.seed <= MOST_SEED, f"from 0 to {MOST_SEED}"),
     }
     for name, (good, allowed) in rules.items():

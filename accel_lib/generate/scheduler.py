@@ -1,4 +1,4 @@
-"""Admission above any engine: by rows and by tokens of the cache, first come, first served.
+"""Admission above any engine: by rows and by tokens of the cache, first come, first served within a priority.
 
 No engine bounds both safely by itself: one kills its other requests when the cache is full, one ignores its limit of
 rows. A request is handed on when a row is free and the cache has room for its prompt and its longest answer, so an
@@ -90,7 +90,7 @@ class Scheduler:
         if self.policy == "static" and self._reserved:
             return
         while self._waiting and len(self._reserved) < self.limits.rows:
-            key, request = next(iter(self._waiting.items()))
+            key, request = min(self._waiting.items(), key=lambda waiting: waiting[1].sampling.priority)  # the first one
             needed = cache_tokens(self.limits, len(request.prompt_ids), request.sampling.max_tokens)
             if sum(self._reserved.values()) + needed > self.limits.cache_tokens:
                 return  # the first in line waits for room, and nobody overtakes it

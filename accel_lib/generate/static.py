@@ -18,7 +18,9 @@ from accel_lib.generate.requests import check_request
 if TYPE_CHECKING:
     from accel_lib.models.generation import GenerationModel
 
-_UNSUPPORTED = frozenset({"min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs"})
+_UNSUPPORTED = frozenset(
+    {"min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty", "logprobs", "json_schema"}
+)
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ _BATCH_TOKENS = 256  # of prompts in a step: more makes those that generate wait
 _WAIT_S = 0.05
 _SWITCH_ON = {"temperature": 0.5, "top_p": 0.5}  # what starts at 1 has no processor; each request brings its own
 _UNSUPPORTED = frozenset(
-    {"min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logprobs"}
+    {"min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "logprobs", "json_schema"}
 )
 
 

@@ -60,6 +60,8 @@ def _fits(name: str, value: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
     if name == "stop_ids":
         return isinstance(value, list) and all(type(each) is int for each in value)
+    if name == "json_schema":
+        return isinstance(value, str)
     if name == "ignore_eos":
         return isinstance(value, bool)
     return type(value) is int or (value is None and _FIELDS[name].default is None)

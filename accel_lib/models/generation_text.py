@@ -12,10 +12,13 @@ from typing import Any
 import tokenizers
 
 from accel_lib.artifact import TOKENIZER_FILE, Manifest
-from accel_lib.errors import ArtifactError, ModelError, TextError
+from accel_lib.errors import ArtifactError, ModelError, RequestError, TextError
 from accel_lib.models.chat import ChatTemplate
 from accel_lib.models.text_stream import StopStrings, TextStream
 from accel_lib.texts import clean
+
+_CHARACTERS_PER_TOKEN = 8  # about twice as many as in English
+_CUT_TOKENS = 16  # by which a text that is cut may have more tokens than the same part of the whole
 
 
 class GenerationText:
@@ -83,6 +86,7 @@ class GenerationText:
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         try:
+            self._refuse_far_too_long(text)
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
         except (TypeError, UnicodeError) as error:  # a lone surrogate cannot cross into Rust
             fix = "send valid Unicode: text.encode('utf-8', 'replace').decode()"
@@ -90,6 +94,18 @@ class GenerationText:
         if not ids:
             raise TextError("The text has no token this tokenizer knows.", seen=repr(text[:40]), fix="leave it out")
         return ids
+
+    def _refuse_far_too_long(self, text: str) -> None:
+        """Look at the beginning of a long text first: megabytes take many seconds, to be refused after all."""
+        size = _CHARACTERS_PER_TOKEN * self.context_tokens
+        while size < len(text):
+            if (
+                len(self.tokenizer.encode(text[:size], add_special_tokens=False).ids)
+                > self.context_tokens + _CUT_TOKENS
+            ):
+                cause = f"The context is {self.context_tokens:,} tokens; the prompt has far more."
+                raise RequestError(cause, seen=f"{len(text):,} characters", fix="shorten the prompt")
+            size *= 4
 
 
 class AnswerText:

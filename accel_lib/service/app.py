@@ -32,8 +32,10 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.service.telemetry import Telemetry, triton_flags
 from accel_lib.service.triton_client import TritonClient
+from accel_lib.service.upstreams import Upstreams
 from accel_lib.triton.process import Ports
 from accel_lib.triton.remote import attach
+from accel_lib.triton.repository import model_names
 from accel_lib.triton.server import Server
 from accel_lib.version import __version__
 
@@ -116,7 +118,15 @@ def _make_services(
         clock=clock,
         now=now,
     )
-    catalog = Catalog(supervisor)
+    upstreams = Upstreams(settings.upstreams)
+    both = sorted(upstreams.names & set(model_names(supervisor.repository)))
+    if both:
+        raise AccelError(
+            "A model of the repository has the name of an upstream.",
+            seen=", ".join(both),
+            fix="give the upstream another name in ACCEL_UPSTREAMS",
+        )
+    catalog = Catalog(supervisor, upstreams.versions)
     experiments = Experiments(database, lambda: catalog.versions)
     client = TritonClient(
         lambda: supervisor.server.grpc_url, max_batch_tokens=settings.max_batch_tokens, metrics=metrics
@@ -134,6 +144,7 @@ def _make_services(
         experiments=experiments,
         shadows=Shadows(client, catalog, experiments, clock),
         triton=client,
+        upstreams=upstreams,
         limits=Limits(
             max_in_flight=settings.max_in_flight,
             quota_tokens_per_minute=settings.quota_tokens_per_minute,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from accel_lib.artifact import MANIFEST_FILE, MODEL_FILES, TOKENIZER_FILE, Manifest
@@ -142,10 +143,12 @@ class ServedVersion:
 
 
 class Catalog:
-    """The versions that answer, read again from Triton and the repository by `refresh`."""
+    """The versions that answer, read again from Triton and the repository by `refresh`; `elsewhere` are upstreams'."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(
+        self, supervisor: Supervisor, elsewhere: Mapping[tuple[str, str], ServedVersion] = types.MappingProxyType({})
+    ) -> None:
+        self._supervisor, self._elsewhere = supervisor, dict(elsewhere)
         self._versions: dict[tuple[str, str], ServedVersion] = {}
         self._manifests: dict[tuple[str, str], str] = {}
         self._statistics: dict[str, Statistics] = {}
@@ -165,7 +168,7 @@ class Catalog:
         for each in ready:
             with contextlib.suppress(AccelError, OSError):  # no artifact: a model that takes no texts
                 found[each.model, each.version] = self._read(each.model, each.version)
-        self._versions = found
+        self._versions = found | self._elsewhere
         for name in {name for name, _ in found}:
             self._observe(name)
 
@@ -176,8 +179,10 @@ class Catalog:
 
     def find(self, name: str, version: str = "") -> ServedVersion:
         """A version that is ready, without a number the newest; raises a 404, or 503 while Triton is away."""
-        self._check_awake()
-        known = [each for each in self.versions if each.name == name]
+        known = [each for (own, _), each in self._elsewhere.items() if own == name]
+        if not known:
+            self._check_awake()
+            known = [each for each in self.versions if each.name == name]
         fitting = [each for each in known if version in ("", each.version)]
         if fitting:
             return fitting[-1]

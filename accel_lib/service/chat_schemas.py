@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Tag, model_validator
@@ -14,6 +15,7 @@ from accel_lib.service.schemas import Usage
 _MOST_STOPS = 16
 _MOST_CHOICES = 16
 _MOST_SEED = 2**63
+_LONGEST_SCHEMA = 16_384  # characters; a longer one takes the engine's thread too long
 _COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 # Fields of OpenAI's and vLLM's requests that nothing here honours -> values that ask for nothing.
 _NOT_HONOURED: dict[str, tuple[Any, ...]] = {
@@ -28,7 +30,6 @@ _NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -47,6 +48,34 @@ class StreamOptions(Body):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+
+class ResponseFormat(Body):
+    """What the text has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = Field(default=None, description="As OpenAI has it: name and schema.")
+
+    @property
+    def schema_text(self) -> str:
+        """The JSON schema that the text keeps to, as JSON; empty for any text."""
+        if self.type == "text":
+            return ""
+        schema = {"type": "object"} if self.json_schema is None else self.json_schema["schema"]
+        return json.dumps(schema)
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> ResponseFormat:
+        wanted = self.type == "json_schema"
+        if wanted != (self.json_schema is not None):
+            message = "json_schema goes with the type json_schema, and that with it."
+        elif wanted and not isinstance((self.json_schema or {}).get("schema"), dict):
+            message = 'json_schema has the field schema, an object such as {"type": "object"}.'
+        elif len(self.schema_text) > _LONGEST_SCHEMA:
+            message = f"The schema has more than {_LONGEST_SCHEMA:,} characters."
+        else:
+            return self
+        raise Problem(400, message, param="response_format", code="invalid_value")
 
 
 class _GenerationBody(Body):
@@ -68,6 +97,7 @@ class _GenerationBody(Body):
     n: int = Field(default=1, ge=1, le=_MOST_CHOICES, description="Texts for each prompt.")
     stream: bool = False
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = Field(default=None, description="JSON, if the engine can.")
     user: str | None = Field(default=None, description="Whom the request is for; experiments stick to it.")
 
     @model_validator(mode="before")
@@ -94,7 +124,7 @@ class _GenerationBody(Body):
         """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
-    def sampling(self, *, max_tokens: int, logprobs: int | None, choice: int = 0) -> Sampling:
+    def sampling(self, *, max_tokens: int, logprobs: int | None, choice: int = 0, priority: int = 0) -> Sampling:
         """How the tokens of one choice are chosen; each has a seed of its own."""
         return Sampling(
             max_tokens=max_tokens,
@@ -109,6 +139,8 @@ class _GenerationBody(Body):
             stop_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
+            json_schema=self.response_format.schema_text if self.response_format else "",
+            priority=priority or Sampling.priority,
         )
 
 

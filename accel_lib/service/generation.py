@@ -6,8 +6,6 @@ model frees their rows within a step.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import re
 import time
@@ -26,11 +24,9 @@ from accel_lib.service.keys import Principal
 from accel_lib.service.middleware import RequestContext
 from accel_lib.service.services import Services
 from accel_lib.service.triton_client import refusal
+from accel_lib.service.watch import RETRY_S, Watch, engine_failed, merged
 from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.generation_wire import read_event, request_bytes
-
-_RETRY_S = 1.0
-_LOOK_S = 0.5  # how often at least a waiting request looks whether the gateway ends
 
 Tokenize = Callable[[GenerationText], "Sequence[Prompt]"]
 
@@ -72,7 +68,9 @@ class Generation:
     async def parts(self) -> AsyncIterator[Part]:
         """The pieces of all choices as they come; a failure is a `Problem`."""
         own, name = self.services, self.served.name
-        watch = _Watch(self)
+        watch: Watch[Event] = Watch(
+            own, self.context, self.caller, name, tokenize_s=self.tokenize_s, prompt_tokens=self.prompt_tokens
+        )
         with (
             own.experiments.observed(self.route, len(self.prompts)) as compute,
             own.limits.in_flight_slot(name),
@@ -81,10 +79,10 @@ class Generation:
         ):
             answers = [self.text.answer(self.stops) for _ in self.prompts]
             calls = [_Call(self, prompt, trace) for prompt in self.prompts]
-            async with _merged(calls) as events:
+            async with merged(calls, watch):
                 open_choices = set(range(len(calls)))
                 while open_choices:
-                    choice, event = await watch.next(events)
+                    choice, event = await watch.next()
                     if choice not in open_choices:
                         continue
                     watch.tokens(choice, len(event.token_ids))
@@ -109,87 +107,6 @@ def _part(choice: int, event: Event, answer: AnswerText) -> Part:
     return Part(choice=choice, text=text, tokens=len(event.token_ids), logprobs=logprobs, finish=finish)
 
 
-class _Watch:
-    """Deadlines, metrics and the quota of one request, from before its first token until after its last one."""
-
-    def __init__(self, asked: Generation) -> None:
-        self._asked, self._services = asked, asked.services
-        self._metrics = asked.services.metrics.generation.of(asked.served.name)
-        self._deaths = self._services.supervisor.deaths[asked.served.name]
-        self._left_s = self._between_s = asked.context.deadline.left_s
-        self._began = self._at = time.perf_counter()
-        self._first: float | None = None
-        self._generated = [0] * len(asked.prompts)
-        self._last: dict[int, float] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since it was sent to Triton."""
-        return time.perf_counter() - self._began
-
-    async def next(self, events: asyncio.Queue[tuple[int, Event | Problem]]) -> tuple[int, Event]:
-        """The next event of any choice; raises the `Problem` of one that failed, or 504."""
-        until = time.perf_counter() + self._left_s
-        while True:
-            self._check(until)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(until - time.perf_counter(), _LOOK_S)):
-                    choice, event = await events.get()
-                if isinstance(event, Problem):
-                    raise event
-                return choice, event
-
-    def _check(self, until: float) -> None:
-        limits = self._services.limits
-        if limits.draining and limits.drained_for_s >= self._services.settings.drain_s:
-            raise Problem(503, "The gateway is shutting down.", code="draining", retry_after_s=_RETRY_S)
-        if self._services.supervisor.deaths[self._asked.served.name] != self._deaths:
-            raise engine_failed()
-        if time.perf_counter() >= until:
-            what = "first token" if self._first is None else "next token"
-            raise Problem(504, f"The deadline passed before the {what} was there.", code="deadline_exceeded")
-
-    def tokens(self, choice: int, count: int) -> None:
-        """Some tokens came."""
-        if not count:
-            return
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = now
-            self._left_s = self._between_s
-            self._metrics.first_token.observe(now - self._began + self._asked.tokenize_s)
-            self._metrics.waiting.dec()
-            self._metrics.running.inc()
-        if choice in self._last:
-            each = (now - self._last[choice]) / count
-            for _ in range(count):
-                self._metrics.between_tokens.observe(each)
-        self._last[choice] = now
-        self._generated[choice] += count
-
-    def finished(self, reason: str) -> None:
-        """One choice came to its end."""
-        self._metrics.success[reason].inc()
-
-    def __enter__(self) -> None:
-        self._metrics.waiting.inc()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        asked, metrics, now = self._asked, self._metrics, time.perf_counter()
-        generated = sum(self._generated)
-        (metrics.waiting if self._first is None else metrics.running).dec()
-        metrics.prompt_tokens.inc(asked.prompt_tokens)
-        metrics.generated_tokens.inc(generated)
-        self._services.limits.spend(asked.caller.id, generated)
-        context = asked.context
-        context.tokens = asked.prompt_tokens + generated
-        context.stages_s = {"tokenize": asked.tokenize_s}
-        if self._first is not None:
-            context.stages_s |= {"first_token": self._first - self._began, "generation": now - self._first}
-        if kind is None:
-            metrics.duration.observe(now - self._began + asked.tokenize_s)
-
-
 class _Call:
     """One stream from Triton."""
 
@@ -210,7 +127,8 @@ class _Call:
                 yield event
                 if event.ended:
                     return
-            yield Problem(503, "Triton ended the stream; send the request again.", code="not_ready")
+            message = "Triton ended the stream; send the request again."
+            yield Problem(503, message, code="not_ready", retry_after_s=RETRY_S)
         except grpc.aio.AioRpcError as error:
             yield refusal(error.code(), error.details() or "")
 
@@ -219,43 +137,18 @@ class _Call:
         self._call.cancel()
 
 
-@contextlib.asynccontextmanager
-async def _merged(calls: Sequence[_Call]) -> AsyncIterator[asyncio.Queue[tuple[int, Event | Problem]]]:
-    """The events of all streams in one queue, until the context ends: then they are cancelled."""
-    events: asyncio.Queue[tuple[int, Event | Problem]] = asyncio.Queue()
-
-    async def pump(choice: int, call: _Call) -> None:
-        async for event in call.events():
-            events.put_nowait((choice, event))
-
-    tasks = [asyncio.create_task(pump(choice, call)) for choice, call in enumerate(calls)]
-    try:
-        yield events
-    finally:
-        for call in calls:
-            call.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def problem_of(name: str, message: str) -> Problem:
     """The problem for what Triton's model said of one request."""
     if "queue is full" in message:
-        return Problem(429, "The model's queue is full.", code="queue_full", retry_after_s=_RETRY_S)
+        return Problem(429, "The model's queue is full.", code="queue_full", retry_after_s=RETRY_S)
     if re.search(r"engine failed|more than [\d.]+ s for a step|being unloaded", message):
         return engine_failed()
     error = request_error(name, message)
     if "\n  fix:" in message:
         text = " ".join(filter(None, (error.cause, error.seen and f"Seen: {error.seen}.", f"Fix: {error.fix}.")))
-        return Problem(400, text, code="invalid_value")
+        param = "response_format" if re.search("JSON schema|json_schema", message) else None
+        return Problem(400, text, param=param, code="invalid_value")
     return refusal(grpc.StatusCode.UNKNOWN, message)
-
-
-def engine_failed() -> Problem:
-    """The problem for a request whose engine died."""
-    text = "The model's engine failed and is being started again; send the request again."
-    return Problem(503, text, code="engine_failed", retry_after_s=_RETRY_S)
 
 
 async def begin(

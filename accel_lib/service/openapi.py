@@ -41,14 +41,19 @@ _ANSWER_HEADERS = {
 _ASKED_HEADERS = {
     "x-request-id": ("string", "An id for logs and traces."),
     "x-request-timeout-ms": ("number", "The deadline, counted from the request's head; it travels to Triton."),
-    "x-request-priority": ("integer", "Triton's priority level, 1 first."),
+    "x-request-priority": (
+        "integer",
+        "Priority level, 1 first; a model that generates has three, and 2 is the usual one.",
+    ),
     "x-model-version": ("string", "A version of the model; else the one that is live."),
 }
 
 
-def described(request: Any, response: Any) -> dict[str, Any]:
-    """Arguments for the route of an endpoint that takes texts, by the types of its bodies."""
-    answer = {"description": "The answer.", "headers": _ANSWER_HEADERS, "model": response}
+def described(request: Any, response: Any, *, streams: bool = False) -> dict[str, Any]:
+    """Arguments for the route of an endpoint that takes texts, by the types of its bodies; some `streams` answers."""
+    answer: dict[str, Any] = {"description": "The answer.", "headers": _ANSWER_HEADERS, "model": response}
+    if streams:
+        answer["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     headers = [
         {"name": name, "in": "header", "required": False, "schema": {"type": kind}, "description": text}
         for name, (kind, text) in _ASKED_HEADERS.items()

@@ -75,7 +75,8 @@ class GatewayServer(uvicorn.Server):
             self._on_ready = None
         if self._draining_since is not None:
             over = time.monotonic() - self._draining_since > services.settings.drain_s
-            self.should_exit = self.should_exit or over or (not services.limits.in_flight and await self._all_closed())
+            finished = over or not services.limits.in_flight
+            self.should_exit = self.should_exit or (finished and await self._all_closed())
         self.should_exit = self.should_exit or services.supervisor.failed is not None
         return await super().on_tick(counter)
 

@@ -22,6 +22,7 @@ from accel_lib.service.settings import Settings
 from accel_lib.service.supervisor import Supervisor
 from accel_lib.service.telemetry import Telemetry
 from accel_lib.service.triton_client import TritonClient
+from accel_lib.service.upstreams import Upstreams
 
 _Result = TypeVar("_Result")
 
@@ -51,6 +52,7 @@ class Services:
     experiments: Experiments
     shadows: Shadows
     triton: TritonClient
+    upstreams: Upstreams
     limits: Limits
     metrics: Metrics
     telemetry: Telemetry
@@ -65,6 +67,7 @@ class Services:
         """End everything, what others still need last."""
         await self.shadows.close()
         await self.triton.close()
+        await self.upstreams.close()
         self.supervisor.stop()  # blocks, as it must also do while the interpreter ends and starts no thread
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.telemetry.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from accel_lib.errors import AccelError
@@ -14,7 +15,20 @@ from accel_lib.errors import AccelError
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text that is not empty"}
 _BOUNDS = {"gt": "above", "ge": "of at least", "le": "and at most"}  # annotated_types' names
 
+_UPSTREAMS = 'JSON such as {"llama": {"url": "http://host:8000/v1", "key": "…", "model": "its name there"}}'
+_REFUSED: Literal["forbid"] = "forbid"
+_HIDDEN = "upstreams"  # it holds keys, so what was seen is not shown
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Upstream(BaseModel):
+    """An OpenAI-compatible server: the address before ``/chat/completions``, its key, and its own name of the model."""
+
+    model_config = ConfigDict(extra=_REFUSED, frozen=True)
+
+    url: str = Field(pattern=r"^https?://[^\s/]+")
+    key: SecretStr = SecretStr("")
+    model: str = ""
 
 
 class Settings(BaseSettings):
@@ -32,6 +46,10 @@ class Settings(BaseSettings):
         Triton's.
     repository, models
         The model repository, and the models to serve from it (comma-separated); none serves all that are built.
+    upstreams
+        OpenAI-compatible servers for models that are elsewhere, such as vLLM, as JSON: the name of the model here, and
+        for it an object with ``url`` (up to ``/v1``), and ``key`` and ``model`` (its name there) where they are needed;
+        or a list of such objects, which are its versions 1, 2, ….
     state_file
         SQLite file for keys, experiments and the audit log.
     jwt_issuer, jwt_audience, jwt_public_key_file
@@ -74,6 +92,7 @@ class Settings(BaseSettings):
     triton_grpc_port: Port = 8004
     repository: Path = Path("model_repository")
     models: Annotated[tuple[str, ...], NoDecode] = ()
+    upstreams: Annotated[dict[str, Annotated[tuple[Upstream, ...], Field(min_length=1)]], NoDecode] = {}
     state_file: Path = Path(platformdirs.user_data_dir("accel_lib")) / "gateway.sqlite3"
     jwt_issuer: str = ""
     jwt_audience: str = ""
@@ -94,6 +113,14 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        read = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(read, dict):
+            return read
+        return {name: many if isinstance(many, list | tuple) else [many] for name, many in read.items()}
+
 
 def _refusal(error: ValidationError) -> AccelError:
     """The first wrong setting, by the name of its variable, with what it may be."""
@@ -102,7 +129,9 @@ def _refusal(error: ValidationError) -> AccelError:
     if name not in Settings.model_fields:
         return AccelError("There is no such setting.", seen=name, fix=f"one of {', '.join(Settings.model_fields)}")
     variable, field = f"ACCEL_{name.upper()}", Settings.model_fields[name]
-    kind = _KINDS.get(field.annotation, first["msg"].removeprefix("Input should be "))
+    kind, seen = _KINDS.get(field.annotation, first["msg"].removeprefix("Input should be ")), repr(first["input"])
+    if name == _HIDDEN:
+        kind, seen = _UPSTREAMS, f"{first['msg']}, at {'.'.join(map(str, first['loc']))}"
     allowed = " ".join(
         [
             kind,
@@ -116,6 +145,6 @@ def _refusal(error: ValidationError) -> AccelError:
     )
     return AccelError(
         f"{variable} has a value that it cannot have.",
-        seen=repr(first["input"]),
+        seen=seen,
         fix=f"set it to {allowed}, or leave it out: {str(field.get_default()) or 'nothing'} is the default",
     )

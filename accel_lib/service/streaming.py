@@ -39,7 +39,8 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers=_HEADERS | headers)
         del self.headers["content-length"]
-        self._events, self._next, self._comment_s = events, first, comment_s
+        self._events, self._first, self._comment_s = events, first, comment_s
+        self._silent = True
 
     @classmethod
     async def opened(
@@ -58,27 +59,34 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send everything; `GatewayMiddleware` cancels this when the client has gone."""
+        comments: asyncio.Task[None] | None = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            comments = asyncio.create_task(self._comment(send))
             async for content in self._contents():
+                self._silent = False
                 await send({"type": "http.response.body", "body": content, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            await _end(self._events, self._next)
+            if comments is not None:
+                comments.cancel()
+            await _end(self._events, self._first)
+
+    async def _comment(self, send: Send) -> None:
+        """Say something whenever nothing was said for a while; a timer for each event would cost more than it."""
+        while True:
+            self._silent = True
+            await asyncio.sleep(self._comment_s)
+            if self._silent:
+                await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
 
     async def _contents(self) -> AsyncIterator[bytes]:
         try:
-            while True:
-                await asyncio.wait((self._next,), timeout=self._comment_s)
-                if not self._next.done():
-                    yield _COMMENT
-                    continue
-                try:
-                    content = self._next.result()
-                except StopAsyncIteration:
-                    break
+            yield await self._first
+            async for content in self._events:
                 yield content
-                self._next = asyncio.ensure_future(_next(self._events))
+        except StopAsyncIteration:
+            pass
         except Problem as problem:
             yield event(problem.body())
         except Exception:

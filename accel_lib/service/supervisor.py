@@ -108,6 +108,11 @@ class Supervisor:
         return self._server
 
     @property
+    def repository(self) -> Path:
+        """The model repository that Triton serves."""
+        return self._repository
+
+    @property
     def running(self) -> bool:
         """Whether Triton runs and its models were loaded."""
         return self._server is not None and not self._recovering and self._server.running

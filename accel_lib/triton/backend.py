@@ -73,7 +73,7 @@ class TritonPythonModel:
         self._output = artifact.manifest.output_name
         self._pad_id = artifact.pad_id
         self._limits = _limits(artifact, config, parameters)
-        device, threads = _device(args, parameters), thread_count(config, parameters)
+        device, threads = device_of(args, parameters), thread_count(config, parameters)
         self._engine = self._on_all_cores = open_engine(artifact, device=device, threads=threads)
         self._cores = SharedCores()
         if threads < cores() and "threads" not in parameters and _threads_are_its_own(artifact, self._engine):
@@ -173,7 +173,7 @@ def refusal(error: AccelError) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error)))
 
 
-def _device(args: dict[str, str], parameters: dict[str, str]) -> str:
+def device_of(args: dict[str, str], parameters: dict[str, str]) -> str:
     """The configured device, else the one Triton put this instance on."""
     own = f"cuda:{args['model_instance_device_id']}" if args["model_instance_kind"] == "GPU" else "cpu"
     return parameters.get("device", own)

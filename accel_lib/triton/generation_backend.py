@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 from accel_lib.errors import ArtifactError, RequestError
 from accel_lib.generate import Event, Sampling, Stats, TokenLogprob, wire
 from accel_lib.generate.loop import EngineLoop, Request
-from accel_lib.triton.backend import load_version, read_tensor, thread_count, write_tensor
+from accel_lib.triton.backend import device_of, load_version, read_tensor, thread_count, write_tensor
 
 _WATCHDOG_S = 60.0
 _ENGINE_SETTINGS = {"rows": int, "cache_tokens": int, "max_waiting": int, "step_tokens": int, "policy": str}
@@ -44,7 +44,7 @@ class TritonPythonModel:
                 seen=f"max_batch_size {config['max_batch_size']}",
                 fix="write model_transaction_policy { decoupled: true } and max_batch_size: 0",
             )
-        options: dict[str, Any] = {"threads": thread_count(config, parameters)}
+        options: dict[str, Any] = {"threads": thread_count(config, parameters), "device": device_of(args, parameters)}
         options |= {name: kind(parameters[name]) for name, kind in _ENGINE_SETTINGS.items() if name in parameters}
         self._keys = itertools.count()
         self._families = _families()  # a gauge is gone with its family

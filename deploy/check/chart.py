@@ -29,6 +29,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "gateway": {"env": {"ACCEL_DEADLINE_S": "10"}, "service": {"type": "LoadBalancer", "port": 443}},
         "monitoring": {"labels": {"release": "prometheus"}, "always": True},
         "triton": {"nodeSelector": {"accelerator": "t4"}, "sharedMemory": "512Mi"},
+        "models": ["embedding", "generation"],
+        "autoscaling": {"waitingRequests": 4},
+        "upstreams": {
+            "existingSecret": "accel-upstreams",
+            "egress": [{"to": [{"namespaceSelector": {}}], "ports": [{"port": 8000, "protocol": "TCP"}]}],
+        },
     },
     "keys": _KEYS,
     "baked-image": {"store": {"kind": "image"}},

@@ -116,7 +116,7 @@ def the_grace_period_outlasts_the_drain(objects: list[Object]) -> Iterator[str]:
         pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         drain = next(
             int(found[1])
-            for words in (*container.get("args", []), *(f"{e['name']}={e['value']}" for e in container["env"]))
+            for words in (*container.get("args", []), *(f"{e['name']}={e.get('value', '')}" for e in container["env"]))
             if (found := re.match(r"(?:--exit-timeout-secs|ACCEL_DRAIN_S)=(\d+)$", words))
         )
         if pod["terminationGracePeriodSeconds"] < pause + drain + 5:

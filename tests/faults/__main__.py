@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.chats import Chats, add_generation, expected_texts
+from tests.faults import streams
 from tests.faults.faults import AUDIENCE, FAULTS, ISSUER, many_connections, public_key
 from tests.rig import Load, Rig, table
 
@@ -16,8 +18,8 @@ _CALM_S = 1.0
 _SPARE = {"threads": 6, "files": 24, "processes": 0, "memory_mb": 40}
 
 
-def run(*, short):
-    """Drive every fault; returns the rows of the table, each with its verdict."""
+def run_gateway(*, short):
+    """Drive every fault of texts that are answered whole; returns the rows of the table, each with its verdict."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="accel-faults-") as folder:
         key = Path(folder) / "public.pem"
@@ -33,14 +35,32 @@ def run(*, short):
             for name, fault, allowed in FAULTS:
                 if name == "SIGTERM":
                     rows.append(_leaks(before, rig))
-                rows.append(_drive(rig, name, fault, allowed, short))
+                rows.append(_drive(rig, name, fault, allowed, short, Load(rig)))
         rows.append(_restart(folder, settings))
     return rows
 
 
-def _drive(rig, name, fault, allowed, short):
+def run_streams(*, short):
+    """Drive the faults of texts that are streamed; rows as those of `run`."""
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="accel-faults-") as folder:
+        (Path(folder) / "model_repository").mkdir()
+        texts = expected_texts(add_generation(folder, Path(folder) / "model_repository"))
+        with Rig(folder, ACCEL_DRAIN_S=str(streams.DRAIN_S)) as rig:
+            rig.wait_until(True)
+            with Chats(rig, texts):
+                time.sleep(_CALM_S)
+            before = rig.footprint()
+            for name, fault, allowed in streams.FAULTS:
+                if fault is streams.end_gently:
+                    rows.append(_leaks(before, rig))
+                rows.append(_drive(rig, name, fault, allowed, short, Chats(rig, texts)))
+    return rows
+
+
+def _drive(rig, name, fault, allowed, short, load):
     problem, recovery = "", 0.0
-    with Load(rig) as load:
+    with load:
         time.sleep(_CALM_S / 2)
         try:
             recovery = fault(rig, short)
@@ -105,13 +125,15 @@ def verdict(rows):
         return f"FAILED: {'; '.join(failed)}"
     slowest_s = max(float(row["recovery s"] or 0) for row in rows)
     within = f"recovered within {slowest_s:.1f} s"
-    return f"ok: {sent:,} requests under {len(FAULTS)} faults, none lost, none wrong, {within}"
+    return f"ok: {sent:,} requests under {len(FAULTS) + len(streams.FAULTS)} faults, none lost, none wrong, {within}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="as in CI")
-    results = run(short=parser.parse_args().short)
+    parser.add_argument("--streams", action="store_true", help="only those of texts that are streamed")
+    asked = parser.parse_args()
+    results = ([] if asked.streams else run_gateway(short=asked.short)) + run_streams(short=asked.short)
     table(results)
     print(verdict(results))
     sys.exit(any(row["verdict"] != "ok" for row in results))

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from accel_lib.triton.repository import write_model
+from tests.chats import add_generation
 from tests.rig import Rig, build_repository, table
 from tests.tiny import TABLE, tiny_artifact
 
@@ -49,10 +50,11 @@ def run(*, short):
 
 
 def _served(folder):
-    """The rig's models, and a reranker: the sum of one number a word."""
+    """The rig's models, one that generates, and a reranker: the sum of one number a word."""
     repository = build_repository(Path(folder))
     facts = {"task": "classification", "labels": ("relevance",), "unit": False}
     write_model(repository, "rerank", tiny_artifact(Path(folder) / "rerank", TABLE[:, :1], **facts))
+    add_generation(folder, repository, context=512, cache=4_096)
     return repository
 
 

@@ -5,7 +5,13 @@ import random
 import schemathesis
 
 _SERVED = ("embedding", "sentiment")
-_FOR = {"/v1/classify": "sentiment", "/v1/ranking": "rerank", "/v1/rerank": "rerank"}
+_FOR = {
+    "/v1/classify": "sentiment",
+    "/v1/ranking": "rerank",
+    "/v1/rerank": "rerank",
+    "/v1/chat/completions": "generation",
+    "/v1/completions": "generation",
+}
 _MOST_INSTANCES = 2
 _random = random.Random(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from accel_lib.models import load_model
 from accel_lib.triton.repository import default_config
 from tests.gateways import gateway_on
 from tests.generation import reference
+from tests.rig import check_error
 from tests.tiny import TABLE, end_at_once, llama_folder, tiny_artifact
 
 pytestmark = pytest.mark.triton
@@ -94,6 +96,10 @@ def chunks(answer):
     return [json.loads(event) for event in events[:-1]]
 
 
+def piece_of(line):
+    return text_of([json.loads(line.removeprefix("data: "))]) if line.startswith("data: {") else ""
+
+
 def text_of(found):
     return "".join(c["delta"].get("content") or "" for chunk in found for c in chunk["choices"])
 
@@ -105,8 +111,8 @@ def endless(client, **fields):
     with client.stream("POST", "/v1/chat/completions", json=body | fields) as answer:
         assert answer.status_code == 200
         lines = answer.iter_lines()
-        next(line for line in lines if '"content":"w' in line)
-        yield lines
+        first = next(line for line in lines if '"content":"w' in line)
+        yield itertools.chain([first], lines)
 
 
 def running_rows(server):
@@ -214,44 +220,133 @@ def test_several_choices_are_several_streams_in_one(client, expected):
         assert text_of(own) == expected
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "bob", "content": "w1"}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
-        ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
-        ({"messages": [{"role": "user", "content": "w1 " * CONTEXT}]}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens"),
-        ({"max_tokens": CONTEXT}, "max_tokens"),
-        ({"temperature": -1}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"stop": ["x"] * 50}, "stop"),
-        ({"n": 0}, "n"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"bogus": 1}, "bogus"),
-        ({"min_tokens": 100}, None),
-        ({"stop_token_ids": [10**6]}, None),
-        ({"model": "embedding"}, "model"),
-    ],
-)
-def test_what_cannot_be_answered_is_a_400_that_names_it(client, fields, param):
-    body = {"model": "generation", "messages": MESSAGES, "max_tokens": 12} | fields
+# What a chat with these fields is refused with: the field at fault; 400 where nothing else is said.
+BAD_CHATS: list[tuple[dict, str | None]] = [
+    ({"messages": []}, "messages"),
+    ({"messages": "hello"}, "messages"),
+    ({"messages": None}, "messages"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": ""}, {"role": "user", "content": 1}]}, "messages[1].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}, None),
+    ({"messages": [{"role": "bob", "content": "w1"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, None),
+    ({"messages": [{"role": "user", "content": "w1 " * CONTEXT}]}, "max_tokens"),
+    ({"messages": [{"role": "user", "content": "w1 " * 1_400_000}]}, "max_tokens"),
+    ({"messages": [{"role": "user", "content": "w1" * 2_000_000}], "max_tokens": CONTEXT}, "max_tokens"),
+    ({"max_tokens": 2.5}, "max_tokens"),
+    ({"max_tokens": "12"}, "max_tokens"),
+    ({"max_tokens": 10**30}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": CONTEXT}, "max_tokens"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"temperature": float("inf")}, "temperature"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"presence_penalty": -2.5}, "presence_penalty"),
+    ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"top_k": -2}, "top_k"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": 0.5}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["\ud83d"]}, "stop[0]"),
+    ({"stop": "x" * 1001}, "stop"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+    ({"n": 17}, "n"),
+    ({"stream": "yes"}, "stream"),
+    ({"user": 5}, "user"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"top_p": 0}, "top_p"),
+    ({"stop": ["x"] * 50}, "stop"),
+    ({"n": 0}, "n"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"logit_bias": {"5": 1}}, "logit_bias"),
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"bogus": 1}, "bogus"),
+    ({"min_tokens": 100}, None),
+    ({"stop_token_ids": [10**6]}, None),
+    ({"model": "embedding"}, "model"),
+    ({"model": ""}, "model"),
+    ({"model": 1}, "model"),
+    ({"model": "nothing"}, "model"),
+]
+BAD_TEXTS: list[tuple[dict, str | None]] = [
+    ({"prompt": ""}, None),
+    ({"prompt": " "}, None),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, None),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": {"text": "w1"}}, None),
+    ({"prompt": ["w1", 5]}, None),
+    ({"prompt": ["w1", "\ud800"]}, None),
+    ({"prompt": [5, -1]}, None),
+    ({"prompt": [5, 10**6]}, None),
+    ({"prompt": [5, 2**70]}, None),
+    ({"prompt": [5] * 64_001}, "prompt"),
+    ({"prompt": ["w1", "w1 " * CONTEXT]}, "max_tokens"),
+    ({"prompt": "w1 " * 1_400_000}, "max_tokens"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"best_of": 2}, "best_of"),
+    ({"echo": True}, "echo"),
+    ({"messages": MESSAGES}, "messages"),
+]
+BAD = [
+    *(("/v1/chat/completions", {"messages": MESSAGES} | fields, param) for fields, param in BAD_CHATS),
+    *(("/v1/completions", {"prompt": "w1"} | fields, param) for fields, param in BAD_TEXTS),
+]
+BAD_BODIES = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"messages": [' + b"[" * 100_000,
+    b"\xff\xfe",
+    b'{"messages": "\xed\xa0\x80"}',
+]
+
+
+def refuse(client, path, fields, param):
+    """Ask for it, whole and as a stream: a 4xx in OpenAI's shape that names the field."""
+    body = {"model": "generation", "max_tokens": 12} | fields
     for stream in ({}, {"stream": True}):
-        if stream and "stream_options" in fields:
+        if stream and {"stream", "stream_options"} & fields.keys():
             continue
-        content = json.dumps(body | stream)
-        answer = client.post("/v1/chat/completions", content=content)
-        assert answer.status_code == 400, answer.text
-        assert answer.json()["object"] == "error"
+        answer = client.post(path, content=json.dumps(body | stream))
+        assert answer.status_code == (404 if fields.get("model") == "nothing" else 400), answer.text[:500]
+        check_error(answer)
+        assert len(answer.text) < 3_000
         if param:
-            assert answer.json()["error"]["param"] == param
+            assert answer.json()["error"]["param"] == param, answer.text
+
+
+@pytest.mark.parametrize(("path", "fields", "param"), BAD, ids=[f"{n}-{param}" for n, (_, _, param) in enumerate(BAD)])
+def test_what_cannot_be_answered_is_a_400_that_names_it(client, path, fields, param):
+    refuse(client, path, fields, param)
+
+
+def test_a_stream_that_runs_meanwhile_is_not_disturbed(client):
+    count = 3_000
+    with endless(client, temperature=0) as lines:
+        for path, fields, param in BAD:
+            refuse(client, path, fields, param)
+        for content in BAD_BODIES:
+            answer = client.post("/v1/chat/completions", content=content)
+            assert answer.status_code == 400, answer.text[:500]
+            check_error(answer)
+        too_large = json.dumps({"messages": [{"role": "user", "content": "w1 " * 1_700_000}]})
+        assert client.post("/v1/chat/completions", content=too_large).status_code == 413
+        found = ""
+        while found.count(" ") <= count:
+            found += piece_of(next(lines))
+    whole = chat(client, max_tokens=count).json()["choices"][0]["message"]["content"]
+    assert found[: len(whole)] == whole
 
 
 def test_an_embedding_endpoint_refuses_a_model_that_generates(client):
@@ -330,6 +425,15 @@ def test_a_deadline_is_to_the_first_token_not_to_the_last_one(client):
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "deadline_exceeded"
     assert answer.status_code == 200
+
+
+def test_a_priority_is_one_of_three(client, expected):
+    for asked in ("0", "1", "3"):
+        body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+        answer = client.post("/v1/chat/completions", json=body, headers={"x-request-priority": asked})
+        assert answer.json()["choices"][0]["message"]["content"] == expected
+    refused = client.post("/v1/chat/completions", json={"messages": MESSAGES}, headers={"x-request-priority": "4"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-priority")
 
 
 @pytest.mark.parametrize("way", ["triton", "gateway", "url"])

@@ -1,4 +1,7 @@
-"""`make soak`: 80% of what the gateway can, for half an hour: no error, and memory and throughput that stay flat."""
+"""`make soak`: 80% of what the gateway can, for half an hour: no error, and memory and throughput that stay flat.
+
+Then ten minutes of chats that are streamed, 500 of them a minute left in the middle (`tests.soak.streams`).
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ import time
 
 import httpx
 import numpy as np
-import psutil
 
 from tests.rig import TEXTS, Rig, table
+from tests.soak import streams
+from tests.soak.footprint import growths, holds, together, watch
 
 _FULL_S, _SHORT_S = 1_800, 20
 _SHARE = 0.8
 _CLIENTS, _SENDERS = 8, 32
 _WINDOWS = 10
-_GROWTH, _SPARE_MB = 0.05, 12  # memory may grow by so much over the run
 _DROP = 0.05  # so much of what is offered may be answered later than in its third
 
 
@@ -60,7 +63,7 @@ def closed_loop(rig, model, texts, seconds):
                 samples.add(time.perf_counter(), ask(client, model, texts[turn % len(texts)]))
                 turn += _CLIENTS
 
-    _together(work, _CLIENTS)
+    together(work, _CLIENTS)
     return len(samples.ended_s) / seconds
 
 
@@ -80,7 +83,7 @@ def open_loop(rig, model, texts, rate, seconds, samples):
                 time.sleep(max(0.0, due - time.perf_counter()))
                 samples.add(due, ask(client, model, texts[index % len(texts)]))
 
-    _together(work, _SENDERS)
+    together(work, _SENDERS)
 
 
 def run(*, seconds, real):
@@ -97,25 +100,13 @@ def run(*, seconds, real):
             closed_loop(rig, "embedding", texts, min(20, seconds / 10))
             rate = _SHARE * closed_loop(rig, "embedding", texts, min(30, seconds / 5))
             samples, footprints, over = Samples(), [], threading.Event()
-            watcher = threading.Thread(target=_watch, args=(rig, footprints, over, seconds / _WINDOWS / 5))
+            watcher = threading.Thread(target=watch, args=(rig, footprints, over, seconds / _WINDOWS / 5))
             began = time.perf_counter()
             watcher.start()
             open_loop(rig, "embedding", texts, rate, seconds, samples)
             over.set()
             watcher.join()
             return _rows(samples, footprints, began, seconds)
-
-
-def _watch(rig, footprints, over, every_s):
-    while not over.wait(every_s):
-        children = rig.process.children(recursive=True)
-        triton_mb = 0.0
-        for child in children:
-            try:
-                triton_mb += child.memory_info().rss / 1e6
-            except psutil.NoSuchProcess:
-                continue
-        footprints.append({"at_s": time.perf_counter(), "triton_mb": triton_mb, **rig.footprint()})
 
 
 def _rows(samples, footprints, began, seconds):
@@ -133,24 +124,16 @@ def _rows(samples, footprints, began, seconds):
                 "p50 ms": f"{np.percentile(latency[inside], 50):.1f}" if inside.any() else "-",
                 "p95 ms": f"{np.percentile(latency[inside], 95):.1f}" if inside.any() else "-",
                 "errors": sum(low <= at < high for at, _ in samples.errors),
-                "gateway MB": f"{np.median([each['memory_mb'] for each in held]):.0f}",
-                "Triton MB": f"{np.median([each['triton_mb'] for each in held]):.0f}",
-                "threads": held[-1]["threads"],
-                "files": held[-1]["files"],
+                **holds(held),
             }
         )
     return rows, _troubles(rows, samples)
 
 
 def _troubles(rows, samples):
-    troubles = []
+    troubles = growths(rows)
     if samples.errors:
         troubles.append(f"{len(samples.errors)} errors, such as {samples.errors[0][1]}")
-    for name in ("gateway MB", "Triton MB"):
-        values = np.array([float(row[name]) for row in rows])[2:]  # caches have filled by then
-        slope = np.polyfit(np.arange(len(values)), values, 1)[0] * len(values)
-        if slope > max(_SPARE_MB, _GROWTH * values[0]):
-            troubles.append(f"{name} grew by {slope:.0f}")
     third = len(rows) // 3
     for part, name in ((rows[:third], "first"), (rows[-third:], "last")):
         offered, answered = (sum(float(row[name]) for row in part) for name in ("offered/s", "answered/s"))
@@ -159,23 +142,22 @@ def _troubles(rows, samples):
     return troubles
 
 
-def _together(work, count):
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="as in CI: 20 s, on a model that answers in a blink")
-    parser.add_argument("--seconds", type=float, help="default: half an hour")
+    parser.add_argument("--seconds", type=float, help="default: half an hour, and ten minutes of chats")
+    parser.add_argument("--streams", action="store_true", help="only the chats")
     asked = parser.parse_args()
-    lasted = asked.seconds or (_SHORT_S if asked.short else _FULL_S)
-    results, wrong = run(seconds=lasted, real=not asked.short)
+    failed = False
+    if not asked.streams:
+        lasted = asked.seconds or (_SHORT_S if asked.short else _FULL_S)
+        results, wrong = run(seconds=lasted, real=not asked.short)
+        table(results)
+        rates = [float(row["answered/s"]) for row in results]
+        done = f"{np.mean(rates) * lasted:,.0f} requests in {lasted / 60:.1f} minutes at 80% of capacity"
+        print(f"FAILED: {'; '.join(wrong)}" if wrong else f"ok: {done}, no error, memory and throughput flat")
+        failed = bool(wrong)
+    results, wrong = streams.run(seconds=asked.seconds or (_SHORT_S if asked.short else streams.FULL_S))
     table(results)
-    rates = [float(row["answered/s"]) for row in results]
-    done = f"{np.mean(rates) * lasted:,.0f} requests in {lasted / 60:.1f} minutes at 80% of capacity"
-    print(f"FAILED: {'; '.join(wrong)}" if wrong else f"ok: {done}, no error, memory and throughput flat")
-    sys.exit(bool(wrong))
+    print(streams.verdict(results, wrong))
+    sys.exit(failed or bool(wrong))

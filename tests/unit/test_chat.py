@@ -8,12 +8,14 @@ import pytest
 
 from accel_lib.errors import RequestError
 from accel_lib.generate import Sampling, wire
+from accel_lib.generate.json_schema import normalized
 from accel_lib.service.chat_schemas import ChatRequest, CompletionRequest
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import parse
 from accel_lib.service.generation import problem_of
 from accel_lib.service.limits import Quota
 from accel_lib.service.streaming import EventStream, event
+from accel_lib.service.upstreams import events_of
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -31,8 +33,63 @@ def test_defaults_are_openai_s():
 
 
 def test_null_and_neutral_values_ask_for_nothing():
-    asked = chat(tools=None, n=None, logit_bias={}, response_format={"type": "text"}, stop=None, seed=None)
+    asked = chat(tools=None, n=None, logit_bias={}, response_format=None, stop=None, seed=None)
     assert asked == chat()
+    assert chat(response_format={"type": "text"}).sampling(max_tokens=5, logprobs=None) == Sampling(max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}}, {"type": "array"}),
+    ],
+)
+def test_a_format_of_the_response_is_a_schema(asked, schema):
+    sampling = chat(response_format=asked).sampling(max_tokens=5, logprobs=None)
+    assert json.loads(sampling.json_schema) == schema
+    assert wire.sampling_from_json(wire.sampling_to_json(sampling)) == sampling
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"type": "json_schema"}, {"type": "json_object", "json_schema": {"schema": {}}}, {"type": "xml"}, {},
+        {"type": "json_schema", "json_schema": {"name": "n"}},
+        {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 20_000]}}},
+    ],
+)  # fmt: skip
+def test_a_format_that_has_no_meaning_is_refused_by_name(asked):
+    with pytest.raises(Problem) as caught:
+        chat(response_format=asked)
+    assert caught.value.status == 400
+    assert str(caught.value.param).startswith("response_format")
+
+
+def test_a_schema_is_read_before_an_engine_sees_it():
+    person = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}
+    assert json.loads(normalized(json.dumps(person | {"title": "T"}))) == {
+        "type": "object",
+        "properties": {"a": {"type": "string"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ("{", "not JSON"), ("[]", "an object"), ('{"type": "nope"}', "type is"), ('{"type": []}', "type is"),
+        ('{"pattern": "a"}', "not honoured"), ('{"$ref": "#/x"}', "a reference"), ('{"$ref": "http://x"}', "reference"),
+        ('{"$ref": "#"}', "reference"), ('{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}', "itself"),
+        ('{"properties": {"a\\"b": {}}}', "quotes"), ('{"enum": []}', "enum has"), ('{"enum": [[1]]}', "a value is"),
+        ('{"required": ["a"]}', "required names"), ('{"const": "\\ud800"}', "characters"),
+        ('{"items": 1}', "an object"),
+        ('{"items": ' * 40 + "{}" + "}" * 40, "too large"), ('{"anyOf": []}', "anyOf"), ("[" * 100_000, "not JSON"),
+        ('{"additionalProperties": {}}', "true or false"), ('{"properties": []}', "properties is"),
+    ],
+)  # fmt: skip
+def test_a_schema_that_is_none_or_asks_for_more_is_refused_by_name(schema, words):
+    with pytest.raises(RequestError, match=words):
+        normalized(schema)
 
 
 def test_parts_of_a_content_and_the_developer_become_what_a_template_reads():
@@ -81,7 +138,7 @@ def test_a_sampling_crosses_triton_as_it_is():
     [
         "", "[]", "{}", '{"max_tokens": "3"}', '{"max_tokens": 3, "x": 1}', '{"max_tokens": 3, "temperature": NaN}',
         '{"max_tokens": true}', '{"max_tokens": 3, "stop_ids": ["a"]}', '{"max_tokens": 3, "ignore_eos": 1}',
-        '{"max_tokens": null}',
+        '{"max_tokens": null}', '{"max_tokens": 3, "json_schema": {}}', '{"max_tokens": 3, "priority": "1"}',
     ],
 )  # fmt: skip
 def test_what_is_no_sampling_is_refused(text):
@@ -185,6 +242,33 @@ def test_a_late_first_event_opens_the_stream_with_a_comment():
     _, body = sent(late(), comment_s=0.05)
     assert body.startswith(b": nothing yet\n\n")
     assert body.endswith(b'data: {"n":1}\n\ndata: [DONE]\n\n')
+
+
+def events_in(content, size):
+    """What `events_of` finds in bytes that come so many at a time."""
+
+    async def found():
+        async def parts():
+            for start in range(0, len(content), size):
+                yield content[start : start + size]
+
+        return [each async for each in events_of(parts())]
+
+    return asyncio.run(found())
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_an_upstream_s_events_are_found_however_its_bytes_are_cut(end):
+    texts = [f'{{"t":"{mark}"}}'.encode() for mark in ("a", "\u2028", "\x85", "\N{GRINNING FACE}")]
+    lines = [b": a comment", b"event: x", *(b"data: " + text for text in texts), b"data:[DONE]", b"data: never"]
+    content = (end * 2).join(lines)
+    assert all(events_in(content, size) == texts for size in (1, 2, 3, 7, 50, 10_000))
+
+
+def test_a_stream_without_its_mark_or_with_an_endless_line_is_broken_off():
+    for content in (b"", b'data: {}\n\ndata: {"a', b"data: " + b"x" * 3_000_000):
+        *_, last = events_in(content, 65_536)
+        assert (last.status, last.code) == (503, "upstream_failed")
 
 
 def test_a_cancelled_response_closes_its_source():

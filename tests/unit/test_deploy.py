@@ -85,10 +85,14 @@ class TestMonitoring:
             assert (CHART / "rules" / file.name).read_text() == file.read_text()
 
     def test_the_adapter_hands_over_the_metric_that_the_autoscaler_asks_for(self, manifests):
-        (rule,) = yaml_of(DEPLOY / "prometheus" / "adapter-values.yml")["rules"]["custom"]
+        rules = yaml_of(DEPLOY / "prometheus" / "adapter-values.yml")["rules"]["custom"]
+        offered = {rule["name"]["as"]: rule["seriesQuery"].partition("{")[0] for rule in rules}
+        recorded = {r.get("record") for g in yaml_of(RULES / "recording.yml")["groups"] for r in g["rules"]}
+        assert set(offered.values()) <= recorded
         (metric,) = part(manifests, "HorizontalPodAutoscaler", "triton")["spec"]["metrics"]
-        assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
-        assert rule["seriesQuery"].startswith("accel:queue_seconds:by_pod{")
+        assert offered[metric["pods"]["metric"]["name"]] == "accel:queue_seconds:by_pod"
+        assert "{name: accel_waiting_requests}" in (CHART / "templates" / "triton.yaml").read_text()
+        assert offered["accel_waiting_requests"] == "accel:waiting_requests:by_pod"
 
 
 class TestImages:

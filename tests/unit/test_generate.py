@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.scheduler import Scheduler
 from accel_lib.generate.static import StaticBatchEngine
+from accel_lib.generate.torch import TorchEngine
 from accel_lib.generate.transformers import TransformersEngine
 from accel_lib.models import load_model
 from tests.generation import collect, greedy, ids_of, reference, run
-from tests.tiny import WORDS, llama_folder, tiny_prompts
+from tests.tiny import WORDS, letters_folder, llama_folder, tiny_prompts
 
 ROWS, CACHE_TOKENS = 3, 1024
 PROMPTS = tiny_prompts(8)
@@ -46,7 +48,7 @@ def artifact(model):
     return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
 
 
-@pytest.fixture(scope="module", params=["transformers", "static", "openvino", "openvino without prefixes"])
+@pytest.fixture(scope="module", params=["transformers", "static", "torch", "openvino", "openvino without prefixes"])
 def opened(request, model):
     limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
     engine: GenerationEngine
@@ -54,6 +56,8 @@ def opened(request, model):
         engine = TransformersEngine(model, **limits)
     elif request.param == "static":
         engine = StaticBatchEngine(model, **limits)
+    elif request.param == "torch":
+        engine = TorchEngine(model, device="cpu", step_tokens=64, **limits)  # longer prompts are cut
     else:
         artifact = request.getfixturevalue("artifact")
         engine = openvino(artifact, prefix_cache=request.param == "openvino", **limits)
@@ -330,6 +334,18 @@ class Counting:
         self.live.clear()
 
 
+def test_who_has_priority_goes_first_and_equals_in_their_order():
+    scheduler = Scheduler(Counting(rows=1))
+    for key, priority in (("a", 2), ("b", 3), ("c", 2), ("d", 1), ("e", 1)):
+        scheduler.add(key, [1], greedy(2, priority=priority))
+    started: list[str] = []
+    while not scheduler.idle:
+        started += [event.key for event in scheduler.step() if event.key not in started]
+    assert started == ["d", "e", "a", "c", "b"]
+    with pytest.raises(RequestError, match="priority"):
+        scheduler.add("f", [1], greedy(2, priority=4))
+
+
 def test_the_scheduler_never_promises_more_than_there_is():
     engine = Counting(rows=3)
     scheduler = Scheduler(engine)
@@ -409,3 +425,61 @@ def test_a_dead_engine_says_so_instead_of_waiting(model):
                 engine.step()
     finally:
         engine.close()
+
+
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "yes", 7]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """A model that can write JSON, and an engine for it."""
+    folder = tmp_path_factory.mktemp("letters")
+    model = load_model(str(letters_folder(folder / "model")), task="generation")
+    engine = openvino(generation_to_openvino(model, output=folder / "openvino", progress=False), rows=4)
+    yield model, engine
+    engine.close()
+
+
+def test_an_answer_keeps_to_its_schema_and_the_others_are_what_they_were(letters):
+    model, engine = letters
+    prompt, tokens = model.encode("a"), 300
+    plain = {"plain": (prompt, greedy(20, ignore_eos=True))}
+    alone = run(engine, plain)["plain"]
+    wanted = {f"{seed}": (prompt, Sampling(max_tokens=tokens, seed=seed, json_schema=SCHEMA)) for seed in range(3)}
+    found = run(engine, plain | wanted)
+    assert found.pop("plain") == alone
+    texts = [model.decode(ids) for ids in found.values() if len(ids) < tokens]
+    assert texts
+    for text in texts:
+        answer = json.loads(text)
+        assert set(answer) == {"a", "b"}
+        assert answer["a"] in ("x", "yes", 7)
+        assert isinstance(answer["b"], bool)
+
+
+def test_a_schema_that_would_end_the_pipeline_is_refused_and_the_others_go_on(letters):
+    model, engine = letters
+    prompt = model.encode("a")
+    alone = run(engine, {"a": (prompt, greedy(20, ignore_eos=True))})["a"]
+    scheduler = Scheduler(engine)
+    scheduler.add("a", prompt, greedy(20, ignore_eos=True))
+    begun = collect(scheduler, lambda: scheduler.stats().generated_tokens)
+    for schema in ('{"type": "nope"}', '{"properties": {"\\"": {}}}'):
+        scheduler.add(schema, prompt, greedy(5, json_schema=schema))
+    events = collect(scheduler, events=begun)
+    assert ids_of(events["a"]) == alone
+    assert all("JSON schema" in events[key][-1].error for key in events if key != "a")
+
+
+def test_json_that_never_ends_and_an_artifact_without_a_grammar_are_refused(opened, letters):
+    with pytest.raises(RequestError, match="JSON ends"):
+        letters[1].add("a", [5], greedy(5, json_schema=SCHEMA, ignore_eos=True))
+    with pytest.raises(RequestError, match=r"JSON schema needs|json_schema"):
+        opened.add("a", [5], greedy(5, json_schema=SCHEMA))

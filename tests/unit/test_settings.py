@@ -47,6 +47,28 @@ def test_a_wrong_setting_is_named_with_what_was_seen_and_what_is_allowed(monkeyp
     assert allowed in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["{", "[]", '{"a": 1}', '{"a": []}', '{"a": {"key": "sk-1"}}', '{"a": {"url": "ftp://x", "key": "sk-1"}}',
+     '{"a": {"url": "http://x/v1", "kee": "sk-1"}}'],
+)  # fmt: skip
+def test_a_wrong_upstream_is_refused_and_no_key_is_shown(monkeypatch, value):
+    monkeypatch.setenv("ACCEL_UPSTREAMS", value)
+    with pytest.raises(AccelError, match="ACCEL_UPSTREAMS") as caught:
+        Settings()
+    assert "sk-1" not in str(caught.value)
+    assert "http://host:8000/v1" in caught.value.fix
+
+
+def test_one_upstream_or_several_are_versions_and_their_keys_are_not_shown(monkeypatch):
+    one, two = '{"url": "http://x:1/v1", "key": "sk-1"}', '{"url": "https://y/v1", "model": "theirs"}'
+    monkeypatch.setenv("ACCEL_UPSTREAMS", f'{{"a": {one}, "b": [{one}, {two}]}}')
+    found = Settings().upstreams
+    assert [len(each) for each in found.values()] == [1, 2]
+    assert found["b"][1].model == "theirs"
+    assert "sk-1" not in repr(Settings())
+
+
 def test_a_setting_that_does_not_exist_is_refused_and_an_empty_variable_sets_nothing(monkeypatch):
     with pytest.raises(AccelError, match="no such setting"):
         Settings(prot=1)

@@ -5,6 +5,9 @@ import random
 import pytest
 import tokenizers
 
+from accel_lib.artifact import Manifest
+from accel_lib.errors import RequestError
+from accel_lib.models.generation_text import GenerationText
 from accel_lib.models.text_stream import StopStrings, TextStream
 
 TEXTS = [
@@ -109,3 +112,35 @@ def test_nothing_is_shown_that_may_begin_a_stop_string():
     stop = StopStrings(["<end>"])
     assert [stop.push(piece) for piece in ("a <", "en", "x <end", ">b")] == ["a ", "", "<enx ", ""]
     assert stop.found == "<end>"
+
+
+@pytest.fixture
+def counted(tmp_path):
+    """The text side of a model with 100 tokens of context, and how many characters its tokenizer was given."""
+    given: list[int] = []
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    facts = {"model": "m", "source": "s", "task": "generation", "format": "openvino", "precision": "fp32"}
+    text = GenerationText(tmp_path, Manifest(**facts, output_name="token_ids", dimension=257, max_length=100))
+    backend = text.tokenizer
+
+    class Counting:
+        def encode(self, part, **options):
+            given.append(len(part))
+            return backend.encode(part, **options)
+
+    text.tokenizer = Counting()  # type: ignore[assignment]
+    return text, given
+
+
+def test_a_text_of_megabytes_is_refused_by_its_beginning(counted):
+    text, given = counted
+    with pytest.raises(RequestError, match="context is 100 tokens"):
+        text.text_ids("word " * 1_000_000)
+    assert sum(given) < 5_000
+
+
+def test_a_text_that_may_fit_is_tokenized_whole(counted):
+    text, given = counted
+    assert len(text.text_ids("a" * 500)) == 500  # more than the context, as the caller finds
+    assert len(text.text_ids("a" * 90)) == 90
+    assert given[-1] == 90

@@ -24,7 +24,7 @@ from accel_lib.service.errors import Problem
 from accel_lib.service.keys import Principal
 from accel_lib.service.openapi import problems
 from accel_lib.service.services import Services, services
-from accel_lib.service.supervisor import Supervisor
+from accel_lib.service.supervisor import Served, Supervisor
 from accel_lib.triton.repository import model_names
 
 router = APIRouter(tags=["operation"])
@@ -40,18 +40,20 @@ _ONE_AT_A_TIME = threading.Lock()
 @router.get("/v1/models", responses=problems(400, 401, 403, 503))
 def models(request: Request, _: _Viewer) -> schemas.ModelList:
     """Every model that Triton knows."""
+    own = services(request)
     triton = _triton(request)
     with _triton_errors():
-        names = sorted({each.model for each in triton.versions()})
-        return schemas.ModelList(data=[_view(services(request), name) for name in names])
+        names = sorted({each.model for each in triton.versions()} | own.upstreams.names)
+        return schemas.ModelList(data=[_view(own, name) for name in names])
 
 
 @router.get("/v1/models/{model}", responses=problems(400, 401, 403, 404, 503))
 def model(request: Request, model: _Model, _: _Viewer) -> schemas.ModelView:
     """One model and the state of its versions."""
-    _triton(request, model)
+    own = services(request)
+    _triton(request, "" if model in own.upstreams.names else model)
     with _triton_errors():
-        return _view(services(request), model)
+        return _view(own, model)
 
 
 @router.post("/v1/models/{model}/load", responses=problems(400, 401, 403, 404, 409, 503))
@@ -181,10 +183,15 @@ def _view(own: Services, model: str) -> schemas.ModelView:
                 precision=served[each.version].manifest.precision if each.version in served else "",
                 vector_space_id=_space(served.get(each.version)),
             )
-            for each in own.supervisor.versions()
+            for each in (*own.supervisor.versions(), *_elsewhere(own))
             if each.model == model
         ],
     )
+
+
+def _elsewhere(own: Services) -> list[Served]:
+    found = own.upstreams.versions.values()
+    return [Served(model=e.name, version=e.version, state="READY", reason="answered by an upstream") for e in found]
 
 
 def _space(served: ServedVersion | None) -> str | None:

@@ -10,15 +10,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from accel_lib.errors import RequestError
+from accel_lib.generate import PRIORITIES
 from accel_lib.models.generation_text import GenerationText
-from accel_lib.service import generation
+from accel_lib.service import generation, relay
 from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.chat_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest, StreamOptions
 from accel_lib.service.completions import ChatShape, CompletionShape, Shape, Tally
 from accel_lib.service.fields import read
 from accel_lib.service.generation import Generation, Prompt
 from accel_lib.service.openapi import described
-from accel_lib.service.routes.inference import VERSION_HEADER, Caller, choose_version, to_json
+from accel_lib.service.routes.inference import VERSION_HEADER, Caller, asked_priority, choose_version, to_json
 from accel_lib.service.services import services
 from accel_lib.service.streaming import EventStream, event
 
@@ -26,31 +27,43 @@ router = APIRouter(tags=["generation"])
 _Asked = ChatRequest | CompletionRequest
 
 
-@router.post("/v1/chat/completions", **described(ChatRequest, ChatCompletion))
+@router.post("/v1/chat/completions", **described(ChatRequest, ChatCompletion, streams=True))
 async def chat_completions(request: Request, caller: Caller) -> Response:
     """Answer a chat, whole, or piece by piece with `stream`."""
+    if (elsewhere := relay.asked(request, caller, services(request))) is not None:
+        return await _relayed(request, elsewhere)
     asked = await read(ChatRequest, request)
     messages = [message.plain() for message in asked.messages]
 
+    priority = asked_priority(request, PRIORITIES)
+
     def tokenize(text: GenerationText) -> list[Prompt]:
-        return _prompts(asked, text, [text.chat_ids(messages)])
+        return _prompts(asked, text, [text.chat_ids(messages)], priority)
 
     return await _respond(request, caller, asked, tokenize, ChatShape)
 
 
-@router.post("/v1/completions", **described(CompletionRequest, Completion))
+@router.post("/v1/completions", **described(CompletionRequest, Completion, streams=True))
 async def completions(request: Request, caller: Caller) -> Response:
     """Continue a text or several, whole, or piece by piece with `stream`."""
+    if (elsewhere := relay.asked(request, caller, services(request))) is not None:
+        return await _relayed(request, elsewhere)
     asked = await read(CompletionRequest, request)
+    priority = asked_priority(request, PRIORITIES)
 
     def tokenize(text: GenerationText) -> list[Prompt]:
         rows = [text.text_ids(each) if isinstance(each, str) else each for each in asked.prompts]
-        return _prompts(asked, text, rows)
+        return _prompts(asked, text, rows, priority)
 
     return await _respond(request, caller, asked, tokenize, CompletionShape)
 
 
-def _prompts(asked: _Asked, text: GenerationText, rows: Sequence[list[int]]) -> list[Prompt]:
+async def _relayed(request: Request, asked: relay.Relayed) -> Response:
+    served, route = choose_version(request, asked.services, "generation", asked.model, asked.user)
+    return await asked.respond(served, route, {VERSION_HEADER: served.version})
+
+
+def _prompts(asked: _Asked, text: GenerationText, rows: Sequence[list[int]], priority: int) -> list[Prompt]:
     """One a choice; raises `RequestError` for what is beyond the context."""
     found = []
     for ids in rows:
@@ -63,7 +76,7 @@ def _prompts(asked: _Asked, text: GenerationText, rows: Sequence[list[int]]) -> 
                 fix="shorten the prompt, or lower max_tokens",
             )
         for choice in range(asked.n):
-            sampling = asked.sampling(max_tokens=most, logprobs=asked.asked_logprobs, choice=choice)
+            sampling = asked.sampling(max_tokens=most, logprobs=asked.asked_logprobs, choice=choice, priority=priority)
             found.append(Prompt(ids=ids, sampling=sampling))
     return found
 

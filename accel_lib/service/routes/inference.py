@@ -144,7 +144,11 @@ async def infer(
         own.limits.charge(caller.id, context.tokens)
         with own.limits.admitted(served.name, context.tokens, context.deadline), own.telemetry.span("triton") as trace:
             output = await own.triton.infer(
-                served, rows, deadline=context.deadline, priority=_priority(request, served), metadata=trace
+                served,
+                rows,
+                deadline=context.deadline,
+                priority=asked_priority(request, max(served.config.priority_levels, 1)),
+                metadata=trace,
             )
         in_triton = time.perf_counter() - tokenized
         compute.ms = in_triton * 1e3
@@ -214,9 +218,9 @@ def choose_version(
     return served, route
 
 
-def _priority(request: Request, served: ServedVersion) -> int:
-    """The asked priority, for Triton's levels; 0 is the model's default."""
-    asked, levels = request.headers.get(_PRIORITY_HEADER, "0"), max(served.config.priority_levels, 1)
+def asked_priority(request: Request, levels: int) -> int:
+    """The priority that the header asks for, of so many levels; 0 is the model's default."""
+    asked = request.headers.get(_PRIORITY_HEADER, "0")
     if asked and (not asked.isdecimal() or int(asked) > levels):
         message = f"{_PRIORITY_HEADER} is 1 (first) to {levels}, or 0."
         raise Problem(400, message, param=_PRIORITY_HEADER, code="invalid_header")
