@@ -86,6 +86,10 @@ def _engine(
         return OpenVINOEngine(
             artifact, rows=few, cache_tokens=small, threads=threads, step_tokens=step_tokens or _STEP_TOKENS
         )
+    if artifact.manifest.format == "onnx":
+        from accel_lib.generate.onnxruntime import OnnxEngine
+
+        return OnnxEngine(artifact, rows=few, cache_tokens=small, device=device, threads=threads)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,
