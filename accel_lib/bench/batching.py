@@ -41,10 +41,9 @@ class Batching(Result):
         text = (1 - second["padding"]) / (1 - first["padding"])
         word = "faster than" if computes > _ALIKE else "slower than" if computes < 1 / _ALIKE else "as fast as"
         rates = f"{number(second['padded_tokens_per_s'])} against {number(first['padded_tokens_per_s'])} tokens/s"
-        return (
-            f"{second['strategy']} computes tokens {word} {first['strategy']} ({rates}, {times(computes)}), and "
-            f"{percent(1 - second['padding'])} of them are text: {number(computes)} × {text:.2f} = {times(computes * text)}"
-        )
+        said = f"{second['strategy']} computes tokens {word} {first['strategy']} ({rates}, {times(computes)})"
+        product = f"{number(computes)} × {text:.2f} = {times(computes * text)}"
+        return f"{said}, and {percent(1 - second['padding'])} of them are text: {product}"
 
 
 def compare_batching(

@@ -134,6 +134,7 @@ def recorded_engines() -> pd.DataFrame:
     """
     with (importlib.resources.files("accel_lib") / "data" / "recorded_engines.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype={"recorded": str})
+    rows = rows.sort_values(["batch_size", "tokens"], kind="stable")
     size = rows["batch_size"].astype(str) + " × " + rows["tokens"].astype(str) + " tokens, ms"
     table = rows.assign(size=size).pivot(index="engine", columns="size", values="ms")[list(dict.fromkeys(size))]
     first, last = rows["recorded"].min(), rows["recorded"].max()

@@ -90,7 +90,8 @@ class Experiment(Result):
         base, best = top.iloc[0].to_dict(), highest(top, "goodput_per_s")
         reach = top[~(top["goodput_per_s_high"] < best["goodput_per_s_low"])]
         names = reach.sort_values("goodput_per_s", ascending=False)["setting"].tolist()
-        start, most = f"Responses within {self.target_ms:g} ms {_at(base)}", f"{number(best['goodput_per_s'])} per second"
+        start = f"Responses within {self.target_ms:g} ms {_at(base)}"
+        most = f"{number(best['goodput_per_s'])} per second"
         if len(names) > 1 and base["setting"] in names:
             return f"{start}: {UNCHANGED} between {listed(names)}, up to {most}"
         others = "" if base["setting"] in names else f"; {base['setting']} {number(base['goodput_per_s'])}"

@@ -1,5 +1,4 @@
-"""Hold the simulator to one measured load before it is believed: by how much its p95 is off, and whether time is why."""
-
+"""Hold the simulator to one measured load before it is believed: by how much its p95 is off, and whether that is time."""
 from __future__ import annotations
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 Requests of one row each wait in a queue, by priority. The batcher moves them into a payload; a payload that waits for
 an instance grows until an instance takes it, and two payloads per instance may wait. With priorities, a timeout or a
-queue size none waits: Triton then makes a payload only once an instance is idle. Instances that compute at the same time
-slow each other down for as long as they do.
+queue size none waits: Triton then makes a payload only once an instance is idle. Instances that compute at the same
+time slow each other down for as long as they do.
 
 Not simulated: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a
 request is queued, or half a second later; so with a full queue, instances were seen idle for that long.

@@ -93,8 +93,8 @@ def test_the_explanation_comes_from_what_triton_counted(second, because):
 
 
 def test_goodput_is_compared_at_the_highest_load():
-    values = {"setting": ["plain", "timeout", "limit"], "load": 100.0, "open": True, "goodput_per_s": [10.0, 80.0, 77.0]}
-    frame = pd.DataFrame(values)
+    frame = pd.DataFrame({"setting": ["plain", "timeout", "limit"], "goodput_per_s": [10.0, 80.0, 77.0]})
+    frame = frame.assign(load=100.0, open=True)
     frame["goodput_per_s_low"], frame["goodput_per_s_high"] = frame["goodput_per_s"] - 5, frame["goodput_per_s"] + 5
     start = "Responses within 200 ms at 100 requests/s: "
     found = Experiment(frame=frame, runs={}, target_ms=200)
@@ -106,7 +106,8 @@ def test_goodput_is_compared_at_the_highest_load():
 def test_what_keeps_instances_least_busy_within_a_target_is_named_beside_the_first():
     found = experiment(1.0, busy=0.4)
     assert found.least_busy(100) == (
-        "Within a p95 of 100 ms with 16 requests in flight, other keeps the instances busy for 40% of the time, plain for 95%"
+        "Within a p95 of 100 ms with 16 requests in flight, "
+        "other keeps the instances busy for 40% of the time, plain for 95%"
     )
     assert experiment(1.0, busy=0.99).least_busy(100).endswith("95% of the time, the least of all")
     assert experiment(1.0).least_busy(1).startswith("No setting holds")

@@ -51,8 +51,8 @@ def tuning(found: Sweep) -> Axes:
     x, y = frame["p95_ms"], frame["texts_per_s"]
     front = found.front
     if len(front) > 1:
-        front_line = {"color": SKY, "linewidth": 2, "zorder": 0, "label": "Pareto front"}
-        ax.step(front["p95_ms"], front["texts_per_s"], where="post", **front_line)
+        label = "Pareto front"
+        ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0, label=label)
         ax.legend(frameon=False, fontsize=10, loc="best")
     across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
