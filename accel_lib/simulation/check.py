@@ -1,4 +1,5 @@
-"""Hold the simulator to one measured load before it is believed: by how much its p95 is off, and whether that is time."""
+"""Hold the simulator to one measured load before it is believed: by how many times its p95 is off, and why."""
+
 from __future__ import annotations
 
 import dataclasses
