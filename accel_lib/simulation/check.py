@@ -109,7 +109,7 @@ def check_simulator(
     config = served.config
     service = dataclasses.replace(service, config=config)
     run = load_test(served, texts, rate=rate, seconds=seconds, warmup_s=0.5)
-    predicted = simulate(service, config, rate=rate)
+    execution_ratio, predicted = _execution_ratio(run, service), simulate(service, config, rate=rate)
     rows = []
     for kind, one in (("measured", run), ("simulated", predicted)):
         summary = one.summary.iloc[0]
@@ -118,7 +118,7 @@ def check_simulator(
     return SimulatorCheck(
         frame=to_frame(rows),
         service=service,
-        execution_ratio=_execution_ratio(run, service),
+        execution_ratio=execution_ratio,
         p95_ratio=run.p95_ms / predicted.p95_ms,
         p95_ratio_low=low / predicted.p95_ms,
         p95_ratio_high=high / predicted.p95_ms,
