@@ -177,6 +177,14 @@ def ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun], *, slices: int = 0)
     return row | {"p95_ratio_low": low / other_high, "p95_ratio_high": high / other_low}
 
 
+def compare_throughput(run: LoadRun, base: LoadRun) -> str:
+    """How a run's throughput compares with another's, in a sentence, or that there is no significant difference."""
+    row = ratios([run], [base])
+    if not differs(row, "speedup"):
+        return f"{capital(UNCHANGED)} in throughput between {run.load} and {base.load}"
+    return f"{capital(run.load)}: {ratio(row, 'speedup')} the throughput of {base.load}"
+
+
 def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
     """What Triton counted, the runs together, and their seconds; None where reloads set all its counts back."""
     counted = [(run.statistics, run.seconds) for run in runs if run.statistics and run.statistics.requests]
