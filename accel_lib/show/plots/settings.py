@@ -79,7 +79,8 @@ def goodput(experiment: Experiment) -> Axes:
     ax = canvas(experiment.goodput, rows=6)
     most = float(frame["load"].max())
     ax.plot([0, most], [0, most], color=LIGHT, linewidth=1.4, zorder=0)
-    note(ax, "all in time ", (most, most), (0, -12), ha="right", color=GREY)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    note(ax, "all in time", (0.75 * most, 0.75 * most), (0, 0), ha="center", color=GREY, bbox=box)
     for color, (name, part) in zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
         yerr = ends(part, "goodput_per_s")
         ax.errorbar(part["load"], part["goodput_per_s"], yerr=yerr, fmt="none", ecolor=color, alpha=0.35)

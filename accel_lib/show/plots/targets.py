@@ -42,6 +42,7 @@ _RUNS = {"worst static": GREY, "best static": GREEN, "controller": BLUE}
 _LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
 _LETTER = 0.0105  # width of a label's letter, of the axes'
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_FAR = 6  # times the least p95, from which on the axis is logarithmic
 
 
 def tuning(found: Sweep) -> Axes:
@@ -65,6 +66,8 @@ def tuning(found: Sweep) -> Axes:
     for name, across, up in zip(_named(ax, frame), x, y, strict=True):
         note(ax, name, (across, up), (6, 5), fontsize=9)
     ax.margins(x=0.14, y=0.12)
+    if x.max() > _FAR * x.min():
+        log_axis(ax, "x", "{x:,.0f}")
     target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.02)
     ax.set_xlabel("p95 latency, ms")
     ax.set_ylabel("answered within the target, texts/s" if found.rate else "throughput, texts/s")
