@@ -48,12 +48,6 @@ class Curve(Result):
         span = times(ratios[0]) if len(ratios) == 1 else f"{number(ratios.min())} to {times(ratios.max())}"
         return f"{said}: {ends}. Measured p95s are {span} the simulated ones"
 
-    @property
-    def off(self) -> float:
-        """By how many times measured p95s are above or below the simulated ones, in the median of their log ratios."""
-        measured = self.frame[self.frame["kind"] == "measured"]
-        ratios = measured["p95_ms"].to_numpy() / self._simulated[measured["share"]].to_numpy()
-        return float(np.exp(np.median(np.abs(np.log(ratios))))) if len(ratios) else float("nan")
 
     def at(self, share: float) -> float:
         """The simulated p95 at a share of capacity, ms."""

@@ -78,8 +78,6 @@ def test_measured_points_stand_beside_the_curve(tiny, service):
     assert beside.capacity == pytest.approx(curve.capacity)
     assert beside.frame["kind"].value_counts().to_dict() == {"simulated": 4, "measured": 1}
     assert "Measured p95s are" in beside.headline
-    assert beside.off >= 1
-    assert curve.off != curve.off
 
 
 def test_a_fit_is_checked_against_a_load_and_takes_over_its_execution_times(tiny, service):
