@@ -48,7 +48,6 @@ class Curve(Result):
         span = times(ratios[0]) if len(ratios) == 1 else f"{number(ratios.min())} to {times(ratios.max())}"
         return f"{said}: {ends}. Measured p95s are {span} the simulated ones"
 
-
     def at(self, share: float) -> float:
         """The simulated p95 at a share of capacity, ms."""
         return float(self._simulated[share])
