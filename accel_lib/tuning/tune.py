@@ -53,7 +53,7 @@ def tune(served: ServedModel, texts: Sequence[str] | None = None, **settings: An
     prompt_tokens, output_tokens
         Lengths of its requests, as `generation_load_test` takes them.
     rate
-        Requests/s to tune for; None takes the rate at which goodput of a model that generates is predicted to be highest.
+        Requests/s to tune for; None takes that at which a model that generates is predicted to have most goodput.
     seconds
         How long to measure a setting in one round.
     rounds
