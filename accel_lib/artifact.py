@@ -44,11 +44,14 @@ _SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One TensorRT optimization profile: ``(batch, sequence)`` at its minimum, optimum and maximum."""
+    """One TensorRT optimization profile at its minimum, optimum and maximum.
 
-    min: tuple[int, int]
-    opt: tuple[int, int]
-    max: tuple[int, int]
+    Each is ``(batch, sequence)``, and of a language model ``(batch, new tokens, tokens in the cache)``.
+    """
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,11 @@
 
     python -m benchmarks.generation
     python -m benchmarks.generation --requests 8 --arms "openvino fp32" "openvino int8"
+    python -m benchmarks.generation --turns 1 --peers     # llama.cpp, ONNX Runtime GenAI, OpenVINO GenAI as it comes
 
-CPU seconds of one thread are the measure on a busy machine. The reference of equal tokens is transformers, one by one.
+CPU seconds of one thread are the measure on a busy machine. The reference of equal tokens is transformers, one by one;
+``same_tokens`` is the share of an answer before its first other token. Peers run in environments of their own, made on
+the first run under ``build/bench``; they are compared with ours among those that are exact, and among the others.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,9 @@ import pandas as pd
 import torch
 
 from accel_lib.convert.generation import generation_to_openvino
+from accel_lib.convert.generation_onnx import generation_to_onnx
 from accel_lib.generate import GenerationEngine, Sampling
+from accel_lib.generate.onnxruntime import OnnxEngine
 from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.scheduler import Scheduler
 from accel_lib.generate.static import StaticBatchEngine
@@ -32,6 +37,7 @@ from accel_lib.measurement import machine_line
 from accel_lib.models import load_model
 from accel_lib.models.generation import GenerationModel
 from accel_lib.texts import load_texts
+from benchmarks import generation_peers
 
 MODEL = "SmolLM2-135M-Instruct"
 ROWS = 8
@@ -39,6 +45,7 @@ CACHE_TOKENS = 8_192
 MEAN_TOKENS = 40
 MOST_TOKENS = 160
 REFERENCE = "one by one"
+Requests = list[tuple[list[int], Sampling]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,9 @@ def arms(model: GenerationModel) -> dict[str, Callable[[], GenerationEngine]]:
     return {
         REFERENCE: lambda: StaticBatchEngine(model, rows=1),
         "static batches": lambda: StaticBatchEngine(model, rows=ROWS),
+        "onnxruntime, static batches": lambda: OnnxEngine(
+            generation_to_onnx(model, progress=False), rows=ROWS, threads=1, device="cpu"
+        ),
         "transformers, continuous": lambda: TransformersEngine(model, rows=ROWS, cache_tokens=CACHE_TOKENS),
         "openvino fp32, one by one": converted("fp32", 1),
         "openvino fp32": converted("fp32"),
@@ -70,7 +80,26 @@ def arms(model: GenerationModel) -> dict[str, Callable[[], GenerationEngine]]:
     }
 
 
-def load(model: GenerationModel, count: int) -> list[tuple[list[int], Sampling]]:
+def ours(model: GenerationModel) -> dict[str, Callable[[Requests], Turn]]:
+    """Each engine of `arms`, as what takes the whole load."""
+    return {name: lambda requests, make=make: turn(make(), requests) for name, make in arms(model).items()}
+
+
+def peers(model: GenerationModel) -> dict[str, Callable[[Requests], Turn]]:
+    """Each peer, as what takes the whole load."""
+
+    def taking(peer: generation_peers.Peer) -> Callable[[Requests], Turn]:
+        def take(requests: Requests) -> Turn:
+            asked = [(ids, sampling.max_tokens) for ids, sampling in requests]
+            found = generation_peers.run(peer, model, asked, rows=ROWS, cache_tokens=CACHE_TOKENS)
+            return as_turn(found["cpu_s"], found["wall_s"], found["ids"], found["times"])
+
+        return take
+
+    return {name: taking(peer) for name, peer in generation_peers.PEERS.items()}
+
+
+def load(model: GenerationModel, count: int) -> Requests:
     """Prompts and forced lengths, the same at every call."""
     random = np.random.default_rng(0)
     passages = list(load_texts("passages"))
@@ -83,7 +112,7 @@ def load(model: GenerationModel, count: int) -> list[tuple[list[int], Sampling]]
     return requests
 
 
-def turn(opened: GenerationEngine, requests: list[tuple[list[int], Sampling]]) -> Turn:
+def turn(opened: GenerationEngine, requests: Requests) -> Turn:
     """All requests at once, to their end."""
     engine = Scheduler(opened)
     try:
@@ -102,10 +131,15 @@ def turn(opened: GenerationEngine, requests: list[tuple[list[int], Sampling]]) -
         cpu, wall = time.process_time() - cpu, time.perf_counter() - began
     finally:
         engine.close()
+    return as_turn(cpu, wall, ids, times)
+
+
+def as_turn(cpu_s: float, wall_s: float, ids: list[list[int]], times: list[list[float]]) -> Turn:
+    """What a turn comes to; `times` are seconds since the requests were sent, one a token."""
     between = [(each[-1] - each[0]) / (len(each) - 1) for each in times if len(each) > 1]
     return Turn(
-        cpu_s=cpu,
-        wall_s=wall,
+        cpu_s=cpu_s,
+        wall_s=wall_s,
         first_token_s=statistics.median(each[0] for each in times),
         between_tokens_s=statistics.median(between) if between else 0.0,
         ids=tuple(map(tuple, ids)),
@@ -132,8 +166,32 @@ def table(turns: dict[str, list[Turn]]) -> pd.DataFrame:
             base = statistics.median(one.cpu_s for one in turns[REFERENCE])
             equal = sum(a == b for a, b in zip(each[0].ids, reference.ids, strict=True))
             row |= {"times": round(base / cpu_s, 2), "equal": f"{equal}/{len(reference.ids)}"}
+            row["same_tokens"] = round(statistics.mean(map(begins_alike, each[0].ids, reference.ids)), 3)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def begins_alike(ids: Sequence[int], reference: Sequence[int]) -> float:
+    """Share of the reference's tokens before the first that differs."""
+    pairs = enumerate(zip(ids, reference, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(ids), len(reference))) / len(reference)
+
+
+def verdict(found: pd.DataFrame) -> str:
+    """Ours against the strongest peer, among those whose tokens are the reference's, and among all."""
+    lines = []
+    exact = found["equal"].map(lambda text: len({*text.split("/")}) == 1)
+    for name, field in (("exact", found[exact]), ("rounded", found[~exact])):
+        is_peer = field["engine"].isin(generation_peers.PEERS)
+        if is_peer.any() and not is_peer.all():
+            ours, theirs = (field[which].nlargest(1, "tokens_per_cpu_s").iloc[0] for which in (~is_peer, is_peer))
+            ratio = ours["tokens_per_cpu_s"] / theirs["tokens_per_cpu_s"]
+            said = [
+                f"{each['engine']} {each['tokens_per_cpu_s']} tokens/CPU s, same {each['same_tokens']:.0%}"
+                for each in (ours, theirs)
+            ]
+            lines.append(f"{name}: {said[0]}; strongest peer {said[1]}: {ratio:.2f}×")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -142,19 +200,27 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(MODEL)
     requests = load(model, asked.requests)
-    chosen = {name: make for name, make in arms(model).items() if not asked.arms or name in asked.arms}
+    field = ours(model) | (peers(model) if asked.peers else {})
+    chosen = {name: take for name, take in field.items() if not asked.arms or name in asked.arms}
     turns: dict[str, list[Turn]] = {name: [] for name in chosen}
     for _ in range(asked.turns):
-        for name, make in chosen.items():
-            turns[name].append(turn(make(), requests))
+        for name, take in chosen.items():
+            try:
+                turns[name].append(take(requests))
+            except RuntimeError as error:  # a peer that does not run here is no reason to lose the others
+                print(f"{name} is left out: {error}", flush=True)
+                continue
             print(f"{name}: {turns[name][-1].cpu_s:.1f} CPU s", flush=True)
-    found = table(turns)
+    found = table({name: each for name, each in turns.items() if each})
     print(found.to_string(index=False), machine_line(), sep="\n")
+    if asked.peers and REFERENCE in turns:
+        print(verdict(found))
     if asked.output:
         rows = found.to_dict(orient="records")
         asked.output.write_text(json.dumps({"machine": machine_line(), "rows": rows}, indent=1) + "\n")

@@ -265,9 +265,9 @@ def through_triton() -> list[dict[str, Any]]:
             runs = []
             for name, (rows, settings) in SERVED.items():
                 served.configure(**settings)
-                runs += [
-                    (name, size, under_load(served, texts, c, size)) for size, c in ((rows, 4), (rows, 8), (1, 256))
-                ]
+                for size, concurrency in ((rows, 4), (rows, 8), (1, 256)):
+                    runs.append((name, size, under_load(served, texts, concurrency, size)))
+                    print(f"{name}, {size} rows a request: {runs[-1][2].throughput:,.0f} texts/s", flush=True)
             ceiling = echo(server, ids)
         engine = accel.open_engine(accel.Artifact.load(Path(folder, "artifact")))
         chunks = [ids[start : start + 256] for start in range(0, len(ids), 256)]

@@ -1,4 +1,3 @@
-from .ablation import ablate as ablate
 from .answers import compare_answers as compare_answers
 from .batching import compare_batching as compare_batching
 from .candidates import AS_THEY_COME as AS_THEY_COME
@@ -11,4 +10,5 @@ from .quality import QualityJudge as QualityJudge
 from .quality import quality_judge as quality_judge
 from .ranking import compare_ranking as compare_ranking
 from .roofline import crossover as crossover
+from .speedup import recorded_engines as recorded_engines
 from .speedup import speedup_over_eager as speedup_over_eager

@@ -221,7 +221,8 @@ def _weights(model: GenerationModel) -> int:
     """Weights that every token is multiplied with: all, and the table of token ids where it is the last matrix too."""
     network: Any = model.network
     table, head = network.get_input_embeddings().weight, network.get_output_embeddings().weight
-    return sum(weight.numel() for weight in network.parameters()) - (0 if table is head else table.numel())
+    count: int = sum(weight.numel() for weight in network.parameters()) - (0 if table is head else table.numel())
+    return count
 
 
 def _add_limits(frame: pd.DataFrame, weights: int, engine: Scheduler, limits: MachineLimits) -> None:

@@ -12,12 +12,13 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib.cli import chat, load, tune
+from accel_lib.cli import chat, load, report, tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
     from accel_lib.artifact import Artifact
     from accel_lib.models import Model
+    from accel_lib.models.generation import GenerationModel
     from accel_lib.service.keys import Keys
 
 
@@ -67,16 +68,6 @@ def doctor() -> None:
 
 
 @app.command()
-def report() -> None:
-    """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
-    checkup = accel_lib.doctor()
-    lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
-    lines += [f"| {mark} | {what} | {seen} |" for mark, what, seen, _ in checkup.rows]
-    lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
-    print("\n".join(lines))
-
-
-@app.command()
 def models() -> None:
     """List the models this project is built around; any hub id or folder works as well."""
     from accel_lib.models import catalogue
@@ -92,7 +83,10 @@ def convert(
         Path, typer.Option(help="Folder to write: a new or empty one, or that of an artifact, which is replaced.")
     ],
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, int8 or int8-qdq; of openvino fp32, bf16 or int8.")
+        str,
+        typer.Option(
+            help="fp32, fp16, int8 or int8-qdq; of openvino fp32, bf16 or int8; onnx to generate: fp32 or fp16."
+        ),
     ] = "fp32",
     form: Annotated[
         str | None,
@@ -125,11 +119,10 @@ def convert(
         sample = load_texts(texts, column=column, limit=256)
         loaded = load_model(model, revision=revision, token=token)
         generates = str(loaded.task) == "generation"
-        if generates and (form == "onnx" or target or packed):
-            raise AccelError(
-                "A language model is converted to OpenVINO, and is not packed.", fix="leave out --format and --packed"
-            )
-        to_form = to_openvino if generates or form == "openvino" else to_onnx
+        if generates and packed:
+            raise AccelError("A language model is not packed.", fix="leave out --packed")
+        form = form or ("openvino" if generates and not target else "onnx")
+        to_form = to_openvino if form == "openvino" else to_onnx
         onnx = to_form(loaded, precision=precision, packed=packed, texts=sample, output=None if target else draft)
         verdict = validate(onnx, reference=loaded, texts=sample)
         print(f"{onnx.name}: validated, {verdict.headline}")
@@ -139,11 +132,20 @@ def convert(
         print(f"  {output.name}/{file.name}  {file.stat().st_size / 1e6:.1f} MB")
 
 
-def _build_engine(onnx: Artifact, model: Model, texts: Sequence[str], target: str, output: Path) -> None:
+_ENGINE_ROWS = 8  # of a language model: each row takes its cache
+
+
+def _build_engine(
+    onnx: Artifact, model: Model | GenerationModel, texts: Sequence[str], target: str, output: Path
+) -> None:
     from accel_lib.convert.tensorrt import to_tensorrt
     from accel_lib.convert.validate import validate
     from accel_lib.machine import inspect_machine
 
+    if model.task == "generation":
+        plan = to_tensorrt(onnx, target=target, max_batch_size=_ENGINE_ROWS, output=output)
+        print(f"{plan.name}: built; no engine of this library runs it yet, so it is not served.")
+        return
     plan = to_tensorrt(onnx, target=target, lengths=model.lengths(texts), output=output)
     capabilities = {f"sm{gpu.compute_capability.replace('.', '')}" for gpu in inspect_machine().gpus}
     if plan.manifest.target in capabilities:
@@ -206,6 +208,7 @@ def ui(
 
 
 app.command()(load.load)
+app.command()(report.report)
 app.command()(chat.chat)
 app.command()(tune.sweep)
 app.command()(tune.tune)

@@ -85,7 +85,8 @@ def _plan(
         for profile in profiles:
             shape = builder.create_optimization_profile()
             for number in range(network.num_inputs):
-                shape.set_shape(network.get_input(number).name, profile.min, profile.opt, profile.max)
+                port = network.get_input(number)
+                shape.set_shape(port.name, *(_shape(port, sizes) for sizes in (profile.min, profile.opt, profile.max)))
             config.add_optimization_profile(shape)
         monitor = _monitor(library, show=show)
         config.progress_monitor = monitor
@@ -96,12 +97,21 @@ def _plan(
     return None if plan is None else memoryview(plan)
 
 
+def _shape(port: Any, sizes: Sequence[int]) -> tuple[int, ...]:
+    """What a profile makes of an input: of an encoder all are alike, of a language model the names of its axes say."""
+    if len(sizes) == 2:
+        return tuple(sizes)
+    batch, new, past = sizes
+    named = {"batch": batch, "sequence": new, "past": past, "total": past + new}
+    return tuple(named.get(port.get_dimension_name(axis), size) for axis, size in enumerate(port.shape))
+
+
 def _rows_that_fit(library: Library, onnx_file: Path, target: str, profiles: Sequence[Profile]) -> int:
     """The most rows, of halves of what was asked for, with which the builder has memory enough; 0 where it has not."""
     rows = max(profile.max[0] for profile in profiles) // 2
     while rows:
         fewer = [
-            Profile(**{name: (min(rows, shape[0]), shape[1]) for name, shape in dataclasses.asdict(profile).items()})
+            Profile(**{name: (min(rows, shape[0]), *shape[1:]) for name, shape in dataclasses.asdict(profile).items()})
             for profile in profiles
         ]
         if _plan(library, onnx_file, target, fewer) is not None:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,12 +91,12 @@ def export_graph(model: Model, *, packed: bool) -> Any:
             output_names=[model.output_name],
             verbose=False,
         )
-        _name_nodes(program.model)
-        _name_sizes(program.model)
+        name_nodes(program.model)
+        name_sizes(program.model, dict(zip(program.model.graph.inputs[0].shape, ("batch", "sequence"), strict=True)))
     return program.model
 
 
-def _name_nodes(graph: Any) -> None:
+def name_nodes(graph: Any) -> None:
     """Name each node by the module it came from, such as ``encoder.layer.0.output.dense/MatMul``, for `keep`."""
     seen: collections.Counter[str] = collections.Counter()
     for node in graph.graph:
@@ -107,9 +107,9 @@ def _name_nodes(graph: Any) -> None:
         node.metadata_props.clear()
 
 
-def _name_sizes(graph: Any) -> None:
-    """Call the dynamic sizes ``batch`` and ``sequence``, which the exporter calls ``s43`` and ``s53``."""
-    names = dict(zip(map(str, graph.graph.inputs[0].shape), ("batch", "sequence"), strict=True))
+def name_sizes(graph: Any, sizes: Mapping[Any, str]) -> None:
+    """Call dynamic sizes by names such as ``batch`` and ``sequence``, which the exporter calls ``s43`` and ``s53``."""
+    names = {str(size): name for size, name in sizes.items()}
     made = (output for node in graph.graph for output in node.outputs)
     for value in {*graph.graph.inputs, *made}:
         for axis, size in enumerate(value.shape or ()):

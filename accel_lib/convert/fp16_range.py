@@ -50,9 +50,14 @@ def check_fp16_graph(artifact: Artifact, model: Model, texts: Sequence[str] | No
     ConversionError
         A number is beyond the end of FP16 or too close to it: with the node that makes it and how large it was.
     """
+    return check_fp16_feeds(artifact, _batch(model, texts))
+
+
+def check_fp16_feeds(artifact: Artifact, feeds: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """As `check_fp16_graph`, for what the graph takes, by name."""
     graph, watched = as_declared(artifact.path, watch=True)
     session, _ = open_session(artifact, device="cpu", threads=None, allow_spinning=True, fusions=False, graph=graph)
-    found = session.run(list(watched), _batch(model, texts))
+    found = session.run(list(watched), dict(feeds))
     return _verdict({where: float(number) for where, number in zip(watched.values(), found, strict=True)})
 
 

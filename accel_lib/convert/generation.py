@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from accel_lib.artifact import GRAMMAR_FILES, Artifact
+from accel_lib.artifact import GRAMMAR_FILES, Artifact, Format
 from accel_lib.convert.export import failing_as
 from accel_lib.convert.onnx import _label, _make, _versions, _weights
 from accel_lib.errors import ConversionError, require
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from accel_lib.models.generation import GenerationModel
 
 PRECISIONS = ("fp32", "bf16", "int8")
-_CACHE = ("key", "value")
 _INPUTS = ("input_ids", "attention_mask", "position_ids", "beam_idx")
 _JSON = '{}[]:,"0'
 _SERVED_INPUT = "input_ids"
@@ -71,8 +70,9 @@ def generation_to_openvino(
             require("openvino", extra="openvino").save_model(graph, path, compress_to_fp16=False)
         return _save_grammar(model, path.parent)
 
+    facts = facts_of(model, "openvino", precision) | {"inputs": (_SERVED_INPUT,), "output_name": _SERVED_OUTPUT}
     label = _label(precision, packed=False, form="openvino")
-    return _make(model, _facts(model, precision), label, write, output, progress)
+    return _make(model, facts, label, write, output, progress)
 
 
 def _save_grammar(model: GenerationModel, folder: Path) -> tuple[str, ...]:
@@ -90,17 +90,16 @@ def _save_grammar(model: GenerationModel, folder: Path) -> tuple[str, ...]:
     return ()
 
 
-def _facts(model: GenerationModel, precision: str) -> dict[str, Any]:
+def facts_of(model: GenerationModel, form: Format, precision: str) -> dict[str, Any]:
+    """What the manifest of a converted language model says, but for its inputs and output."""
     template = model.chat_template
     return {
         "model": model.name,
         "source": f"{model.source}, weights {_weights(model.network)}",
         "task": "generation",
-        "format": "openvino",
+        "format": form,
         "precision": precision,
         "packed": False,
-        "inputs": (_SERVED_INPUT,),
-        "output_name": _SERVED_OUTPUT,
         "dimension": model.vocabulary,
         "max_length": model.context_tokens,
         "stop_ids": model.stop_ids,
@@ -118,16 +117,16 @@ def stateful_graph(model: GenerationModel) -> Any:
     ModelError
         The model's family, or a setting of it, is computed otherwise.
     """
-    from accel_lib.models.decoder import Decoder
+    from accel_lib.models.decoder import Decoder, cache_names, check_family
 
     ov = require("openvino", extra="openvino")
     transformations = require("openvino._offline_transformations", extra="openvino")
-    decoder = Decoder(model.network, model.folder).eval()
+    check_family(model.network.config, model.folder, context_tokens=model.context_tokens)
+    decoder = Decoder(model.network, model.folder, context_tokens=model.context_tokens).eval()
     graph = _traced(ov, decoder)
-    caches = [f"{index}.{kind}" for index in range(len(decoder.layers)) for kind in _CACHE]
-    before, after = ([f"{side}.{cache}" for cache in caches] for side in ("past_key_values", "present"))
+    before, after = (cache_names(len(decoder.layers), side) for side in ("past_key_values", "present"))
     heads = [-1, decoder.key_value_heads, -1, decoder.head_size]
-    shapes = [[-1, -1]] * 3 + [[-1]] + [heads] * len(caches)
+    shapes = [[-1, -1]] * 3 + [[-1]] + [heads] * len(before)
     for port, name, shape in zip(graph.inputs, [*_INPUTS, *before], shapes, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
@@ -143,25 +142,24 @@ def stateful_graph(model: GenerationModel) -> Any:
 def _traced(ov: Any, decoder: Decoder) -> Any:
     import torch
 
-    class Flat(torch.nn.Module):
-        """The decoder with a flat list of caches, whose rows `beam_idx` picks."""
+    from accel_lib.models.decoder import FlatDecoder
+
+    class Picked(torch.nn.Module):
+        """The decoder with caches whose rows `beam_idx` picks."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.decoder = decoder
+            self.decoder = FlatDecoder(decoder)
 
         def forward(self, ids: Any, mask: Any, positions: Any, beam_idx: Any, *caches: Any) -> Any:
-            picked = [cache.index_select(0, beam_idx) for cache in caches]
-            past = list(zip(picked[::2], picked[1::2], strict=True))
-            logits, present = self.decoder(ids, mask, positions, past)
-            return logits, *(cache for pair in present for cache in pair)
+            return self.decoder(ids, mask, positions, *(cache.index_select(0, beam_idx) for cache in caches))
 
     new = torch.ones((2, 2), dtype=torch.int64)
     past = torch.zeros((2, decoder.key_value_heads, 3, decoder.head_size))
     example = (new, torch.ones((2, 5), dtype=torch.int64), new + 2, torch.tensor([0, 1], dtype=torch.int32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of shapes that are the network's own
-        return ov.convert_model(Flat().eval(), example_input=(*example, *[past] * (2 * len(decoder.layers))))
+        return ov.convert_model(Picked().eval(), example_input=(*example, *[past] * (2 * len(decoder.layers))))
 
 
 def _start_empty(graph: Any, decoder: Decoder) -> None:

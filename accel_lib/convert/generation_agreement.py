@@ -7,14 +7,16 @@ reads what the candidate wrote, and at each place the likeliest tokens and the d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
+from accel_lib.convert.declared import as_declared
 from accel_lib.errors import require
-from accel_lib.generate import Sampling
+from accel_lib.generate import GenerationEngine, Sampling
+from accel_lib.generate.onnxruntime import OnnxEngine, OnnxNetwork
 from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.openvino_logits import OpenVINOLogits
 from accel_lib.generate.scheduler import Scheduler
@@ -24,6 +26,7 @@ _ANSWER_TOKENS = 24
 _ROWS = 8
 _LONG_TOKENS = 1024
 _CHUNK = 128  # tokens whose distributions are compared at once: 50 MB each of a vocabulary of 49,152
+_Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,9 @@ def measure_agreement(
 ) -> Agreement:
     """Let the artifact answer each of the texts, and compare each token, and those of one long text too."""
     prompts = [_prompt(reference, text) for text in texts]
-    answers = _greedy_answers(artifact, prompts, threads)
-    logits_of = OpenVINOLogits(artifact, threads=threads)
+    room = _ROWS * (max(map(len, prompts)) + _ANSWER_TOKENS + 64)
+    engine, logits_of = _opened(artifact, room, threads)
+    answers = _greedy_answers(engine, prompts)
     greedy: list[bool] = []
     same: list[NDArray[np.bool_]] = []
     divergences: list[NDArray[np.float64]] = []
@@ -95,10 +99,19 @@ def _long(reference: GenerationModel, texts: Sequence[str]) -> list[int]:
     return ids[: min(_LONG_TOKENS, reference.context_tokens)]
 
 
-def _greedy_answers(artifact: Artifact, prompts: Sequence[Sequence[int]], threads: int | None) -> list[list[int]]:
+def _opened(artifact: Artifact, cache_tokens: int, threads: int | None) -> tuple[GenerationEngine, _Logits]:
+    """The engine of an artifact, and what gives the logits of whole sequences as that engine computes them."""
+    if artifact.manifest.format == "onnx":
+        half = artifact.manifest.precision == "fp16"
+        graph = as_declared(artifact.path)[0] if half else None  # a CPU would compute it in FP32
+        network = OnnxNetwork(artifact, device="cpu", threads=threads, graph=graph)
+        return OnnxEngine(artifact, rows=_ROWS, cache_tokens=cache_tokens, network=network), network.logits
+    engine = OpenVINOEngine(artifact, rows=_ROWS, cache_tokens=cache_tokens, threads=threads)
+    return engine, OpenVINOLogits(artifact, threads=threads)
+
+
+def _greedy_answers(engine: GenerationEngine, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """The tokens that the engine gives, several requests at a time."""
-    longest = max(map(len, prompts)) + _ANSWER_TOKENS
-    engine = OpenVINOEngine(artifact, rows=_ROWS, cache_tokens=_ROWS * (longest + 64), threads=threads)
     scheduler = Scheduler(engine)
     answers: list[list[int]] = [[] for _ in prompts]
     try:

@@ -38,7 +38,7 @@ _FACTS = (
 
 
 def to_onnx(
-    model: Model,
+    model: Model | GenerationModel,
     *,
     precision: str = "fp32",
     packed: bool = False,
@@ -52,7 +52,8 @@ def to_onnx(
     Parameters
     ----------
     model
-        What `accel_lib.load_model` or `accel_lib.train_classifier` returned.
+        What `accel_lib.load_model` or `accel_lib.train_classifier` returned. A language model gets its key-value cache
+        as inputs and outputs, in FP32 or FP16 (`accel_lib.convert.generation_onnx`).
     precision
         ``"fp32"``; ``"fp16"`` (for GPUs; LayerNorm, softmax and pooling stay FP32); ``"int8"`` (dynamic, for ONNX
         Runtime on a CPU); ``"int8-qdq"`` (static Q/DQ, for TensorRT).
@@ -83,6 +84,12 @@ def to_onnx(
     ModelError
         The network cannot be packed.
     """
+    if model.task == "generation":
+        from accel_lib.convert.generation_onnx import generation_to_onnx
+
+        if packed or keep:
+            raise ConversionError("A language model is not packed, and keeps no nodes.", fix="accel.to_onnx(model)")
+        return generation_to_onnx(model, precision=precision, output=output, progress=progress)
     if precision not in precisions.PRECISIONS:
         known = ", ".join(precisions.PRECISIONS)
         raise ConversionError("There is no such precision.", seen=repr(precision), fix=f"one of: {known}")

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import MODEL_FILES, ONNX_FILES, TOKENIZER_FILE, Artifact, Profile, foreign_files, write_manifest
+from accel_lib.artifact import (
+    MODEL_FILES,
+    ONNX_FILES,
+    TOKENIZER_FILE,
+    Artifact,
+    Manifest,
+    Profile,
+    foreign_files,
+    write_manifest,
+)
 from accel_lib.atomic import atomic_directory
 from accel_lib.convert.builder import build, parsed
 from accel_lib.convert.cache import built_on, cached, weights_digest
@@ -29,6 +38,9 @@ from accel_lib.machine import cache_dir, inspect_machine
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_CONTEXT_TOKENS = 2048  # of a language model, unless profiles say otherwise: a longer one takes more memory
 
 
 def to_tensorrt(
@@ -50,7 +62,8 @@ def to_tensorrt(
     target
         ``"auto"`` (the GPU of this machine), a product such as ``"t4"``, or a compute capability such as ``"sm75"``.
     lengths
-        Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles.
+        Token lengths of typical texts, int64 ``[n]``, which `choose_profiles` turns into optimization profiles. A
+        language model gets those of `accel_lib.convert.generation_onnx.generation_profiles`.
     profiles
         Optimization profiles of your own, instead of `lengths`.
     max_batch_size
@@ -88,7 +101,7 @@ def to_tensorrt(
     library = choose_library(target)
     check_precision(artifact.manifest, target, library)
     limit = artifact.manifest.max_length
-    chosen = tuple(profiles) if profiles else choose_profiles(lengths, max_batch_size=max_batch_size, max_length=limit)
+    chosen = tuple(profiles) if profiles else _profiles(artifact.manifest, lengths, max_batch_size)
     _check_profiles(chosen, limit)
     slug = artifact.manifest.model.replace("/", "--")
     folder = (
@@ -116,7 +129,7 @@ def to_tensorrt(
     check_engine_room(sum(file.stat().st_size for file in graph), folder)
     started = time.monotonic()
     if progress:
-        shapes = ", ".join(f"up to {profile.max[0]} × {profile.max[1]} tokens" for profile in chosen)
+        shapes = ", ".join(map(_described, chosen))
         print(f"{library.name} {library.version} builds for {target}: {shapes}", flush=True)
     with atomic_directory(folder, foreign=foreign_files if output else None) as draft:
         plan = build(library, onnx_file, target, chosen, progress=progress)
@@ -129,6 +142,15 @@ def to_tensorrt(
     if progress:
         print(f"built for {target} in {seconds:.1f} s: {plan.nbytes / 1e6:.1f} MB", flush=True)
     return Artifact(folder, manifest)
+
+
+def _profiles(manifest: Manifest, lengths: NDArray[np.int64] | None, max_batch_size: int) -> tuple[Profile, ...]:
+    if manifest.task != "generation":
+        return choose_profiles(lengths, max_batch_size=max_batch_size, max_length=manifest.max_length)
+    from accel_lib.convert.generation_onnx import generation_profiles
+
+    context = min(manifest.max_length, _CONTEXT_TOKENS)
+    return generation_profiles(rows=max_batch_size, context_tokens=context)
 
 
 def choose_profiles(
@@ -225,15 +247,21 @@ def _load(library: Library, plan: bytes) -> tuple[str, tuple[str, ...]]:
     return "accepted by this GPU", names
 
 
+def _described(profile: Profile) -> str:
+    rows, tokens, *cached = profile.max
+    return f"up to {rows} × {tokens} tokens" + "".join(f" after {held}" for held in cached)
+
+
 def _check_profiles(profiles: Sequence[Profile], max_length: int) -> None:
     for profile in profiles:
-        sizes = zip((1, 1), profile.min, profile.opt, profile.max, strict=True)
+        least = (1, 1, 0)[: len(profile.min)]
+        sizes = zip(least, profile.min, profile.opt, profile.max, strict=True)
         rising = all(list(size) == sorted(size) for size in sizes)
-        if not rising or profile.max[1] > max_length:
+        if not rising or sum(profile.max[1:]) > max_length:
             raise ConversionError(
                 "No engine can have such an optimization profile.",
                 seen=str(profile),
-                fix=f"(batch, tokens) with 1 ≤ min ≤ opt ≤ max, and at most {max_length} tokens",
+                fix=f"(batch, tokens), or (batch, new, cached) of a language model: 1 ≤ min ≤ opt ≤ max ≤ {max_length}",
             )
 
 

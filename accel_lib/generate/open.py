@@ -19,6 +19,7 @@ _CACHE_TOKENS = 16_384
 _GPU_ROWS = 256
 _MAX_WAITING = 512
 _STEP_TOKENS = 128
+_GPU_STEP_TOKENS = 2048
 
 log = logging.getLogger("accel.generate")
 
@@ -31,7 +32,7 @@ def open_generation(
     rows: int | None = None,
     cache_tokens: int | None = None,
     max_waiting: int = _MAX_WAITING,
-    step_tokens: int = _STEP_TOKENS,
+    step_tokens: int | None = None,
     policy: Policy = "continuous",
 ) -> Scheduler:
     """An engine for an artifact, behind a `Scheduler`.
@@ -48,7 +49,8 @@ def open_generation(
     max_waiting
         Requests that wait for a place; more are refused.
     step_tokens
-        Most tokens of a step, prompts and answers together, where the engine cuts prompts as it is told: OpenVINO.
+        Most tokens of a step, where the engine cuts prompts as it is told: None takes 128 for OpenVINO on a CPU, which
+        counts answers too, and 2,048 of prompts on a GPU.
     policy
         When a request joins those that run: see `Scheduler`.
 
@@ -67,7 +69,7 @@ def _engine(
     threads: int | None,
     rows: int | None,
     cache_tokens: int | None,
-    step_tokens: int,
+    step_tokens: int | None,
 ) -> GenerationEngine:
     few, small = rows or _ROWS, cache_tokens or _CACHE_TOKENS
     if artifact.manifest.format == "transformers":
@@ -77,11 +79,17 @@ def _engine(
         model, found = _model(artifact, threads), find_device(device)
         if found == "cpu":
             return TransformersEngine(model, rows=few, cache_tokens=small)
-        return _on_gpu(model, found, rows or _GPU_ROWS, cache_tokens)
+        return _on_gpu(model, found, rows or _GPU_ROWS, cache_tokens, step_tokens or _GPU_STEP_TOKENS)
     if artifact.manifest.format == "openvino":
         from accel_lib.generate.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(artifact, rows=few, cache_tokens=small, threads=threads, step_tokens=step_tokens)
+        return OpenVINOEngine(
+            artifact, rows=few, cache_tokens=small, threads=threads, step_tokens=step_tokens or _STEP_TOKENS
+        )
+    if artifact.manifest.format == "onnx":
+        from accel_lib.generate.onnxruntime import OnnxEngine
+
+        return OnnxEngine(artifact, rows=few, cache_tokens=small, device=device, threads=threads)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,
@@ -89,13 +97,15 @@ def _engine(
     )
 
 
-def _on_gpu(model: GenerationModel, device: str, rows: int, cache_tokens: int | None) -> GenerationEngine:
+def _on_gpu(
+    model: GenerationModel, device: str, rows: int, cache_tokens: int | None, step_tokens: int
+) -> GenerationEngine:
     """CUDA graphs for the families that are computed here, transformers' own code for all others."""
     from accel_lib.generate.torch import TorchEngine
     from accel_lib.generate.transformers import TransformersEngine
 
     try:
-        return TorchEngine(model, device=device, rows=rows, cache_tokens=cache_tokens)
+        return TorchEngine(model, device=device, rows=rows, cache_tokens=cache_tokens, step_tokens=step_tokens)
     except ModelError as error:
         log.warning("%s generates by transformers' own code, without CUDA graphs: %s", model.name, error)
         model.network.to(device)

@@ -55,7 +55,7 @@ class StaticBatchEngine:
         newer = "cache" in inspect.signature(self._network.forward).parameters  # transformers renames it by family
         self._cache_name = "cache" if newer else "past_key_values"
         self.name = "one by one" if rows == 1 else f"static batches of {rows}"
-        self.device = str(next(model.network.parameters()).device)
+        self.device = str(self._network.device)
         self.stop_ids = model.stop_ids
         self.limits = Limits(
             rows=rows,

@@ -24,7 +24,8 @@ from accel_lib.generate.requests import cache_tokens as tokens_of
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.sampler import TOP_LOGPROBS, Chosen, Mode
 from accel_lib.models import paged_operations
-from accel_lib.models.decoder import Decoder, check_family
+from accel_lib.models.decoder import Decoder
+from accel_lib.models.files import refused
 from accel_lib.models.paged_decoder import PAGE_TOKENS, Operations, PagedDecoder, cache_bytes_per_token
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ class TorchEngine:
             block_tokens=PAGE_TOKENS,
             context_tokens=model.context_tokens,
             vocabulary=model.vocabulary,
+            unsupported=frozenset({"json_schema"}),
             top_logprobs=min(TOP_LOGPROBS, model.vocabulary),
+            step_tokens=self._passes.step_tokens + rows,
         )
         self._pages = list(range(1, pages + 1))
         self._slots = list(range(rows))
@@ -129,8 +132,10 @@ class TorchEngine:
 
     def _opened(self, model: GenerationModel, rows: int, cache_tokens: int | None, step_tokens: int) -> int:
         """Weights and cache on the device; returns the pages of the cache."""
-        check_family(model.network.config, model.folder)
-        decoder = Decoder(model.network, model.folder)
+        decoder = Decoder(model.network, model.folder, context_tokens=model.context_tokens)
+        if decoder.beyond_llama:
+            fix = "run it as it is: TransformersEngine(model); or accel.to_onnx(model)"
+            raise refused(model.folder, ", ".join(decoder.beyond_llama), fix=fix)
         dtype, context = _TYPES[self.precision], model.context_tokens
         most = rows * -(-context // PAGE_TOKENS)
         pages = most if cache_tokens is None else cache_tokens // PAGE_TOKENS

@@ -30,11 +30,12 @@ class ModeComparison(Result):
     @property
     def headline(self) -> str:
         """Tokens per second of each mode in units of the first; or that they are all the same."""
-        first, *others = self.frame[["setting", "speedup"]].itertuples(index=False)
-        if all(abs(mode.speedup - 1) <= _TIE for mode in others):
-            return f"A tie: nothing differs from {first.setting} batching by more than {_TIE:.0%} in tokens per second"
-        gains = listed([f"{mode.setting} {times(mode.speedup)}" for mode in others])
-        return f"Tokens per second in units of {first.setting} batching: {gains}"
+        first, *others = (str(mode) for mode in self.frame["setting"])
+        gains = {mode: self.gain(mode, over=first) for mode in others}
+        if all(abs(gain - 1) <= _TIE for gain in gains.values()):
+            return f"A tie: nothing differs from {first} batching by more than {_TIE:.0%} in tokens per second"
+        said = listed([f"{mode} {times(gain)}" for mode, gain in gains.items()])
+        return f"Tokens per second in units of {first} batching: {said}"
 
     @property
     def by_first_token(self) -> dict[str, GenerationLoadRun]:

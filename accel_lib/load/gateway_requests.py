@@ -95,7 +95,7 @@ def latency_breakdown(
                 one = _timed(client, {"model": model, "truncate": "END"} | fields)
                 if turn:  # the first turn warms up
                     spent[kind].append(one)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]} | _interval(ones)
         for kind, ones in spent.items()
     ]

@@ -65,7 +65,8 @@ def generation_curve(
     *,
     clients: int = 16,
     shares: Sequence[float] = SHARES,
-    seconds: float = 10,
+    requests: int | None = None,
+    seconds: float | None = None,
     capacity: float | None = None,
     seed: int = 0,
     **how: Any,
@@ -78,8 +79,8 @@ def generation_curve(
         Of the closed loop: more than the rows of the engine, so that none is free.
     shares
         Rates as shares of the closed loop's, rising.
-    seconds
-        How long each is measured.
+    requests, seconds
+        Of each rate, and of the closed loop: how many, or for how long.
     capacity
         Requests/s, where they are known: the closed loop is then left out.
     how
@@ -87,13 +88,14 @@ def generation_curve(
     """
     if not shares or min(shares) <= 0:
         raise AccelError("A curve needs rates.", seen=tuple(shares), fix="shares=(0.5, 0.8, 1.0, 1.5), above zero")
+    how |= {"requests": requests, "seconds": seconds}
     progress = Progress("Curve")
     if capacity is None:
-        capacity = generation_load_test(target, clients=clients, seconds=seconds, seed=seed, **how).capacity
+        capacity = generation_load_test(target, clients=clients, seed=seed, **how).capacity
     runs, rows = [], []
-    for turn, share in enumerate(shares):
+    for share in shares:
         progress.tick(f"{share:.0%} of {number(capacity)} requests/s")
-        run = generation_load_test(target, rate=share * capacity, seconds=seconds, seed=seed + turn, **how)
+        run = generation_load_test(target, rate=share * capacity, seed=seed, **how)
         runs.append(run)
         rows.append({"share": share} | _row(run))
     progress.clear()

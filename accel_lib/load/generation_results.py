@@ -163,9 +163,13 @@ class GenerationLoadRun(GenerationRun):
 
     @property
     def capacity(self) -> float:
-        """Closed loop: requests/s by the tokens that came while it sent, without its end of ever fewer clients."""
-        in_time = float(self.tokens.loc[self.tokens["time_s"] <= self.offered_s, "tokens"].sum())
-        return in_time / self.offered_s / float(self._answered["output_tokens"].mean())
+        """Closed loop: requests/s by the tokens that came until it sent its last request, at least in half of the run.
+
+        After that there are ever fewer clients.
+        """
+        until_s = max(float(self.frame["sent_s"].max()), self.seconds / 2)
+        in_time = float(self.tokens.loc[self.tokens["time_s"] <= until_s, "tokens"].sum())
+        return in_time / until_s / float(self._answered["output_tokens"].mean())
 
     @property
     def naive_ttft_p95_ms(self) -> float:

@@ -1,13 +1,12 @@
 """A decoder of Llama's family in plain PyTorch, with its cache as inputs and outputs: what conversions trace.
 
 It takes the weights and rotary frequencies of transformers' own model, and computes the same: RMSNorm, rotary
-embedding, grouped key-value heads, a gated feed-forward. What a family adds is a field of `Family`; a family that is
-not listed is refused by name.
+embedding, grouped key-value heads, a gated feed-forward. What a family adds is a field of
+`accel_lib.models.families.Family`, or a layer that is there or not.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,35 +15,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from accel_lib.models.files import refused
+from accel_lib.models.families import (
+    FAMILIES,
+    FULL,
+    WINDOW,
+    Family,
+    activation,
+    check_family,
+    kinds,
+    score_cap,
+    windows,
+)
 
 _MASKED = -1e9  # finite: a row that sees nothing, as of padding, stays finite too
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """How a family differs from Llama.
-
-    Parameters
-    ----------
-    norm_offset
-        Added to the weights of norms: Gemma stores them around 0.
-    scaled_embedding
-        Whether embeddings are multiplied by the root of their width.
-    """
-
-    norm_offset: float = 0.0
-    scaled_embedding: bool = False
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "gemma": Family(norm_offset=1.0, scaled_embedding=True),
-}
-_ACTIVATIONS = {"silu": functional.silu, "gelu": functional.gelu, "gelu_pytorch_tanh": None, "gelu_new": None}
+Rotation = tuple[torch.Tensor, torch.Tensor]
+_ACTIVATIONS: dict[str, Any] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+}  # the others are the tanh form of GELU
 
 
 class RMSNorm(nn.Module):
@@ -67,18 +55,24 @@ class Attention(nn.Module):
 
     def __init__(self, theirs: Any, family: Family) -> None:
         super().__init__()
-        self.query, self.key, self.value, self.output = theirs.q_proj, theirs.k_proj, theirs.v_proj, theirs.o_proj
+        config = theirs.config
         self.head_size = int(theirs.head_dim)
+        if hasattr(theirs, "qkv_proj"):
+            sizes = [
+                count * self.head_size for count in (config.num_attention_heads, *[config.num_key_value_heads] * 2)
+            ]
+            self.query, self.key, self.value = _parts(theirs.qkv_proj, sizes)
+        else:
+            self.query, self.key, self.value = theirs.q_proj, theirs.k_proj, theirs.v_proj
+        self.output = theirs.o_proj
         self.scaling = float(theirs.scaling)
-        self.query_norm, self.key_norm = (
-            _norm(norm, family) if norm is not None else None
-            for norm in (getattr(theirs, name, None) for name in ("q_norm", "k_norm"))
-        )
+        self.cap = score_cap(config)
+        self.query_norm, self.key_norm = (_norm(getattr(theirs, name, None), family) for name in ("q_norm", "k_norm"))
 
     def forward(
         self,
         hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        rotation: Rotation,
         mask: torch.Tensor,
         past: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
@@ -92,33 +86,47 @@ class Attention(nn.Module):
         key = torch.cat([past[0], key], dim=2)
         value = torch.cat([past[1], value.transpose(1, 2)], dim=2)
         groups = query.shape[1] // key.shape[1]
-        found = functional.scaled_dot_product_attention(
-            query, repeated(key, groups), repeated(value, groups), attn_mask=mask, scale=self.scaling
-        )
+        found = self._attend(query, repeated(key, groups), repeated(value, groups), mask)
         return self.output(found.transpose(1, 2).flatten(2)), (key, value)
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if self.cap is None:
+            return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scaling)
+        scores = capped(query @ key.transpose(2, 3) * self.scaling, self.cap) + mask
+        return scores.float().softmax(-1).to(query.dtype) @ value
 
 
 class Layer(nn.Module):
-    """Attention and a gated feed-forward, each behind a norm and beside a sum."""
+    """Attention and a gated feed-forward, each behind a norm and beside a sum; Gemma 2 and 3 have norms after, too."""
 
     def __init__(self, theirs: Any, family: Family, activation: str) -> None:
         super().__init__()
         self.attention = Attention(theirs.self_attn, family)
-        self.before_attention, self.before_mlp = (
-            _norm(norm, family) for norm in (theirs.input_layernorm, theirs.post_attention_layernorm)
-        )
-        self.gate, self.up, self.down = theirs.mlp.gate_proj, theirs.mlp.up_proj, theirs.mlp.down_proj
+        both_sides = hasattr(theirs, "pre_feedforward_layernorm")
+        before_mlp = theirs.pre_feedforward_layernorm if both_sides else theirs.post_attention_layernorm
+        self.before_attention, self.before_mlp = _norm(theirs.input_layernorm, family), _norm(before_mlp, family)
+        self.after_attention = _norm(theirs.post_attention_layernorm, family) if both_sides else None
+        self.after_mlp = _norm(theirs.post_feedforward_layernorm, family) if both_sides else None
+        mlp = theirs.mlp
+        if hasattr(mlp, "gate_up_proj"):
+            self.gate, self.up = _parts(mlp.gate_up_proj, [mlp.gate_up_proj.out_features // 2] * 2)
+        else:
+            self.gate, self.up = mlp.gate_proj, mlp.up_proj
+        self.down = mlp.down_proj
         self.activation = activation
 
-    def forward(self, hidden: torch.Tensor, rotation: Any, mask: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
+    def forward(
+        self, hidden: torch.Tensor, rotation: Rotation, mask: torch.Tensor, past: Any
+    ) -> tuple[torch.Tensor, Any]:
         """``[batch, new, width]`` to the same, and the cache with the new tokens."""
-        attended, present = self.attention(self.before_attention(hidden), rotation, mask, past)
-        hidden = hidden + attended
+        found, present = self.attention(self.before_attention(hidden), rotation, mask, past)
+        hidden = hidden + (self.after_attention(found) if self.after_attention else found)
         normed = self.before_mlp(hidden)
-        return hidden + self.down(self._activate(self.gate(normed)) * self.up(normed)), present
+        found = self.down(self._activate(self.gate(normed)) * self.up(normed))
+        return hidden + (self.after_mlp(found) if self.after_mlp else found), present
 
     def _activate(self, values: torch.Tensor) -> torch.Tensor:
-        known = _ACTIVATIONS[self.activation]
+        known = _ACTIVATIONS.get(self.activation)
         return known(values) if known else functional.gelu(values, approximate="tanh")
 
 
@@ -131,6 +139,8 @@ class Decoder(nn.Module):
         transformers' causal language model; its weights are shared.
     folder
         Where it came from, for messages.
+    context_tokens
+        Longest sequence that it will see, if shorter than what the model takes.
 
     Raises
     ------
@@ -138,20 +148,38 @@ class Decoder(nn.Module):
         A family, or a setting of it, that is computed otherwise.
     """
 
-    def __init__(self, theirs: Any, folder: Path) -> None:
+    def __init__(self, theirs: Any, folder: Path, *, context_tokens: int | None = None) -> None:
         super().__init__()
         config = theirs.config
-        check_family(config, folder)
-        family = FAMILIES[config.model_type]
+        check_family(config, folder, context_tokens=context_tokens, plain=False)
         inner = theirs.model
+        family = FAMILIES[config.model_type]
         self.embedding, self.head = inner.embed_tokens.weight, theirs.lm_head  # some tables scale by themselves
         self.embedding_scale = config.hidden_size**0.5 if family.scaled_embedding else 1.0
-        self.layers = nn.ModuleList(Layer(layer, family, config.hidden_act) for layer in inner.layers)
+        self.layers = nn.ModuleList(Layer(layer, family, activation(config)) for layer in inner.layers)
+        self.windows = windows(config, context_tokens)
         self.norm = _norm(inner.norm, family)
-        self.frequencies = nn.Buffer(inner.rotary_emb.inv_freq.float().clone())
-        self.rope_scale = float(inner.rotary_emb.attention_scaling)
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.frequencies, self.rope_scale = _rope(inner.rotary_emb, FULL)
+        self.window_frequencies, self.window_rope_scale = _rope(inner.rotary_emb, WINDOW)
+        apart = hasattr(inner.rotary_emb, f"{WINDOW}_inv_freq")
+        self.own_rope = [apart and kind == WINDOW for kind in kinds(config)]
         self.key_value_heads = int(config.num_key_value_heads)
         self.head_size = int(inner.layers[0].self_attn.head_dim)
+
+    @property
+    def beyond_llama(self) -> tuple[str, ...]:
+        """What it computes beside Llama's way, by name, for an engine that computes the layers by itself."""
+        layers: list[Any] = list(self.layers)
+        found = {
+            "norms after attention and feed-forward": any(layer.after_mlp is not None for layer in layers),
+            "capped scores": any(layer.attention.cap for layer in layers),
+            "capped logits": bool(self.cap),
+            "windows": any(self.windows),
+            "two rotary embeddings": any(self.own_rope),
+            "heads that are turned in part": 2 * len(self.frequencies) != self.head_size,
+        }
+        return tuple(name for name, there in found.items() if there)
 
     def forward(
         self,
@@ -181,50 +209,87 @@ class Decoder(nn.Module):
         hidden = functional.embedding(input_ids, self.embedding)
         if self.embedding_scale != 1:  # rounded as the weights are, as transformers does
             hidden = hidden * torch.tensor(self.embedding_scale, dtype=hidden.dtype)
-        rotation = self._rotation(position_ids, hidden.dtype)
-        mask = causal_mask(attention_mask, input_ids.shape[1], hidden.dtype)
+        rotations = self._rotations(position_ids, hidden.dtype)
+        new = input_ids.shape[1]
+        masks = {size: causal_mask(attention_mask, new, hidden.dtype, window=size) for size in {*self.windows}}
         present = []
-        for layer, layer_past in zip(self.layers, past, strict=True):
-            hidden, layer_present = layer(hidden, rotation, mask, layer_past)
+        for layer, layer_past, own, size in zip(self.layers, past, self.own_rope, self.windows, strict=True):
+            hidden, layer_present = layer(hidden, rotations[own], masks[size], layer_past)
             present.append(layer_present)
-        return self.head(self.norm(hidden)), present
+        logits = self.head(self.norm(hidden))
+        return logits if self.cap is None else capped(logits, self.cap), present
 
-    def _rotation(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids.unsqueeze(-1).float() * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
-        return (angles.cos() * self.rope_scale).to(dtype), (angles.sin() * self.rope_scale).to(dtype)
-
-
-def check_family(config: Any, folder: Path) -> None:
-    """Refuse by name what `Decoder` does not compute."""
-    fix = f"families that convert: {', '.join(sorted(FAMILIES))}; or run it as it is: TransformersEngine(model)"
-    if config.model_type not in FAMILIES:
-        raise refused(folder, f"a network of the family {config.model_type}", fix=fix)
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = str(rope.get("rope_type", "default"))
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    fraction = rope.get("partial_rotary_factor") or 1.0
-    what = {
-        f"rotary frequencies that change with the length ({kind})": kind in ("dynamic", "longrope"),
-        f"a rotary embedding of {fraction:g} of each head": fraction != 1,
-        f"attention to a window of {window} tokens": bool(window) and window < config.max_position_embeddings,
-        f"the activation {config.hidden_act}": config.hidden_act not in _ACTIVATIONS,
-    }
-    for name, found in what.items():
-        if found:
-            raise refused(folder, name, fix=fix)
+    def _rotations(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[Rotation, Rotation]:
+        """Of layers that see all, and of those that see a window; most families rotate both alike."""
+        full = _rotation(position_ids, self.frequencies, self.rope_scale, dtype)
+        if not any(self.own_rope):
+            return full, full
+        return full, _rotation(position_ids, self.window_frequencies, self.window_rope_scale, dtype)
 
 
-def _norm(theirs: Any, family: Family) -> RMSNorm:
+class FlatDecoder(nn.Module):
+    """A decoder whose cache is a flat list of tensors, in the order of `cache_names`, as graphs have it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *caches: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Logits, and then the cache with the new tokens."""
+        past = list(zip(caches[::2], caches[1::2], strict=True))
+        logits, present = self.decoder(input_ids, attention_mask, position_ids, past)
+        return logits, *(cache for pair in present for cache in pair)
+
+
+def cache_names(layers: int, side: str) -> list[str]:
+    """Names of the cache's tensors in a graph; `side` is ``"past_key_values"`` or ``"present"``."""
+    return [f"{side}.{index}.{kind}" for index in range(layers) for kind in ("key", "value")]
+
+
+def _rope(rotary: Any, kind: str) -> tuple[nn.Buffer, float]:
+    """Frequencies as they were at first (a long sequence changes some), and the scale of both cosine and sine."""
+    names = (f"{kind}_", "", f"{FULL}_", f"{WINDOW}_")
+    prefix = next(name for name in names if hasattr(rotary, f"{name}original_inv_freq"))
+    found = getattr(rotary, f"{prefix}original_inv_freq")
+    return nn.Buffer(found.float().clone()), float(getattr(rotary, f"{prefix}attention_scaling"))
+
+
+def _rotation(position_ids: torch.Tensor, frequencies: torch.Tensor, scale: float, dtype: torch.dtype) -> Rotation:
+    angles = position_ids.unsqueeze(-1).float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def _norm(theirs: Any, family: Family) -> Any:
+    if theirs is None:
+        return None
     epsilon = getattr(theirs, "variance_epsilon", None) or theirs.eps
     return RMSNorm(theirs.weight + family.norm_offset, float(epsilon))
 
 
-def rotated(heads: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Each head turned by its token's position: the first half of it with the second."""
+def _parts(fused: nn.Linear, sizes: Sequence[int]) -> list[nn.Linear]:
+    """A projection that was stored as one, as several; the weights are shared."""
+    weights = torch.split(fused.weight.detach(), list(sizes))
+    made = [nn.Linear(fused.in_features, size, bias=False, device="meta") for size in sizes]
+    for layer, weight in zip(made, weights, strict=True):
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    return made
+
+
+def capped(values: torch.Tensor, cap: float) -> torch.Tensor:
+    """Values bent so that none is beyond `cap`."""
+    return cap * torch.tanh(values / cap)
+
+
+def rotated(heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+    """Each head turned by its token's position: the first half of what is turned with the second."""
     cosine, sine = rotation
-    first, second = heads.chunk(2, dim=-1)
-    return heads * cosine + torch.cat([-second, first], dim=-1) * sine
+    turned, rest = heads[..., : cosine.shape[-1]], heads[..., cosine.shape[-1] :]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def repeated(heads: torch.Tensor, groups: int) -> torch.Tensor:
@@ -235,10 +300,15 @@ def repeated(heads: torch.Tensor, groups: int) -> torch.Tensor:
     return heads[:, :, None].expand(batch, count, groups, tokens, size).reshape(batch, count * groups, tokens, size)
 
 
-def causal_mask(attention_mask: torch.Tensor, new: int, dtype: torch.dtype) -> torch.Tensor:
+def causal_mask(
+    attention_mask: torch.Tensor, new: int, dtype: torch.dtype, *, window: int | None = None
+) -> torch.Tensor:
     """What is added to attention's scores, ``[batch, 1, new, past + new]``: 0, or a large negative number."""
     total = attention_mask.shape[1]
     places = torch.arange(total, device=attention_mask.device)
-    allowed = places[None, :] <= (places[total - new :])[:, None]
+    own = places[total - new :, None]
+    allowed = places[None, :] <= own
+    if window:
+        allowed = allowed & (places[None, :] > own - window)
     seen = allowed[None, None] & attention_mask[:, None, None, :].bool()
     return torch.zeros((), dtype=dtype).masked_fill(~seen, _MASKED)

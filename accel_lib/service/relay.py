@@ -117,8 +117,15 @@ def asked(request: Request, caller: Principal, own: Services) -> Relayed | None:
         return None
     context: RequestContext = request.state.context
     body = read_json(context.body)
-    if not isinstance(body, dict) or (body.get("model") or own.catalog.only("generation")) not in own.upstreams.names:
+    if not isinstance(body, dict) or not isinstance(body.get("model"), str | None):
         return None
+    if (body.get("model") or own.catalog.only("generation")) not in own.upstreams.names:
+        return None
+    try:
+        orjson.loads(context.body)  # stricter than what has just read it
+    except ValueError as error:
+        message = "The body holds a lone surrogate, or a number that is none, such as NaN."
+        raise Problem(400, message, code="invalid_json") from error
     for name, (kind, expected) in _READ.items():
         if body.get(name) is not None and not isinstance(body[name], kind):
             raise Problem(400, f"{name} must be {expected}.", param=name, code="wrong_type")

@@ -15,6 +15,8 @@ PACKAGES = {
     # does not start with them and a torch of today: so each engine gets what it runs with, and the faster one counts.
     "infinity": ["infinity-emb[server,torch]", "optimum<2", "transformers<4.49", "pyarrow<22"],
     "infinity-onnx": ["infinity-emb[server,torch]", "optimum-onnx[onnxruntime]"],
+    "llama.cpp": ["xllamacpp", "numpy"],
+    "onnxruntime-genai": ["onnxruntime-genai", "onnx", "onnx-ir", "transformers"],
 }
 
 
@@ -22,7 +24,7 @@ def python_of(peer: str, build: Path) -> Path | None:
     """The Python of a peer's environment; None, with a line that says why, where it could not be made."""
     folder = build / peer
     python, mark = folder / "bin" / "python", folder / ".installed"
-    packages = [*PACKAGES[peer], f"torch=={torch.__version__}"]
+    packages = [*PACKAGES[peer], *([] if peer == "llama.cpp" else [f"torch=={torch.__version__}"])]
     if mark.is_file() and mark.read_text(encoding="utf-8").split() == packages:
         return python
     print(f"{peer}: making its environment", flush=True)

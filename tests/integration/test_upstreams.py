@@ -218,6 +218,20 @@ def test_what_the_gateway_reads_is_checked(client, fields, param):
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"{", b'{"model": ["llama"], "messages": []}', b'{"model": {"llama": 1}}',
+        b'{"model": "llama", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}',
+        b'{"model": "llama", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_request_at_all_is_refused_here(client, content):
+    answer = client.post(CHAT, content=content)
+    assert answer.status_code == 400, answer.text
+    check_error(answer)
+
+
 def test_it_answers_nothing_but_chats_and_texts(client):
     answer = client.post("/v1/embeddings", json={"model": "llama", "input": "w1"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "wrong_task")

@@ -1,7 +1,11 @@
 """What the endpoints that generate read and write, without a model: fields, events, the message to Triton."""
 
 import asyncio
+import collections
+import contextlib
 import json
+import time
+import types
 
 import orjson
 import pytest
@@ -13,9 +17,11 @@ from accel_lib.service.chat_schemas import ChatRequest, CompletionRequest
 from accel_lib.service.errors import Problem
 from accel_lib.service.fields import parse
 from accel_lib.service.generation import problem_of
-from accel_lib.service.limits import Quota
+from accel_lib.service.limits import Deadline, Limits, Quota
+from accel_lib.service.metrics import Metrics
 from accel_lib.service.streaming import EventStream, event
 from accel_lib.service.upstreams import events_of
+from accel_lib.service.watch import Watch, merged
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -293,3 +299,77 @@ def test_a_cancelled_response_closes_its_source():
 
     asyncio.run(leave())
     assert closed.is_set()
+
+
+@contextlib.contextmanager
+def watching(left_s):
+    """A `Watch` of a request with so much time, and the services that it looks at."""
+    clock = time.monotonic
+    metrics = Metrics()
+    services = types.SimpleNamespace(
+        metrics=metrics,
+        limits=Limits(max_in_flight=1, quota_tokens_per_minute=0, metrics=metrics, clock=clock),
+        supervisor=types.SimpleNamespace(deaths=collections.Counter()),
+        settings=types.SimpleNamespace(drain_s=0),
+    )
+    context = types.SimpleNamespace(deadline=Deadline(clock() + left_s, clock))
+    watch = Watch(services, context, types.SimpleNamespace(id="a"), "generation")  # type: ignore[arg-type]
+    with watch:
+        yield watch, services
+
+
+def test_the_deadline_is_to_the_first_token_and_then_between_tokens_while_somebody_waits():
+    async def late():
+        with watching(0.2) as (watch, _):
+            for token in (1, 2):
+                await asyncio.sleep(0.3)  # a client that reads slowly: nobody waits for the model
+                watch.events.put_nowait((0, token))
+                assert await watch.next() == (0, token)
+                watch.tokens(0, 1)
+            await watch.next()
+
+    with pytest.raises(Problem, match="before the next token") as caught:
+        asyncio.run(late())
+    assert caught.value.status == 504
+    with pytest.raises(Problem, match="before the first token"):
+        asyncio.run(never_answered(lambda _: None, left_s=0.05))
+
+
+@pytest.mark.parametrize(
+    ("happens", "code"),
+    [
+        (lambda services: services.supervisor.deaths.update(["generation"]), "engine_failed"),
+        (lambda services: services.limits.drain(), "draining"),
+    ],
+)
+def test_who_waits_is_told_when_it_has_no_sense_any_more(happens, code):
+    with pytest.raises(Problem) as caught:
+        asyncio.run(never_answered(happens, left_s=60))
+    assert (caught.value.status, caught.value.code) == (503, code)
+
+
+async def never_answered(happens, *, left_s):
+    with watching(left_s) as (watch, services):
+        happens(services)
+        await watch.next()
+
+
+def test_a_source_that_fails_unforeseen_is_an_error_and_not_silence():
+    class Broken:
+        async def events(self):
+            yield 1
+            raise RuntimeError("secret")
+
+        def cancel(self):
+            pass
+
+    async def read():
+        with watching(60) as (watch, _):
+            async with merged([Broken()], watch):
+                assert await watch.next() == (0, 1)
+                await watch.next()
+
+    with pytest.raises(Problem) as caught:
+        asyncio.run(read())
+    assert caught.value.status == 500
+    assert "secret" not in caught.value.message

@@ -4,6 +4,7 @@ import ctypes
 import queue
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,8 @@ class Holding(Counting):
 
 def test_a_token_is_sent_before_the_next_step_of_an_engine_that_keeps_python_s_lock():
     client = Client()
-    engine = Holding(client)
+    engine: Any = Holding(client)
+
     loop = EngineLoop(lambda: engine, watchdog_s=20, give_up=lambda: None)
     loop.add(Request(key="a", prompt_ids=[1], sampling=Sampling(max_tokens=16), receiver=client))
     while not engine.seen or engine.live:

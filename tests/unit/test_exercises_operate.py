@@ -87,7 +87,7 @@ def after_the_day(request):
     frame, noise = to_frame([{"rows": 1, "ms": 10.0}]), (0.9, 1.0, 1.1)
     rest: dict[str, Any] = {"lengths": (8,), "transport_ms": 0.0, "client_ms": 0.0, "config": config, "budget": 4096}
     service = ServiceTime(frame=frame, costs={1: cost}, noise=noise, **rest)
-    space: dict[str, Any] = {name: getattr(tuning, name) for name in tuning.__all__} | {
+    space: dict[str, Any] = {name: getattr(tuning, name) for name in vars(tuning)["__all__"]} | {
         "START_S": 61,
         "PRICE_PER_HOUR": 1.0,
         "OFF": 1.5,

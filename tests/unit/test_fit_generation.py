@@ -73,6 +73,7 @@ def test_an_engine_that_steps_otherwise_is_refused(model):
     engine = StaticBatchEngine(model, rows=3, cache_tokens=CACHE_TOKENS)
     with pytest.raises(AccelError, match="does not step as the simulator does"):
         accel.fit_generation_simulator(engine, seconds=0.1)
+    assert engine.stats().running == 0
     engine.close()
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from accel_lib.convert.generation import generation_to_openvino
+from accel_lib.convert.generation_onnx import generation_to_onnx
 from accel_lib.errors import EngineError, RequestError
 from accel_lib.generate import Event, GenerationEngine, Limits, Sampling, Stats
+from accel_lib.generate.onnxruntime import OnnxEngine
 from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.requests import check_request
 from accel_lib.generate.scheduler import Scheduler
@@ -48,7 +50,9 @@ def artifact(model):
     return generation_to_openvino(model, output=model.folder.parent / "openvino", progress=False)
 
 
-@pytest.fixture(scope="module", params=["transformers", "static", "torch", "openvino", "openvino without prefixes"])
+@pytest.fixture(
+    scope="module", params=["transformers", "static", "onnx", "torch", "openvino", "openvino without prefixes"]
+)
 def opened(request, model):
     limits = {"rows": ROWS, "cache_tokens": CACHE_TOKENS}
     engine: GenerationEngine
@@ -56,6 +60,9 @@ def opened(request, model):
         engine = TransformersEngine(model, **limits)
     elif request.param == "static":
         engine = StaticBatchEngine(model, **limits)
+    elif request.param == "onnx":
+        exported = generation_to_onnx(model, output=model.folder.parent / "onnx", progress=False)
+        engine = OnnxEngine(exported, threads=1, device="cpu", **limits)
     elif request.param == "torch":
         engine = TorchEngine(model, device="cpu", step_tokens=64, **limits)  # longer prompts are cut
     else:

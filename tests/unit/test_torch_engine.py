@@ -24,6 +24,7 @@ from accel_lib.generate.transformers import TransformersEngine
 from accel_lib.models import load_model, paged_operations
 from accel_lib.models.decoder import Decoder
 from accel_lib.models.paged_decoder import PagedDecoder
+from tests import causal
 from tests.generation import collect, greedy, ids_of, reference, run
 from tests.tiny import WORDS, llama_folder, tiny_prompts
 
@@ -91,6 +92,21 @@ def test_another_family_is_refused_by_name(tmp_path):
     )
     model = tiny(tmp_path, network=transformers.GPT2LMHeadModel(config))
     with pytest.raises(ModelError, match="gpt2"):
+        TorchEngine(model, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("gemma 2, windows and caps", "capped scores"),
+        ("gemma 3, wide windows", "two rotary embeddings"),
+        ("mistral, windows", "windows"),
+        ("phi3, half of a head turned", "turned in part"),
+    ],
+)
+def test_what_its_layers_do_not_compute_is_refused_by_name(family, said, tmp_path):
+    model = tiny(tmp_path, network=causal.FAMILIES[family]())
+    with pytest.raises(ModelError, match=said):
         TorchEngine(model, device="cpu")
 
 

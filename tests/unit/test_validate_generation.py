@@ -20,36 +20,12 @@ from accel_lib.generate.openvino import OpenVINOEngine, compute_properties
 from accel_lib.machine import inspect_machine
 from accel_lib.models import load_model
 from accel_lib.models.decoder import Decoder
+from tests.causal import CAPS, FAMILIES, GEMMA, LAYERS, SHAPE, SHORT_TOKENS, TEXTS
 from tests.generation import greedy, run
 from tests.tiny import SPECIAL, WORDS, llama_folder
 
 ov = pytest.importorskip("openvino")
-RANDOM = np.random.default_rng(5)
-TEXTS = [" ".join(f"w{word}" for word in RANDOM.integers(6, WORDS, 3 + index)) for index in range(16)]
-SHAPE = {
-    "vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 64, "max_position_embeddings": 256, "initializer_range": 0.4, "head_dim": 8, "bos_token_id": 0,
-    "eos_token_id": 1, "pad_token_id": 1,
-}  # fmt: skip
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 T = transformers
-FAMILIES = {
-    "llama": lambda: T.LlamaForCausalLM(T.LlamaConfig(**SHAPE)),
-    "llama, untied, biases": lambda: T.LlamaForCausalLM(
-        T.LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=False)
-    ),
-    "llama 3's rope": lambda: T.LlamaForCausalLM(T.LlamaConfig(**SHAPE, rope_parameters=LLAMA3)),
-    "yarn": lambda: T.LlamaForCausalLM(T.LlamaConfig(**SHAPE, rope_parameters=YARN)),
-    "one key-value head": lambda: T.LlamaForCausalLM(T.LlamaConfig(**SHAPE | {"num_key_value_heads": 1})),
-    "mistral": lambda: T.MistralForCausalLM(T.MistralConfig(**SHAPE, sliding_window=None)),
-    "qwen2": lambda: T.Qwen2ForCausalLM(T.Qwen2Config(**{k: v for k, v in SHAPE.items() if k != "head_dim"})),
-    "qwen3": lambda: T.Qwen3ForCausalLM(T.Qwen3Config(**SHAPE | {"head_dim": 16})),
-    "gemma": lambda: T.GemmaForCausalLM(T.GemmaConfig(**SHAPE | {"head_dim": 16})),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +92,7 @@ def test_the_decoder_is_transformers_own_network(family, tmp_path):
     for name, weight in theirs.named_parameters():
         if "norm" in name or "bias" in name:
             torch.nn.init.normal_(weight, 0.5, 0.2)
-    own = Decoder(theirs, tmp_path).eval()
+    own = Decoder(theirs, tmp_path, context_tokens=SHORT_TOKENS).eval()
     ids = torch.randint(0, WORDS, (2, 11))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
@@ -129,7 +105,9 @@ def test_the_decoder_is_transformers_own_network(family, tmp_path):
     torch.testing.assert_close(torch.cat([first, second], 1)[mask.bool()], wanted[mask.bool()], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama 3's rope", "qwen3", "gemma"])
+@pytest.mark.parametrize(
+    "family", ["llama 3's rope", "qwen3", "gemma", "gemma 3, wide windows", "phi3, half of a head turned"]
+)
 def test_each_family_is_converted_and_passes(family, tmp_path):
     torch.manual_seed(1)
     model = load_model(llama_folder(tmp_path / "own", network=FAMILIES[family]()), task="generation")
@@ -141,9 +119,13 @@ def test_each_family_is_converted_and_passes(family, tmp_path):
     ("network", "said"),
     [
         (lambda: T.GPT2LMHeadModel(T.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=WORDS)), "family gpt2"),
+        (FAMILIES["mistral, windows"], "a window of 4 tokens"),
+        (FAMILIES["gemma 3, windows and two ropes"], "a window of 4 tokens"),
+        (lambda: T.Gemma2ForCausalLM(T.Gemma2Config(**GEMMA, sliding_window=256, **CAPS)), "capped at 2.0"),
+        (FAMILIES["phi3, longrope"], "change beyond 64 tokens"),
         (
-            lambda: T.MistralForCausalLM(T.MistralConfig(**SHAPE, sliding_window=16)),
-            "a window of 16 tokens",
+            lambda: T.Gemma3ForCausalLM(T.Gemma3TextConfig(**GEMMA, use_bidirectional_attention=True, **LAYERS)),
+            "what comes later",
         ),
         (
             lambda: T.LlamaForCausalLM(
@@ -158,6 +140,17 @@ def test_what_is_computed_otherwise_is_refused_by_name(network, said, tmp_path):
     with pytest.raises(ModelError, match=said):
         generation_to_openvino(model, output=tmp_path / "made", progress=False)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("family", ["phi3, longrope", "mistral, windows of 64"])
+def test_what_changes_with_the_length_is_plain_within_it(family, tmp_path):
+    network = (
+        T.MistralForCausalLM(T.MistralConfig(**SHAPE, sliding_window=64)) if "64" in family else FAMILIES[family]()
+    )
+    model = load_model(llama_folder(tmp_path / "own", network=network), task="generation", max_length=SHORT_TOKENS)
+    artifact = generation_to_openvino(model, output=tmp_path / "made", progress=False)
+    assert validate_generation(artifact, reference=model, texts=TEXTS, threads=1).passed
+    assert artifact.manifest.max_length == SHORT_TOKENS
 
 
 def test_an_exact_conversion_gives_the_references_tokens_and_is_recorded(model, whole):
@@ -282,9 +275,12 @@ def test_the_public_calls_and_the_command_know_a_language_model(model, tmp_path)
     assert done.exit_code == 0, done.output
     assert "100.0% of tokens alike, 100% of answers equal" in done.output
     assert Artifact.load(tmp_path / "made").validated
-    refused = CliRunner().invoke(app, [*command, "--format", "onnx"])
+    refused = CliRunner().invoke(app, [*command, "--packed"])
     assert refused.exit_code
     assert Artifact.load(tmp_path / "made").manifest.format == "openvino"
+    done = CliRunner().invoke(app, [*command, "--format", "onnx"])
+    assert done.exit_code == 0, done.output
+    assert Artifact.load(tmp_path / "made").manifest.format == "onnx"
 
 
 def test_few_texts_and_unknown_precisions_are_refused(model, whole, tmp_path):
@@ -313,3 +309,12 @@ def test_an_engine_refuses_an_artifact_of_another_kind(whole):
     engine = OpenVINOEngine(whole, threads=1)
     assert run(engine, {"a": ([SPECIAL.index("user"), 9, 10], greedy(4, ignore_eos=True))})["a"]
     engine.close()
+
+
+def test_a_report_carries_what_a_language_model_does_here(whole):
+    done = CliRunner().invoke(app, ["report", "--generation", str(whole.folder)])
+    assert done.exit_code == 0, done.output
+    rows = [line.split("|")[1:5] for line in done.output.splitlines() if line.startswith(("| 1 |", "| 8 |"))]
+    assert [int(row[0]) for row in rows] == [1, 8]
+    assert all(float(cell) > 0 for row in rows for cell in row)
+    assert str(whole.folder) not in done.output

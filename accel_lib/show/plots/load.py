@@ -89,12 +89,16 @@ def _waterfall(title: str, spans: pd.Series[float], *, green: str) -> Axes:
 
 
 def batch_sizes(executions: pd.Series[Any]) -> Axes:
-    """How often Triton ran each batch size: the ``batch_sizes`` of a load run."""
-    mean = float(np.average(executions.index, weights=executions))
-    ax = canvas(f"Triton ran {number(mean)} requests at a time on average", rows=5)
-    ax.bar(executions.index.to_numpy(), executions.to_numpy(), color=BLUE, width=0.8)
+    """How many requests ran in batches of each size: from the ``batch_sizes`` of a load run, which are executions."""
+    sizes = executions.index.to_numpy()
+    requests = sizes * executions.to_numpy()
+    mean = float(np.average(sizes, weights=executions))
+    middle = sizes[np.searchsorted(np.cumsum(requests), requests.sum() / 2)]
+    title = f"Triton ran {number(mean)} requests at a time on average; half of them ran {middle} or more together"
+    ax = canvas(title, rows=5)
+    ax.bar(sizes, requests, color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
-    ax.set_ylabel("executions")
+    ax.set_ylabel("requests")
     ax.locator_params(axis="x", integer=True)
     return finish(ax, executions)
 
@@ -105,14 +109,13 @@ def latency(curve: RateCurve) -> Axes:
     ax = canvas(curve.headline, rows=6)
     x = frame["offered_per_s"].to_numpy()
     ax.axvline(curve.capacity, color=LIGHT, linewidth=1.4, zorder=0)
-    lines = (("p95_ms", VERMILLION, "from when it was due", 9), ("naive_p95_ms", BLUE, "on the client's clock", -15))
-    for column, color, words, up in lines:
-        ax.plot(x, frame[column], color=color, **LINE)
-        note(ax, words, (x[-1], frame[column].iloc[-1]), (0, up), ha="right", color=color)
-    ax.scatter([curve.capacity], [curve.closed.p95_ms], color=GREEN, marker="D", s=70, zorder=3)
-    note(ax, "closed loop ", (curve.capacity, curve.closed.p95_ms), (-8, -14), ha="right", color=GREEN)
-    where = ("data", "axes fraction")
-    note(ax, "capacity ", (curve.capacity, 1), (-4, -10), xycoords=where, ha="right", color=GREY)
+    lines = (("p95_ms", VERMILLION, "from when it was due"), ("naive_p95_ms", BLUE, "on the client's clock"))
+    for column, color, words in lines:
+        ax.plot(x, frame[column], color=color, label=words, **LINE)
+    at = [curve.capacity], [curve.closed.p95_ms]
+    ax.scatter(*at, color=GREEN, marker="D", s=70, zorder=3, label="closed loop")
+    ax.legend(frameon=False, fontsize=10, loc="upper left")
+    note(ax, "capacity", (curve.capacity, 0), (-4, 8), xycoords=("data", "axes fraction"), ha="right", color=GREY)
     log_axis(ax, "y")
     ax.margins(y=0.15)
     ax.set_xlabel("offered rate, requests per second")
