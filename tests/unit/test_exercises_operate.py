@@ -92,7 +92,13 @@ def after_the_day(request):
         "PRICE_PER_HOUR": 1.0,
         "OFF": 1.5,
     }
-    space |= {"accel": accel, "dataclasses": dataclasses, "manifests": manifests, "plots": plots}
+    space |= {
+        "check": SimpleNamespace(factor=1.5),
+        "accel": accel,
+        "dataclasses": dataclasses,
+        "manifests": manifests,
+        "plots": plots,
+    }
     space |= {"FOLDER": ROOT / "deploy" / "k8s", "replica": tuning.simulate_replica(service)}
     for cell in Notebook("11_to_kubernetes").code:
         if cell.id in ("predict", "signals", "fit", "burst", "policies", "trust"):
