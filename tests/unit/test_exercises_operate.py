@@ -65,7 +65,8 @@ def test_the_first_token_comes_sooner():
     known = [SimpleNamespace(question="", passage=n) for n in range(10)]
     near = [[n, *range(100, 119)] for n in range(10)]
     space: dict[str, Any] = {"accel": accel, "np": np, "timed": timed, "rerank": rerank, "fresh": itertools.count()}
-    judge("15_retrieve_rerank_generate", 0, space | {"known": known, "near": near})
+    best = [found[:4] for found in near]
+    judge("15_retrieve_rerank_generate", 0, space | {"known": known, "near": near, "best": best, "asked": [""] * 10})
 
 
 def test_a_question_without_an_answer_is_told_from_the_others():
