@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from accel_lib.artifact import Artifact
-from accel_lib.errors import require
+from accel_lib.errors import EngineError, require
 from accel_lib.formatting import number, percent, times
 from accel_lib.generate import Sampling
 from accel_lib.generate.open import open_generation
@@ -195,11 +195,22 @@ def time_steps(
         Lengths of the prompts whose first token is waited for, each alone.
     limits
         What `machine_limits` measured on the engine's device; None measures them.
+
+    Raises
+    ------
+    EngineError
+        The limits are of another device, or the artifact does not open.
     """
     room = 2 * (max(rows) * _ROW_TOKENS + max(prompt_tokens))
     engine = open_generation(artifact, rows=max(rows), cache_tokens=room)
     try:
         limits = limits or machine_limits(engine.device)
+        if limits.device.partition(":")[0] != engine.device.partition(":")[0]:
+            raise EngineError(
+                "These limits were measured on another device than the engine's.",
+                seen=f"{limits.device}, {engine.device}",
+                fix=f"time_steps(model, artifact, limits=machine_limits({engine.device!r}))",
+            )
         clock = _Clock(engine)
         clock.first_token_ms(_SHORT_PROMPT)  # what is done once is done
         decode: dict[int, list[float]] = {each: [] for each in rows}

@@ -1,5 +1,7 @@
 """Steps of generation: what is measured on a real engine, and what made-up numbers are said to mean."""
 
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ matplotlib.use("Agg")
 from accel_lib.bench import GenerationSteps, machine_limits, time_steps
 from accel_lib.bench.generation_steps import MachineLimits
 from accel_lib.convert.generation import generation_to_openvino
+from accel_lib.errors import EngineError
 from accel_lib.load import ModeComparison
 from accel_lib.models import load_model
 from accel_lib.show import plots
@@ -41,25 +44,31 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     model = load_model(llama_folder(folder / "tiny", tie_word_embeddings=False), task="generation")
     artifact = generation_to_openvino(model, output=folder / "openvino", progress=False)
-    return model, time_steps(model, artifact, rows=(1, 2, 4), prompt_tokens=(4, 64), limits=LIMITS)
+    return model, artifact, time_steps(model, artifact, rows=(1, 2, 4), prompt_tokens=(4, 64), limits=LIMITS)
 
 
 def test_each_number_of_rows_and_each_prompt_is_measured(measured):
-    _, found = measured
+    _, _, found = measured
     assert found.decode["rows"].tolist() == [1, 2, 4]
     assert found.prefill["tokens"].tolist() == [4, 64]
     assert (found.frame["ms"] > 0).all()
     assert found.decode["ms_low"].notna().all()
 
 
+def test_limits_of_another_device_are_refused(measured):
+    model, artifact, _ = measured
+    with pytest.raises(EngineError, match="another device"):
+        time_steps(model, artifact, limits=dataclasses.replace(LIMITS, device="cuda"))
+
+
 def test_weights_that_are_only_looked_up_are_not_counted(measured):
-    model, found = measured
+    model, _, found = measured
     table = model.network.get_input_embeddings().weight
     assert found.frame["weights"].iloc[0] == sum(w.numel() for w in model.network.parameters()) - table.numel()
 
 
 def test_the_limits_follow_from_bytes_and_from_arithmetic(measured):
-    _, found = measured
+    _, _, found = measured
     row = found.decode.iloc[-1]
     assert row["reading_ms"] == pytest.approx(1e3 * 4 * row["weights"] / 20e9)
     assert row["multiplying_ms"] == pytest.approx(1e3 * 2 * row["weights"] * 4 / 200e9)
