@@ -38,8 +38,9 @@ class Result(abc.ABC):
 
     @property
     def machine(self) -> str:
-        """The machine it was measured on."""
-        return str(self.frame.attrs["machine"])
+        """The machine it was measured on, or whose measurements it was simulated from."""
+        where = str(self.frame.attrs["machine"])
+        return f"simulated from measurements on {where}" if self.frame.attrs.get("simulated") else where
 
     @property
     def _table(self) -> pd.DataFrame:
@@ -103,6 +104,8 @@ _HEADINGS = {
     "top10_overlap": "10 nearest kept", "ndcg_at_10": "nDCG@10", "first": "right one first",
     "http_ms": "HTTP, key, JSON, ms", "received_kb": "response, KB",
     "bytes_each": "bytes per text", "changes": "changes per day", "late": "late requests", "share": "of capacity",
+    "ttft_p50_ms": "TTFT p50, ms", "ttft_p95_ms": "TTFT p95, ms",
+    "itl_p50_ms": "ITL p50, ms", "itl_p95_ms": "ITL p95, ms",
     "rate_per_s": "offered, requests/s", "kept_per_s": "in time, requests/s", "kept": "of them",
     "offered_per_s": "offered, texts/s", "simulated_per_s": "simulated, texts/s",
     "others": "CPU taken by others", "ms": "execution, ms", "predicted_ms": "fitted, ms",

@@ -41,9 +41,11 @@ NOTEBOOKS = (
     "11_to_kubernetes",
     "12_a_token_at_a_time",
     "13_batches_that_breathe",
+    "14_a_chat_service_under_load",
+    "15_retrieve_rerank_generate",
     "your_model",
 )
-MORE = ("more/response_cache", "more/rate_limiter", "more/split_model")
+MORE = ("more/response_cache", "more/rate_limiter", "more/split_model", "more/memory")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,8 @@ def _run_alone(
         run = _run(path, output / path.name, parameters, limit_s, nbval=nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
+    for fault in [] if run.failure or nbval else exercise_faults(_read(output / path.name).cells):
+        print(f"  {fault}", flush=True)
     return run
 
 
@@ -154,6 +158,20 @@ def summarize(runs: Sequence[NotebookRun], path: Path, *, status: int = 0, files
         **{file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files},
     }
     write_text(path, json.dumps(summary, indent=2) + "\n")
+
+
+def exercise_faults(cells: Sequence[Any]) -> list[str]:
+    """What does not hold in executed cells: an exercise that passes untouched, or a solution that does not pass."""
+    faults = []
+    for tag in ("check", "solution"):
+        tagged = [cell for cell in cells if tag in cell["metadata"].get("tags", [])]
+        for number, cell in enumerate(tagged, 1):
+            said = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+            if tag == "check" and "not yet" not in said:
+                faults.append(f"exercise {number} passes untouched")
+            if tag == "solution" and "not yet" in said:
+                faults.append(f"solution {number} does not pass: {said.strip()}")
+    return faults
 
 
 def keep_outputs(path: Path, copy: Path) -> None:
@@ -295,7 +313,7 @@ def main(
     print(f"{passed} of {len(runs)} notebooks passed in {time.monotonic() - started:.0f} s")
     if write:
         for path, run in zip(paths, runs, strict=True):
-            if not run.failure:
+            if not run.failure and not exercise_faults(_read(output / path.name).cells):
                 keep_outputs(path, output / path.name)
     raise typer.Exit(0 if passed == len(runs) else 1)
 

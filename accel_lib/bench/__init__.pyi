@@ -1,4 +1,4 @@
-from .ablation import ablate as ablate
+from .answers import compare_answers as compare_answers
 from .batching import compare_batching as compare_batching
 from .candidates import AS_THEY_COME as AS_THEY_COME
 from .candidates import ONE_BY_ONE as ONE_BY_ONE
@@ -10,4 +10,5 @@ from .quality import QualityJudge as QualityJudge
 from .quality import quality_judge as quality_judge
 from .ranking import compare_ranking as compare_ranking
 from .roofline import crossover as crossover
+from .speedup import recorded_engines as recorded_engines
 from .speedup import speedup_over_eager as speedup_over_eager

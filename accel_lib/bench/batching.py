@@ -11,11 +11,12 @@ import numpy as np
 from accel_lib.artifact import Artifact
 from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Strategy, budget, open_candidate
 from accel_lib.engines.batching import batch_tokens
-from accel_lib.formatting import change, percent, ratio
+from accel_lib.formatting import change, number, percent, ratio, times
 from accel_lib.measurement import Result, columns, highest, take_turns, to_frame
 from accel_lib.models import Model
 
 _TURNS = 11
+_ALIKE = 1.1  # times as fast: still about the same
 
 
 class Batching(Result):
@@ -31,6 +32,18 @@ class Batching(Result):
         if best["strategy"] in (first["strategy"], second["strategy"]):
             return said
         return f"{said}. Best: {best['strategy']}, {ratio(best, 'speedup')}"
+
+    @property
+    def explanation(self) -> str:
+        """What the second strategy's speed is made of: how fast tokens are computed, and how many of them are text."""
+        first, second = self.frame.iloc[:2].to_dict("records")
+        computes = second["padded_tokens_per_s"] / first["padded_tokens_per_s"]
+        text = (1 - second["padding"]) / (1 - first["padding"])
+        word = "faster than" if computes > _ALIKE else "slower than" if computes < 1 / _ALIKE else "as fast as"
+        rates = f"{number(second['padded_tokens_per_s'])} against {number(first['padded_tokens_per_s'])} tokens/s"
+        said = f"{second['strategy']} computes tokens {word} {first['strategy']} ({rates}, {times(computes)})"
+        product = f"{number(computes)} × {text:.2f} = {times(computes * text)}"
+        return f"{said}, and {percent(1 - second['padding'])} of them are text: {product}"
 
 
 def compare_batching(

@@ -11,15 +11,21 @@ from numpy.typing import NDArray
 from accel_lib.errors import AccelError
 from accel_lib.formatting import UNCHANGED, capital
 from accel_lib.measurement import Result, to_frame
-from accel_lib.models.model import Model
 from accel_lib.stats import mean_difference
 from accel_lib.texts.questions import Questions
 
 _DEEPEST = 10  # of nDCG
 
 
+class Embeds(Protocol):
+    """An embedding model, or one that is served."""
+
+    def encode(self, texts: list[str], /) -> NDArray[np.float32]:
+        """Vectors ``[n, dimension]``."""
+
+
 class Scores(Protocol):
-    """A model, or one that is served."""
+    """A reranker, or one that is served."""
 
     def encode(self, texts: list[str], seconds: list[str], /) -> NDArray[np.float32]:
         """Logits ``[n, 1]`` of pairs."""
@@ -53,13 +59,15 @@ class RankingComparison(Result):
         return f"Reranking {'helps' if self.gain > 0 else 'harms'}: {seen}"
 
 
-def compare_ranking(model: Model, reranker: Scores, questions: Questions, *, candidates: int = 20) -> RankingComparison:
+def compare_ranking(
+    model: Embeds, reranker: Scores, questions: Questions, *, candidates: int = 20
+) -> RankingComparison:
     """Rank passages by the vectors of a model, then the first of them again by a reranker.
 
     Parameters
     ----------
     model
-        An embedding model, which finds the candidates.
+        An embedding model, which finds the candidates: a `Model`, or a served one.
     reranker
         What scores pairs: a `Model`, or a served one.
     questions
@@ -80,7 +88,7 @@ def compare_ranking(model: Model, reranker: Scores, questions: Questions, *, can
     """
     if candidates < 2:
         raise AccelError("There is nothing to rank.", seen=f"candidates={candidates}", fix="candidates=20")
-    cosines = model.encode(questions.questions) @ model.encode(questions.passages).T
+    cosines = model.encode([*questions.questions]) @ model.encode([*questions.passages]).T
     order = np.argsort(-cosines, axis=1, kind="stable")
     answers = np.array(questions.answers)
     before = np.argmax(order == answers[:, None], axis=1) + 1

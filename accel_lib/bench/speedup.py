@@ -127,6 +127,21 @@ def recorded_speedup() -> SpeedupMap:
     return SpeedupMap(frame=frame)
 
 
+def recorded_engines() -> pd.DataFrame:
+    """Milliseconds of one batch by engine and size, recorded on a card that is not here: PyTorch and TensorRT in FP16.
+
+    Runs of several days, so that small differences say nothing. ``attrs["recorded"]`` names card, dates and model.
+    """
+    with (importlib.resources.files("accel_lib") / "data" / "recorded_engines.csv").open(encoding="utf-8") as file:
+        rows = pd.read_csv(file, dtype={"recorded": str})
+    rows = rows.sort_values(["batch_size", "tokens"], kind="stable")
+    size = rows["batch_size"].astype(str) + " × " + rows["tokens"].astype(str) + " tokens, ms"
+    table = rows.assign(size=size).pivot(index="engine", columns="size", values="ms")[list(dict.fromkeys(size))]
+    first, last = rows["recorded"].min(), rows["recorded"].max()
+    table.attrs["recorded"] = f"{rows['card'].iloc[0]}, {first} to {last} · {rows['model'].iloc[0]}"
+    return table
+
+
 def _candidate(model: Model, max_batch_size: int, max_length: int) -> Engine:
     """An engine tuned for one short text and for large batches, or CUDA graphs where TensorRT cannot build one."""
     small = Profile(min=(1, 1), opt=(1, min(32, max_length)), max=(min(8, max_batch_size), max_length))

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import accel_lib
-from accel_lib.cli import chat, load, tune
+from accel_lib.cli import chat, load, report, tune
 from accel_lib.errors import AccelError
 
 if TYPE_CHECKING:
@@ -65,16 +65,6 @@ def doctor() -> None:
     checkup = accel_lib.doctor()
     _table(str(checkup.machine), ("", "what", "seen", "what to do"), checkup.rows)
     raise typer.Exit(0 if checkup.ok else 1)
-
-
-@app.command()
-def report() -> None:
-    """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
-    checkup = accel_lib.doctor()
-    lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
-    lines += [f"| {mark} | {what} | {seen} |" for mark, what, seen, _ in checkup.rows]
-    lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
-    print("\n".join(lines))
 
 
 @app.command()
@@ -218,6 +208,7 @@ def ui(
 
 
 app.command()(load.load)
+app.command()(report.report)
 app.command()(chat.chat)
 app.command()(tune.sweep)
 app.command()(tune.tune)

@@ -22,6 +22,7 @@ from .rate_limiter import share_at_once as share_at_once
 from .response_cache import compare_response_cache as compare_response_cache
 from .response_cache import time_lookups as time_lookups
 from .response_cache import zipf_traffic as zipf_traffic
+from .rounds import compare_throughput as compare_throughput
 from .runner import LoadRun as LoadRun
 from .split_model import LAYOUTS as LAYOUTS
 from .split_model import compare_layouts as compare_layouts

@@ -16,7 +16,7 @@ import pandas as pd
 from accel_lib.formatting import UNCHANGED, capital, differs, listed, number, percent, times
 from accel_lib.load.rounds import MEASURES, in_rounds, ratios, speed, totals
 from accel_lib.load.runner import LoadRun, in_flight, load_test
-from accel_lib.measurement import Result, highest, to_frame
+from accel_lib.measurement import Result, highest, lowest, to_frame
 from accel_lib.stats import percentile, percentile_interval
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.config import ModelConfig
@@ -82,12 +82,32 @@ class Experiment(Result):
 
     @property
     def goodput(self) -> str:
-        """Which setting gives most responses within the target at the highest load, beside the first one."""
+        """Which settings give most responses within the target at the highest load, beside the first one.
+
+        Those whose interval reaches that of the best are named with it: no difference between them was seen.
+        """
         top = self.frame[self.frame["load"] == self.frame["load"].max()]
         base, best = top.iloc[0].to_dict(), highest(top, "goodput_per_s")
-        rates = [f"{row['setting']} {number(row['goodput_per_s'])} per second" for row in (base, best)]
-        most = ", the most" if base == best else ""
-        return f"Responses within {self.target_ms:g} ms {_at(base)}: {listed(list(dict.fromkeys(rates)))}{most}"
+        reach = top[~(top["goodput_per_s_high"] < best["goodput_per_s_low"])]
+        names = reach.sort_values("goodput_per_s", ascending=False)["setting"].tolist()
+        start = f"Responses within {self.target_ms:g} ms {_at(base)}"
+        most = f"{number(best['goodput_per_s'])} per second"
+        if len(names) > 1 and base["setting"] in names:
+            return f"{start}: {UNCHANGED} between {listed(names)}, up to {most}"
+        others = "" if base["setting"] in names else f"; {base['setting']} {number(base['goodput_per_s'])}"
+        return f"{start}: most with {listed(names)}, {most}{others}"
+
+    def least_busy(self, p95_ms: float) -> str:
+        """Which setting needs the least of the instances' time within a p95, at the highest load, beside the first."""
+        top = self.frame[self.frame["load"] == self.frame["load"].max()].dropna(subset=["busy"])
+        within = top[top["p95_ms"] <= p95_ms]
+        if within.empty:
+            return f"No setting holds a p95 of {p95_ms:g} ms {_at(self.frame.iloc[0])}"
+        least, base = lowest(within, "busy"), top.iloc[0]
+        said = f"Within a p95 of {p95_ms:g} ms {_at(base)}, {least['setting']} keeps the instances busy for "
+        if least["setting"] == base["setting"]:
+            return f"{said}{percent(least['busy'])} of the time, the least of all"
+        return f"{said}{percent(least['busy'])} of the time, {base['setting']} for {percent(base['busy'])}"
 
     @property
     def rejections(self) -> pd.DataFrame:

@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import RequestError
-from accel_lib.formatting import number, percent
+from accel_lib.formatting import UNCHANGED, number, percent
 from accel_lib.measurement import Result, to_frame
-from accel_lib.stats import overlap
+from accel_lib.stats import mean_interval, overlap
 
 _HEADERS = {"tokenize_ms": "x-tokenization-time", "queue_ms": "x-queue-time", "compute_infer_ms": "x-inference-time"}
 _BASE64 = {"encoding_format": "base64"}
-_NOTICEABLE = 0.05  # a smaller share of the time is no difference
 
 
 class Gateway(Protocol):
@@ -34,7 +33,8 @@ class LatencyBreakdown(Result):
     """Where the time of requests goes; `frame` has one row a kind of request.
 
     Its columns: ``request``; in mean milliseconds ``client_ms`` (the client and the connection), ``http_ms`` (the
-    gateway's HTTP, key and JSON), ``tokenize_ms``, ``queue_ms``, ``compute_infer_ms``, ``total_ms``; ``received_kb``.
+    gateway's HTTP, key and JSON), ``tokenize_ms``, ``queue_ms``, ``compute_infer_ms``, ``total_ms`` with ``_low`` and
+    ``_high``; ``received_kb``.
     """
 
     @property
@@ -47,13 +47,13 @@ class LatencyBreakdown(Result):
         """The model's share of the first kind of request, and what base64 saves of the last one."""
         first, plain, packed = (self.frame.iloc[row] for row in (0, -2, -1))
         saved = 1 - packed["total_ms"] / plain["total_ms"]
-        effect = f"{percent(abs(saved))} {'faster' if saved > 0 else 'slower'} than"
-        if abs(saved) <= _NOTICEABLE:
-            effect = "as fast as"
+        effect = f"{percent(abs(saved))} {'less' if saved > 0 else 'more'} time than"
+        if packed["total_ms_low"] <= plain["total_ms_high"] and plain["total_ms_low"] <= packed["total_ms_high"]:
+            effect = f"{UNCHANGED} from"
         other = plain["request"].rpartition(", ")[2]
         return (
             f"Of {number(first['total_ms'])} ms for {first['request']} the model takes {percent(self.model_share)}; "
-            f"{packed['request']} is {effect} {other}"
+            f"{packed['request']}: {effect} {other}"
         )
 
 
@@ -80,7 +80,7 @@ def latency_breakdown(
 ) -> LatencyBreakdown:
     """Where the time of a request goes: with the first text alone, with all, and with the vectors in base64.
 
-    `repeats` requests of each kind are sent in turns.
+    `repeats` requests of each kind, two or more, are sent in turns.
     """
     many = f"{len(texts)} texts"
     kinds: dict[str, dict[str, Any]] = {
@@ -95,8 +95,8 @@ def latency_breakdown(
                 one = _timed(client, {"model": model, "truncate": "END"} | fields)
                 if turn:  # the first turn warms up
                     spent[kind].append(one)
-    rows = [
-        {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]}
+    rows: list[dict[str, Any]] = [
+        {"request": kind} | {part: float(np.mean([one[part] for one in ones])) for part in ones[0]} | _interval(ones)
         for kind, ones in spent.items()
     ]
     return LatencyBreakdown(frame=to_frame(rows))
@@ -130,6 +130,11 @@ def read_vectors(body: Mapping[str, Any]) -> NDArray[np.float32]:
     if isinstance(found[0], str):
         found = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in found]
     return np.array(found, dtype=np.float32)
+
+
+def _interval(ones: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    low, high = mean_interval([one["total_ms"] for one in ones])
+    return {"total_ms_low": low, "total_ms_high": high}
 
 
 def _timed(client: httpx.Client, body: Mapping[str, Any]) -> dict[str, float]:

@@ -132,7 +132,9 @@ def generation_load_test(
     )
     sent_s = _run(generator, due, None if requests else seconds or _SECONDS)
     frame, pieces = _tables(opened, generator, prompts[warmup:])
-    offered_s = sent_s if rate is None or requests else seconds or _SECONDS
+    offered_s = sent_s
+    if rate is not None:
+        offered_s = requests / rate if requests else seconds or _SECONDS
     return GenerationLoadRun(
         frame=frame,
         tokens=pieces,
@@ -186,7 +188,8 @@ def _due(
 ) -> NDArray[np.float64] | None:
     if rate is None or requests is None:
         return due_times(rate, arrivals, seconds or _SECONDS, seed)
-    return np.cumsum(np.random.default_rng(seed).exponential(1 / rate, requests))
+    # Given their number, the arrivals of a Poisson process are uniform: that many at exactly this rate.
+    return np.sort(np.random.default_rng(seed).uniform(0, requests / rate, requests))
 
 
 def _requests(

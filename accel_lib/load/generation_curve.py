@@ -93,9 +93,9 @@ def generation_curve(
     if capacity is None:
         capacity = generation_load_test(target, clients=clients, seed=seed, **how).capacity
     runs, rows = [], []
-    for turn, share in enumerate(shares):
+    for share in shares:
         progress.tick(f"{share:.0%} of {number(capacity)} requests/s")
-        run = generation_load_test(target, rate=share * capacity, seed=seed + turn, **how)
+        run = generation_load_test(target, rate=share * capacity, seed=seed, **how)
         runs.append(run)
         rows.append({"share": share} | _row(run))
     progress.clear()

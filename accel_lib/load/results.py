@@ -83,9 +83,9 @@ class Run(Result):
             row[f"p{q}_ms_low"], row[f"p{q}_ms_high"] = percentile_interval(ms, q) if len(ms) else (np.nan, np.nan)
         return pd.DataFrame([row | self._details() | {"errors": sum(self.errors.values())}])
 
-    def rates(self, slices: int = 10) -> NDArray[np.float64]:
-        """Texts/s in each of equal slices of the run."""
-        done = self._answered
+    def rates(self, slices: int = 10, *, target_ms: float = np.inf) -> NDArray[np.float64]:
+        """Texts/s that were answered within `target_ms`, in each of equal slices of the run."""
+        done = self._answered[self._answered["ms"] <= target_ms]
         ended = (done["start_s"] + done["ms"] / 1e3).to_numpy()
         rows = np.histogram(ended, bins=slices, range=(0, self.seconds), weights=done["rows"])[0]
         return np.asarray(rows * slices / self.seconds)

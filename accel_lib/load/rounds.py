@@ -148,8 +148,8 @@ def whole(run: LoadRun) -> LoadRun:
 def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str, float]:
     """Throughput and latencies of runs together, as columns.
 
-    ``texts_per_s`` and ``p95_ms`` with ``_low`` and ``_high``, ``p50_ms``, ``goodput_per_s`` (within `target_ms`),
-    and ``refused``, the share of the requests that failed.
+    ``texts_per_s``, ``p95_ms`` and ``goodput_per_s`` (within `target_ms`) with ``_low`` and ``_high``, ``p50_ms``, and
+    ``refused``, the share of the requests that failed.
     """
     ms = _latencies(runs)
     row = {"texts_per_s": float(np.mean([run.throughput for run in runs]))}
@@ -157,6 +157,7 @@ def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str,
     row |= {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
     row["p95_ms_low"], row["p95_ms_high"] = percentile_interval(ms, 95)
     row["goodput_per_s"] = float(np.mean([run.goodput(target_ms) for run in runs]))
+    row["goodput_per_s_low"], row["goodput_per_s_high"] = median_interval(_rates(runs, target_ms=target_ms))
     asked = sum(len(run.frame) for run in runs)
     return row | {"refused": sum(sum(run.errors.values()) for run in runs) / asked}
 
@@ -176,6 +177,14 @@ def ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun], *, slices: int = 0)
     return row | {"p95_ratio_low": low / other_high, "p95_ratio_high": high / other_low}
 
 
+def compare_throughput(run: LoadRun, base: LoadRun) -> str:
+    """How a run's throughput compares with another's, in a sentence, or that there is no significant difference."""
+    row = ratios([run], [base])
+    if not differs(row, "speedup"):
+        return f"{capital(UNCHANGED)} in throughput between {run.load} and {base.load}"
+    return f"{capital(run.load)}: {ratio(row, 'speedup')} the throughput of {base.load}"
+
+
 def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
     """What Triton counted, the runs together, and their seconds; None where reloads set all its counts back."""
     counted = [(run.statistics, run.seconds) for run in runs if run.statistics and run.statistics.requests]
@@ -184,10 +193,10 @@ def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
     return functools.reduce(operator.add, (part for part, _ in counted)), sum(seconds for _, seconds in counted)
 
 
-def _rates(runs: Sequence[LoadRun], slices: int = 0) -> NDArray[np.float64]:
+def _rates(runs: Sequence[LoadRun], slices: int = 0, *, target_ms: float = float("inf")) -> NDArray[np.float64]:
     """Texts/s in slices of the runs."""
     counts = (slices or int(np.clip(r.seconds * 1e3 / (_SLICE_LATENCIES * r.p50_ms), 1, _MOST_SLICES)) for r in runs)
-    return np.concatenate([run.rates(count) for run, count in zip(runs, counts, strict=True)])
+    return np.concatenate([run.rates(count, target_ms=target_ms) for run, count in zip(runs, counts, strict=True)])
 
 
 def _latencies(runs: Sequence[LoadRun]) -> NDArray[np.float64]:

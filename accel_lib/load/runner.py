@@ -84,9 +84,7 @@ class LoadRun(Run):
     def headline(self) -> str:
         """Throughput and latency, what the time went into, and what went wrong."""
         run = self.summary.iloc[0]
-        load = f"with {in_flight(self.concurrency)}"
-        if not self.concurrency:
-            load = f"of {number(self.offered)} texts/s offered"
+        load = f"with {self.load}" if self.concurrency else f"of {self.load}"
         latency = f"p50 {number(self.p50_ms)} ms, p95 {number(self.p95_ms)} ms"
         said = f"{number(self.throughput)} texts/s {load}: {latency}"
         if "queue_ms" in run:
@@ -98,6 +96,11 @@ class LoadRun(Run):
         if self.generator_bound:
             said += ". The generator was the bottleneck, so this says nothing about the server's limit"
         return self._and_stopped(said)
+
+    @property
+    def load(self) -> str:
+        """What was put on the model, in words."""
+        return in_flight(self.concurrency) if self.concurrency else f"{number(self.offered)} texts/s offered"
 
     @property
     def explanation(self) -> str:

@@ -49,6 +49,18 @@ class Trial(Result):
         return self.difference.sentence(f"version {self.a}", f"version {self.b}", "right answers")
 
     @property
+    def alarms(self) -> int:
+        """Looks at which the fixed-horizon interval leaves out zero and the sequential one does not."""
+        return sum(_leaves_out_zero(self.course, "") & ~_leaves_out_zero(self.course, "anytime_"))
+
+    @property
+    def peeking(self) -> str:
+        """At how many looks each interval leaves out zero: that often, who looks would have stopped."""
+        once, always = (sum(_leaves_out_zero(self.course, kind)) for kind in ("", "anytime_"))
+        looks = f"Of {len(self.course)} looks the fixed-horizon interval leaves out zero at {once}"
+        return f"{looks}, the sequential one at {always}"
+
+    @property
     def course(self) -> pd.DataFrame:
         """How the difference settled, request by request: see `narrowing`."""
         return narrowing(self.answers["version"].to_list(), self.answers["right"], a=self.a, b=self.b)
@@ -155,6 +167,10 @@ def _by_version(answers: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
         shares = {"right": right / max(1, n), "right_low": low, "right_high": high}
         rows.append({"name": f"version {version}", "requests": n} | shares | {"p50_ms": own["ms"].median()})
     return to_frame(rows)
+
+
+def _leaves_out_zero(course: pd.DataFrame, kind: str) -> pd.Series[bool]:
+    return (course[f"{kind}low"] > 0) | (course[f"{kind}high"] < 0)
 
 
 def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, looks: int = 40) -> pd.DataFrame:

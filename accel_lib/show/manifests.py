@@ -19,7 +19,7 @@ _WHY = {
     "HorizontalPodAutoscaler": "adds and removes pods by the queue time",
     "PodDisruptionBudget": "lets maintenance take one pod at a time",
     "NetworkPolicy": "closes every connection but those in use",
-    "Job": "converts and builds the models on the GPU that will serve",
+    "Job": "builds the models on the GPU that serves them",
     "PersistentVolumeClaim": "keeps what was built",
     "ServiceAccount": "an identity without any right",
 }

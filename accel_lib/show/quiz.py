@@ -27,7 +27,7 @@ class Guess:
     question, unit
         What was asked, and the unit of the answer.
     default
-        Taken when the reader gave no answer.
+        A usual guess, taken when the reader gave none.
     widget
         The ipywidgets input, or None in a run without a reader.
     """
@@ -38,12 +38,15 @@ class Guess:
     widget: Any = None
 
     @property
+    def own(self) -> float | str | None:
+        """What the reader herself said; None where she said nothing."""
+        answer: float | str | None = getattr(self.widget, "value", None)
+        return _parse(answer) if isinstance(answer, str) and self.widget.has_trait("placeholder") else answer
+
+    @property
     def value(self) -> float | str | None:
         """The guess: a number, a word, or None where there is none."""
-        answer = getattr(self.widget, "value", None)
-        if isinstance(answer, str) and self.widget.has_trait("placeholder"):
-            answer = _parse(answer)
-        return self.default if answer is None else answer
+        return self.default if self.own is None else self.own
 
 
 def guess(question: str, default: float | str | None = None, unit: str = "", *, choices: Sequence[str] = ()) -> Guess:
@@ -54,7 +57,7 @@ def guess(question: str, default: float | str | None = None, unit: str = "", *, 
     question
         What to predict.
     default
-        Taken when the reader gives no answer, or there is none (``ACCEL_HEADLESS=1``).
+        A guess that a sensible reader would make: taken when she makes none, or there is none (``ACCEL_HEADLESS=1``).
     unit
         Unit of a number, such as ``"ms"``.
     choices
@@ -73,9 +76,9 @@ def guess(question: str, default: float | str | None = None, unit: str = "", *, 
     No guess given; it was 61 ms.
     """
     if not live_notebook() or importlib.util.find_spec("ipywidgets") is None:
-        taken = f"; taking {_say(default, unit)}" if default is not None else ""
+        taken = f"a usual guess: {_say(default, unit)}" if default is not None else "no guess given"
         options = f" {' / '.join(choices)}" if choices else ""
-        print(f"{question}{options} (no guess given{taken})")
+        print(f"{question}{options} ({taken})")
         return Guess(question=question, unit=unit, default=default)
     import ipywidgets
 
@@ -100,19 +103,20 @@ def reveal(guess: Guess | float | str | None, actual: float | str) -> None:
     actual
         The measured answer, in the unit of the question.
     """
-    unit = guess.unit if isinstance(guess, Guess) else ""
-    value = guess.value if isinstance(guess, Guess) else guess
-    print(_verdict(value, actual, unit))
+    if isinstance(guess, Guess):
+        print(_verdict(guess.value, actual, guess.unit, "The guess was" if guess.own is None else "You said"))
+    else:
+        print(_verdict(guess, actual, "", "You said"))
 
 
-def _verdict(value: float | str | None, actual: float | str, unit: str) -> str:
+def _verdict(value: float | str | None, actual: float | str, unit: str, said: str) -> str:
     truth = _say(actual, unit)
     if value is None:
         return f"No guess given; it was {truth}."
     if isinstance(value, str) or isinstance(actual, str):
         same = str(value).strip().casefold() == str(actual).strip().casefold()
-        return f"You said {_say(value, unit)}{', and so it was' if same else f'; it was {truth}'}."
-    start = f"You said {_say(value, unit)}, it was {truth}"
+        return f"{said} {_say(value, unit)}{', and so it was' if same else f'; it was {truth}'}."
+    start = f"{said} {_say(value, unit)}, it was {truth}"
     if value == actual:
         return f"{start}: exactly right."
     if value <= 0 or actual <= 0:

@@ -44,9 +44,9 @@ class Curve(Result):
         measured = self.frame[self.frame["kind"] == "measured"]
         if measured.empty:
             return f"{said}: {ends}"
-        off = (simulated[measured["share"]].to_numpy() / measured["p95_ms"].to_numpy()) - 1
-        error = percent(float(np.median(np.abs(off))))
-        return f"{said}: {ends}. Measured, the prediction is off by {error} in the median"
+        ratios = measured["p95_ms"].to_numpy() / simulated[measured["share"]].to_numpy()
+        span = times(ratios[0]) if len(ratios) == 1 else f"{number(ratios.min())} to {times(ratios.max())}"
+        return f"{said}: {ends}. Measured p95s are {span} the simulated ones"
 
     def at(self, share: float) -> float:
         """The simulated p95 at a share of capacity, ms."""

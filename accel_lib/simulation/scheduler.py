@@ -2,7 +2,8 @@
 
 Requests of one row each wait in a queue, by priority. The batcher moves them into a payload; a payload that waits for
 an instance grows until an instance takes it, and two payloads per instance may wait. With priorities, a timeout or a
-queue size none waits: Triton then makes a payload only once an instance is idle.
+queue size none waits: Triton then makes a payload only once an instance is idle. Instances that compute at the same
+time slow each other down for as long as they do.
 
 Not simulated: without such payloads, Triton 24.10 does not notice that an instance becomes idle. It looks when a
 request is queued, or half a second later; so with a full queue, instances were seen idle for that long.
@@ -38,20 +39,31 @@ class _Payload:
         self.scheduled = self.closed = False
 
 
+class _Execution:
+    """What an instance computes, since when, and the seconds that it would still take alone."""
+
+    __slots__ = ("began_s", "left_s", "requests")
+
+    def __init__(self, requests: Sequence[int], left_s: float, began_s: float) -> None:
+        self.requests, self.left_s, self.began_s = requests, left_s, began_s
+
+
 class Scheduler:
     """One model's batcher and instances.
 
-    `service_s` gives the seconds of an execution, from the numbers of its requests and how many instances compute, its
-    own included. `answer` is called with a request's number, the time in seconds, and why it was refused (empty if it
-    was not). `gap_s` passes from a response to the instance's next execution.
+    `service_s` gives the seconds of an execution alone, from the numbers of its requests; `slowdown` how many times as
+    long it takes while a number of instances compute. `answer` is called with a request's number, the time in seconds,
+    why it was refused (empty if it was not) and the seconds that its execution took. `gap_s` passes from a response to
+    the instance's next execution.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        service_s: Callable[[Sequence[int], int], float],
-        answer: Callable[[int, float, str], None],
+        service_s: Callable[[Sequence[int]], float],
+        answer: Callable[[int, float, str, float], None],
         *,
+        slowdown: Callable[[int], float] = lambda _: 1.0,
         gap_s: float = 0.0,
     ) -> None:
         batching = config.dynamic_batching
@@ -60,8 +72,8 @@ class Scheduler:
         self._largest = max(self._preferred)
         self._delay_s = config.max_queue_delay_us / 1e6 if batching else 0.0
         self._ahead = not (config.priority_levels or config.queue_timeout_us or config.max_queue_size)
-        self._queue = RequestQueue(config, answer)
-        self._service_s, self._answer, self._gap_s = service_s, answer, gap_s
+        self._queue = RequestQueue(config, lambda request, now, reason: answer(request, now, reason, 0.0))
+        self._service_s, self._answer, self._slowdown, self._gap_s = service_s, answer, slowdown, gap_s
         self._instances = self._idle = config.instance_count
         self._waiting: deque[_Payload] = deque()
         self._payload = _Payload()
@@ -74,7 +86,9 @@ class Scheduler:
         self.batch_sizes: list[int] = []  # of each execution
         self.busy_s = 0.0  # summed over the instances
         self.any_busy_s = 0.0  # in which at least one computes
-        self._computing, self._since_s = 0, 0.0
+        self._computing: list[_Execution] = []
+        self._changed_s = 0.0  # when an execution last began or ended
+        self._changes = 0
         self.ended_s = 0.0
 
     def send(self, request: int, at_s: float, priority: int = 0, timeout_us: int = 0) -> None:
@@ -93,12 +107,8 @@ class Scheduler:
                 elif self._look_at == float("inf"):
                     self._look(now + _NAP_S - (now - self._awake_s) % _NAP_S)
             elif kind == _DONE:
-                self.ended_s = now
-                self._computing -= 1
-                self.any_busy_s += 0.0 if self._computing else now - self._since_s
-                for request in what:
-                    self._answer(request, now, "")
-                self._push(now + self._gap_s, _FREE, ())
+                if what[0] == self._changes:  # else another execution has begun or ended since
+                    self._finish(now)
             elif kind == _FREE:
                 self._idle += 1
                 if not waiting:
@@ -175,9 +185,36 @@ class Scheduler:
                 break
             payload.requests += self._waiting.popleft().requests
         self._idle -= 1
-        spent = self._service_s(payload.requests, self._instances - self._idle)
         self.batch_sizes.append(len(payload.requests))
-        self.busy_s += spent
-        self._since_s = self._since_s if self._computing else now
-        self._computing += 1
-        self._push(now + spent, _DONE, payload.requests)
+        self._compute_until(now)
+        self._computing.append(_Execution(payload.requests, self._service_s(payload.requests), now))
+        self._expect_end(now)
+
+    def _finish(self, now: float) -> None:
+        """The execution with the least left to do is done."""
+        self._compute_until(now)
+        done = min(self._computing, key=lambda execution: execution.left_s)
+        self._computing.remove(done)
+        self.ended_s = now
+        self._expect_end(now)
+        for request in done.requests:
+            self._answer(request, now, "", now - done.began_s)
+        self._push(now + self._gap_s, _FREE, ())
+
+    def _compute_until(self, now: float) -> None:
+        """Work off what the instances computed since one of them last began or ended."""
+        passed_s, busy = now - self._changed_s, len(self._computing)
+        self._changed_s = now
+        if busy:
+            done_s = passed_s / self._slowdown(busy)
+            for execution in self._computing:
+                execution.left_s -= done_s
+            self.busy_s += busy * passed_s
+            self.any_busy_s += passed_s
+
+    def _expect_end(self, now: float) -> None:
+        """Schedule the end of the next execution, which changes when others begin or end before."""
+        self._changes += 1
+        if self._computing:
+            left_s = max(0.0, min(execution.left_s for execution in self._computing))
+            self._push(now + left_s * self._slowdown(len(self._computing)), _DONE, (self._changes,))

@@ -25,7 +25,7 @@ class Cost:
     row: float
     token: float
     square: float  # each token times its row's width: attention
-    crowding: float = 1.0  # times as long an execution takes while every instance computes
+    crowding: float = 1.0  # times as long an execution takes while every instance computes: they share cores
     gap: float = 0.0  # from a response to the same instance's next execution
     cores: float = math.nan  # CPU cores that an execution keeps busy; NaN if not measured
     request_cpu: float = math.nan  # CPU time of a request outside of executions; NaN if not measured
@@ -72,19 +72,31 @@ class ServiceTime(Result):
             fix=f"accel_lib.fit_simulator(served, texts, instance_counts=({known}, {config.instance_count}))",
         )
 
-    def of(self, config: ModelConfig) -> Callable[[Sequence[int], int], float]:
-        """A function from the tokens of an execution's rows, and how many instances compute, to its mean seconds."""
-        cost, budget, others = self.cost(config), config.max_batch_tokens or self.budget, config.instance_count - 1
-        slower = (cost.crowding - 1) / others if others else 0.0
+    def of(self, config: ModelConfig) -> Callable[[Sequence[int]], float]:
+        """A function from the tokens of an execution's rows to the mean seconds that it takes alone."""
+        cost, budget = self.cost(config), config.max_batch_tokens or self.budget
         cut = functools.partial(calls, budget=budget, packed=self.packed, padded_attention=self.padded_attention)
 
-        def seconds(tokens: Sequence[int], busy: int = 1) -> float:
+        def seconds(tokens: Sequence[int]) -> float:
             ms = cost.execution
             for rows, computed, squares in cut(tokens):
                 ms += cost.call + rows * cost.row + computed * cost.token + squares * cost.square
-            return ms * (1 + slower * (busy - 1)) / 1e3
+            return ms / 1e3
 
         return seconds
+
+    def slowdown(self, config: ModelConfig) -> Callable[[int], float]:
+        """A function from how many instances compute to how many times as long each of them takes meanwhile."""
+        others = config.instance_count - 1
+        each = (self.cost(config).crowding - 1) / others if others else 0.0
+        return lambda busy: 1 + each * (busy - 1)
+
+    def scaled(self, config: ModelConfig, factor: float) -> ServiceTime:
+        """The same with executions that take `factor` times as long at the number of instances of a configuration."""
+        cost = self.cost(config)
+        longer = {name: getattr(cost, name) * factor for name in ("execution", "call", "row", "token", "square")}
+        costs = dict(self.costs) | {config.instance_count: dataclasses.replace(cost, **longer)}
+        return dataclasses.replace(self, costs=costs)
 
 
 def calls(

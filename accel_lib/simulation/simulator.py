@@ -150,7 +150,8 @@ class _Loop:
         self._ended = [np.nan] * count
         self._refused: dict[int, str] = {}
         self._executed = 0
-        self._scheduler = Scheduler(config, self._execute, self._answer, gap_s=service.cost(config).gap / 1e3)
+        gap_s, slowdown = service.cost(config).gap / 1e3, service.slowdown(config)
+        self._scheduler = Scheduler(config, self._execute, self._answer, slowdown=slowdown, gap_s=gap_s)
 
     def send(self, number: int, at_s: float, priority: int, timeout_us: int) -> None:
         self._sent[number] = at_s
@@ -161,16 +162,15 @@ class _Loop:
             self.send(index, at_s, priority, timeout_us)
             break
 
-    def _execute(self, indices: Sequence[int], busy: int) -> float:
-        tokens, model = self._tokens, self._model
-        spent = self._seconds([tokens[index] for index in indices], busy) * self._noise[self._executed]
+    def _execute(self, indices: Sequence[int]) -> float:
+        tokens = self._tokens
+        alone_s = self._seconds([tokens[index] for index in indices]) * self._noise[self._executed]
         self._executed += 1
-        for index in indices:
-            model[index] = spent
-        return float(spent)
+        return float(alone_s)
 
-    def _answer(self, number: int, at_s: float, refusal: str) -> None:
-        self._waited[number] = at_s - self._sent[number] - self._way_s - self._model[number]
+    def _answer(self, number: int, at_s: float, refusal: str, spent_s: float) -> None:
+        self._model[number] = spent_s
+        self._waited[number] = at_s - self._sent[number] - self._way_s - spent_s
         self._client_s = max(at_s + self._way_s, self._client_s) + self._each_s
         self._ended[number] = self._client_s
         if refusal:

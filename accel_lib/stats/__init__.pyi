@@ -15,5 +15,6 @@ from .quality import QualityClass as QualityClass
 from .quality import measure_quality as measure_quality
 from .similarity import agreement as agreement
 from .similarity import cosine as cosine
+from .similarity import kept_neighbours as kept_neighbours
 from .similarity import neighbours as neighbours
 from .similarity import overlap as overlap

@@ -13,6 +13,10 @@ import numpy as np
 
 from accel_lib.errors import TextError
 from accel_lib.texts import corpora, files
+from accel_lib.texts.questions import Questions as Questions
+from accel_lib.texts.questions import ShortAnswer as ShortAnswer
+from accel_lib.texts.questions import load_questions as load_questions
+from accel_lib.texts.questions import load_short_answers as load_short_answers
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -44,10 +44,14 @@ def blocks(corpus: str) -> list[list[str]]:
 _DANGLING = frozenset(" ".join(lines("function-words")).split())
 
 
+def table(name: str) -> list[dict[str, str]]:
+    """Rows of a shipped table, such as ``"sentiment"``."""
+    return list(csv.DictReader(io.StringIO((_DATA / f"{name}.csv").read_text(encoding="utf-8"))))
+
+
 def sentiment(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Texts and labels of one split of the sentiment set, ``"train"`` or ``"test"``."""
-    text = (_DATA / "sentiment.csv").read_text(encoding="utf-8")
-    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["split"] == split]
+    rows = [row for row in table("sentiment") if row["split"] == split]
     return tuple(row["text"] for row in rows), tuple(row["label"] for row in rows)
 
 

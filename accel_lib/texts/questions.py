@@ -6,6 +6,7 @@ Line n of ``questions.txt`` asks what line n of ``passages.txt`` answers, in oth
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -76,3 +77,41 @@ def load_questions(split: Literal["train", "test"] = "train") -> Questions:
         if chosen or split == "test":
             passages += told
     return Questions(questions=questions, passages=passages, answers=answers, name=f"questions-{split}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortAnswer:
+    """A question and how to tell a right answer to it: one of some words is in it.
+
+    Parameters
+    ----------
+    question
+        The question, which holds none of the words.
+    words
+        Any of them, as a whole word in upper or lower case, makes an answer right; none where no passage answers.
+    passage
+        Index of the passage that answers, in ``load_texts("passages")``; None where none does.
+    """
+
+    question: str
+    words: Sequence[str]
+    passage: int | None
+
+    def accepts(self, answer: str) -> bool:
+        """Whether an answer holds one of the words. It may say something wrong beside it: this does not see that."""
+        return any(re.search(rf"\b{re.escape(word)}\b", answer, re.IGNORECASE) for word in self.words)
+
+
+def load_short_answers() -> list[ShortAnswer]:
+    """Questions with the words of a right answer: 82 on the subjects of ``load_questions("test")``, and 24 without one.
+
+    The 24 are in no passage; half of them are on a subject that the passages have.
+    """
+    return [
+        ShortAnswer(
+            question=row["question"],
+            words=row["words"].split("|") if row["words"] else (),
+            passage=int(row["passage"]) if row["passage"] else None,
+        )
+        for row in corpora.table("short-answers")
+    ]

@@ -1,4 +1,5 @@
 from .autoscale import Hpa as Hpa
+from .autoscale import burst_load as burst_load
 from .autoscale import compare_policies as compare_policies
 from .autoscale import daily_load as daily_load
 from .autoscale import replay as replay

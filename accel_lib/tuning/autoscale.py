@@ -122,35 +122,55 @@ class Policies(Result):
     replays: tuple[Replay, ...]
 
     @property
+    def best(self) -> str:
+        """The cheapest policy that keeps the target; empty if none does."""
+        kept = self.frame[self.frame["late"] <= MOST_LATE]
+        return "" if kept.empty else str(lowest(kept, "cost_per_million")["name"])
+
+    @property
     def headline(self) -> str:
         """Which policy meets the target for the least."""
         kept = self.frame[self.frame["late"] <= MOST_LATE]
         if kept.empty:
             best = lowest(self.frame, "late")
             return f"No policy keeps the target: {best['name']} comes closest, with {percent(best['late'])} late"
-        best, dearest = lowest(kept, "cost_per_million"), highest(self.frame, "cost_per_million")
+        best, dearest = lowest(kept, "cost_per_million"), highest(kept, "cost_per_million")
         price = number(best["cost_per_million"])
         less = percent(1 - best["cost_per_million"] / dearest["cost_per_million"])
         said = f"{best['name']} keeps the target for the least: {price} per million requests"
         return capital(f"{said}, {less} less than {dearest['name']}" if best["name"] != dearest["name"] else said)
 
-    @property
-    def burst_minutes(self) -> dict[str, float]:
-        """Minutes from the burst of `daily_load` until the p95 was back within the target for good; NaN if never."""
-        return {each.name: each.minutes_after(BURST_HOUR) for each in self.replays}
+    def recovery_minutes(self, hour: float = BURST_HOUR) -> dict[str, float]:
+        """Minutes from a burst until the p95 was back within the target for good; NaN if never."""
+        return {each.name: each.minutes_after(hour) for each in self.replays}
 
-    @property
-    def burst(self) -> str:
-        """What `burst_minutes` says."""
-        minutes = self.burst_minutes
-        said = [f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}" for name in minutes]
-        return f"Back within the target after the burst began: {'; '.join(said)}"
+    def recovery(self, *names: str, hour: float = BURST_HOUR) -> str:
+        """What `recovery_minutes` says of some policies, or of all."""
+        minutes = self.recovery_minutes(hour)
+        said = [
+            f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}"
+            for name in names or minutes
+        ]
+        return f"After the burst the p95 is back within the target: {listed(said)}"
 
-    def fastest(self, *names: str) -> str:
+    def fastest(self, *names: str, hour: float = BURST_HOUR) -> str:
         """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
-        minutes = pd.Series(self.burst_minutes)[list(names)].fillna(math.inf)
+        minutes = pd.Series(self.recovery_minutes(hour))[list(names)].fillna(math.inf)
         first = minutes.index[minutes <= minutes.min() + SYNC_S / 60].tolist()
         return listed(first) if len(first) < len(names) else "no difference"
+
+    def confirmed_by(self, *others: Policies) -> str:
+        """Whether replays of the same policies on other replicas name the same one as the best, and its cost there."""
+        if not self.best:
+            return self.headline
+        replays = [each[self.best] for each in (self, *others)]
+        costs = sorted(each.cost_per_million for each in replays)
+        cost = _range([number(each) for each in costs])
+        late = _range([percent(each) for each in sorted(each.late for each in replays)])
+        named = listed([each.best or "no policy" for each in others])
+        agreed = all(each.best == self.best for each in others)
+        verdict = "the best in each" if agreed else f"the others name {named} as the best"
+        return capital(f"{self.best}: {cost} per million requests, {late} late; {verdict}")
 
     def __getitem__(self, name: str) -> Replay:
         """The replay of that name."""
@@ -167,6 +187,12 @@ def daily_load(peak: float) -> NDArray[np.float64]:
     noise = np.random.default_rng(0).normal(1.0, 0.04, len(hours))
     during = (hours >= BURST_HOUR) & (hours < BURST_HOUR + 1 / 3)
     rates: NDArray[np.float64] = peak * shape * np.clip(noise, 0.85, 1.15) * np.where(during, _BURST, 1.0)
+    return rates
+
+
+def burst_load(before: float, after: float, *, minutes: int = 30) -> NDArray[np.float64]:
+    """Requests/s at every look: some minutes of the one rate, then, from one look to the next, as many of the other."""
+    rates: NDArray[np.float64] = np.repeat([before, after], minutes * 60 // SYNC_S).astype(np.float64)
     return rates
 
 
@@ -209,7 +235,7 @@ def replay(
     fleet = _Fleet(replica, policy, start_s=start_s, deadline_s=deadline_s)
     frame = pd.DataFrame([fleet.look(step, float(rate)) for step, rate in enumerate(rates)])
     frame["needed"] = replica.needed(frame["rate"], p95_ms)
-    frame.attrs["machine"] = replica.machine
+    frame.attrs |= replica.frame.attrs
     name = name or (str(policy) if isinstance(policy, Hpa) else f"{policy} replicas, fixed")
     return Replay(frame=frame, name=name, p95_ms=p95_ms, price_per_hour=price_per_hour)
 
@@ -220,8 +246,13 @@ def compare_policies(
     """The same day under some policies; `settings` as of `replay`."""
     replays = tuple(replay(replica, rates, policy, name=name, **settings) for name, policy in policies.items())
     frame = pd.DataFrame([each.summary for each in replays])
-    frame.attrs["machine"] = replica.machine
+    frame.attrs |= replica.frame.attrs
     return Policies(frame=frame, replays=replays)
+
+
+def _range(values: Sequence[str]) -> str:
+    """From the first to the last, once where they are the same."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 class _Fleet:

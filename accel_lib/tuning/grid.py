@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from accel_lib.errors import AccelError, RequestError, ServerError
-from accel_lib.load.runner import load_test
+from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.machine import inspect_machine
 from accel_lib.measurement import to_frame
 from accel_lib.progress import Progress
+from accel_lib.stats import median_interval
 from accel_lib.triton.client import ServedModel
 from accel_lib.tuning.actuators import reconfigure
 from accel_lib.tuning.results import SETTINGS, Sweep, config_fields, described
@@ -33,6 +34,7 @@ GRID: Grid = {
     "max_queue_delay_us": (0, 2_000),
 }
 SMALL_GRID: Grid = {"instance_count": (1, 2), "max_batch_tokens": (512, 2_048), "max_queue_delay_us": (0, 2_000)}
+_NONE_PER_S = 1e-3  # instead of nothing in time, as ratios need numbers above zero
 _INSTANCES = (1, 2, 4, 8)  # each holds the model and a Python process of its own
 
 
@@ -43,11 +45,15 @@ def sweep(
     p95_ms: float,
     grid: Grid | Sequence[Mapping[str, int]] = GRID,
     concurrency: int = 16,
+    rate: float | None = None,
     seconds: float = 2,
     repeats: int = 5,
     file: str | Path | None = None,
 ) -> Sweep:
     """Measure every setting of a grid, and the best ones again until they are told apart.
+
+    Closed loops find the setting that answers most; an open loop, at a `rate` that comes whatever happens, the one that
+    answers most of it in time, and the simplest of those that answer all of it.
 
     The model's own setting is restored at the end, and after an error; ``.apply()`` of the result takes the best one.
 
@@ -60,6 +66,8 @@ def sweep(
         is. A list of settings, each with the same names, is tried as it is.
     concurrency
         Requests in flight at any time.
+    rate
+        Requests/s in an open loop instead, Poisson: throughput then counts what was answered within the target.
     seconds
         How long to measure a setting in one round.
     repeats
@@ -78,9 +86,10 @@ def sweep(
     >>> sweep(mine, texts, p95_ms=50, grid={"max_batch_size": (1, 8, 64)}, file="sweep.jsonl")  # doctest: +SKIP
     """
     settings = _settings(served, grid, p95_ms)
-    key = {"model": served.name, "concurrency": concurrency, "seconds": seconds, "texts": [len(texts), *texts[:2]]}
+    load: dict[str, Any] = {"concurrency": concurrency} if rate is None else {"rate": rate}
+    key = {"model": served.name, **load, "seconds": seconds, "texts": [len(texts), *texts[:2]]}
     journal = Journal(file, key)
-    return _Sweeping(served, texts, settings, journal, p95_ms, concurrency, seconds).run(repeats)
+    return _Sweeping(served, texts, settings, journal, p95_ms, load, seconds).run(repeats)
 
 
 def share_cores(
@@ -116,7 +125,7 @@ class _Sweeping:
     settings: Sequence[dict[str, int]]
     journal: Journal
     p95_ms: float
-    concurrency: int
+    load: Mapping[str, Any]  # of `load_test`
     seconds: float
     refused: dict[int, AccelError] = dataclasses.field(default_factory=dict)
     stopped: str = ""
@@ -142,6 +151,7 @@ class _Sweeping:
             base=self.base,
             p95_ms=self.p95_ms,
             unloaded_latency_ms=alone_ms,
+            rate=float(self.load.get("rate", 0)),
             refused=tuple(f"{described(self.settings[i])}: {e.seen or e.cause}" for i, e in self.refused.items()),
             stopped=self.stopped,
         )
@@ -162,13 +172,13 @@ class _Sweeping:
 
     def _visit(self, index: int, number: int) -> None:
         setting, server = self.settings[index], self.served.server
-        loop: dict[str, Any] = {"concurrency": self.concurrency, "seconds": self.seconds}
         try:
             wanted = self.base.replace(**config_fields(setting))
             if wanted != self.served.config:
                 reconfigure(self.served, config_fields(setting), copies=wanted.instance_count)
             served = server.model(self.served.name, setting["version"]) if "version" in setting else self.served
-            run = load_test(served, self.texts, warmup_s=min(1.0, self.seconds / 2), **loop)
+            warmup_s = min(1.0, self.seconds / 2)
+            run = load_test(served, self.texts, seconds=self.seconds, warmup_s=warmup_s, seed=number, **self.load)
         except (ServerError, RequestError) as error:
             if server.running:
                 self.refused[index] = error
@@ -178,6 +188,8 @@ class _Sweeping:
         self.stopped = run.stopped
         if not run.stopped:
             row = {str(name): value for name, value in run.summary.iloc[0].items()}
+            if not run.concurrency:
+                row |= in_time(run, self.p95_ms)
             self.journal.add(setting, row | {"round": number})
 
     def _rounds(self) -> dict[int, list[dict[str, Any]]]:
@@ -200,6 +212,12 @@ class _Sweeping:
                 row |= dict(zip(names, over(part, rounds[first]), strict=True))
             rows.append(row)
         return to_frame(rows)
+
+
+def in_time(run: LoadRun, p95_ms: float) -> dict[str, float]:
+    """What an open-loop run answered within the target, as ``texts_per_s`` with its interval."""
+    low, high = median_interval(run.rates(target_ms=p95_ms))
+    return {"texts_per_s": max(run.goodput(p95_ms), _NONE_PER_S), "texts_per_s_low": low, "texts_per_s_high": high}
 
 
 def unloaded_latency_ms(served: ServedModel, texts: Sequence[str], *, seconds: float = 0.5) -> float:

@@ -52,6 +52,12 @@ class Replica(Result):
         values: pd.Series[float] = self.frame[signal] / max(self.at(signal, 0.5), 1e-3)
         return values
 
+    def scaled(self, latency: float) -> Replica:
+        """The same replica, if its queue and its p95 were this many times what was simulated."""
+        frame = self.frame.copy()
+        frame[["queue_ms", "p95_ms"]] *= latency
+        return dataclasses.replace(self, frame=frame)
+
     def load_within(self, p95_ms: float) -> float:
         """The share of its capacity up to which a replica's p95 stays under a limit."""
         frame = self.frame
@@ -87,5 +93,5 @@ def simulate_replica(service: ServiceTime, *, cores: float | None = None) -> Rep
     frame = pd.DataFrame(rows)
     for column in (*SIGNALS, "p95_ms"):  # chance must not make more load look like less
         frame[column] = np.maximum.accumulate(frame[column])
-    frame.attrs["machine"] = service.machine
+    frame.attrs |= service.frame.attrs | {"simulated": True}
     return Replica(frame=frame, capacity=capacity)

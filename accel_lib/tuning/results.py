@@ -54,6 +54,7 @@ class Sweep(Result):
     base: ModelConfig  # that it had before, and has again
     p95_ms: float  # the latency target
     unloaded_latency_ms: float  # median of one request at a time: no setting of this model is faster
+    rate: float = 0.0  # requests/s of an open loop, whose throughput is what was answered within the target
     refused: tuple[str, ...] = ()  # settings that were not measured, each with the reason
 
     @property
@@ -101,6 +102,8 @@ class Sweep(Result):
             said = f"No significant difference between the {alike} settings: took the simplest, {said}"
         elif alike > 1:
             said += f"; {alike} settings are indistinguishable, took the simplest"
+        if self.rate:
+            said += f". Offered: {number(self.rate)} requests/s in an open loop"
         if self.refused:
             more = f"; and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
             said += f". Not measured: {self.refused[0]}{more}"

@@ -19,6 +19,7 @@ def tune(
     *,
     p95_ms: float,
     concurrency: int = 16,
+    rate: float | None = None,
     seconds: float = 2,
     grid: Grid = SMALL_GRID,
 ) -> Sweep: ...
@@ -46,13 +47,13 @@ def tune(served: ServedModel, texts: Sequence[str] | None = None, **settings: An
     Parameters
     ----------
     texts, p95_ms, concurrency
-        The workload of an encoder, the target of its p95, and requests in flight.
+        The workload of an encoder, the target of its p95, and requests in flight, where no `rate` is given.
     ttft_ms, itl_ms
         Targets for each request of a model that generates: to its first token, and between its tokens on average.
     prompt_tokens, output_tokens
         Lengths of its requests, as `generation_load_test` takes them.
     rate
-        Requests/s to tune for; None takes the rate at which goodput is predicted to be highest.
+        Requests/s to tune for; None takes that at which a model that generates is predicted to have most goodput.
     seconds
         How long to measure a setting in one round.
     rounds
@@ -69,7 +70,7 @@ def tune(served: ServedModel, texts: Sequence[str] | None = None, **settings: An
 
     Examples
     --------
-    >>> accel.tune(mine, texts, p95_ms=50).apply()  # doctest: +SKIP
+    >>> accel.tune(mine, texts, p95_ms=50, rate=100).apply()  # doctest: +SKIP
     >>> accel.tune(server.model("generation"), ttft_ms=1_000, itl_ms=100).apply()  # doctest: +SKIP
     """
     if texts is None:

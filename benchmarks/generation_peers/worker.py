@@ -94,31 +94,40 @@ def openvino_genai(load: dict[str, Any]) -> Run:
 
 
 def onnxruntime_genai(load: dict[str, Any]) -> Run:
-    """Static batches of its generator, in the order of arrival, padded on the left."""
+    """Its engine, as many requests at a time as there are rows: the next begins where one ends."""
     import onnxruntime_genai as og
 
     config = og.Config(load["model"])
     config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}))
-    model = og.Model(config)
-    pad = json.loads(Path(load["model"], "genai_config.json").read_text(encoding="utf-8"))["model"]["pad_token_id"]
+    engine = og.Engine(og.Model(config))
+    buffer = engine.create_event_buffer(64)
 
-    def batch(part: Requests, first: int, got: Got) -> None:
-        longest, count = max(len(ids) for ids, _ in part), max(count for _, count in part)
-        padded = np.array([[pad] * (longest - len(ids)) + list(ids) for ids, _ in part], dtype=np.int32)
-        params = og.GeneratorParams(model)
-        length = longest + count
-        params.set_search_options(do_sample=False, batch_size=len(part), min_length=length, max_length=length)
-        generator = og.Generator(model, params)
-        generator.append_tokens(padded)
-        for place in range(count):
-            generator.generate_next_token()
-            for row, token in enumerate(generator.get_next_tokens()):
-                if place < part[row][1]:
-                    got(first + row, [int(token)])
+    def begin(ids: list[int], count: int) -> Any:
+        asked = og.RequestOptions()
+        asked.set_max_session_tokens(len(ids) + count)
+        request = engine.create_request(options=asked)
+        options = og.TurnOptions(request)
+        options.set_do_sample(False)
+        options.set_min_generated_tokens(count)
+        options.set_max_generated_tokens(count)
+        request.begin_turn(np.array(ids, dtype=np.int32), options)
+        return request
 
     def run(requests: Requests, got: Got) -> None:
-        for first in range(0, len(requests), load["rows"]):
-            batch(requests[first : first + load["rows"]], first, got)
+        waiting = list(enumerate(requests))
+        live: dict[Any, int] = {}
+        while waiting or live:
+            while waiting and len(live) < load["rows"]:
+                index, (ids, count) = waiting.pop(0)
+                live[begin(ids, count)] = index
+            for event in engine.run(buffer):
+                if event.flags & og.EngineEventFlags.FAILED:
+                    raise RuntimeError(f"the engine failed: {event.error_code}")
+                if event.flags & og.EngineEventFlags.TOKEN:
+                    got(live[event.request], [int(event.token)])
+                if event.flags & og.EngineEventFlags.TURN_FINISHED:
+                    del live[event.request]
+                    event.request.close()
 
     return run
 

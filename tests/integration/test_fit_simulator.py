@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -10,6 +11,7 @@ import accel_lib
 from accel_lib.engines.batching import batch_tokens
 from accel_lib.errors import AccelError
 from accel_lib.show.sliders import Sliders
+from accel_lib.simulation.check import check_simulator
 from accel_lib.simulation.curve import latency_curve
 from accel_lib.simulation.fit import fit_simulator
 from accel_lib.simulation.simulator import simulate
@@ -75,7 +77,21 @@ def test_measured_points_stand_beside_the_curve(tiny, service):
     beside = latency_curve(service, shares=(0.5, 0.8, 0.95), measured={0.1: run}, requests=2_000)
     assert beside.capacity == pytest.approx(curve.capacity)
     assert beside.frame["kind"].value_counts().to_dict() == {"simulated": 4, "measured": 1}
-    assert "Measured, the prediction is off by" in beside.headline
+    assert "Measured p95s are" in beside.headline
+
+
+def test_a_fit_is_checked_against_a_load_and_takes_over_its_execution_times(tiny, service):
+    check = check_simulator(tiny, service, TEXTS, rate=50, seconds=1)
+    assert check.frame["kind"].tolist() == ["measured", "simulated"]
+    assert check.p95_ratio_low <= check.p95_ratio
+    assert check.factor >= 1
+    ratio = check.execution_ratio
+    assert check.recalibrated().costs[1].execution == pytest.approx(ratio * service.costs[1].execution)
+    slow = dataclasses.replace(service.scaled(service.config, 100), frame=service.frame)
+    wrong = check_simulator(tiny, slow, TEXTS, rate=50, seconds=1)
+    assert not wrong.holds
+    assert wrong.execution_ratio == pytest.approx(ratio / 100, rel=0.9)
+    assert "Calibrate again" in wrong.headline
 
 
 def test_client_and_server_are_pinned_apart_and_let_go_again(tiny):

@@ -92,11 +92,11 @@ def measured(served, due):
 def simulated(config, due, overhead_s=0.001):
     together, refused = [], {}
 
-    def execute(requests, _):
+    def execute(requests):
         together.append(sorted(requests))
         return 0.04 + overhead_s + 0.005 * len(requests)
 
-    def answer(request, _, refusal):
+    def answer(request, _, refusal, __):
         if refusal:
             refused[request] = refusal
 

@@ -14,7 +14,7 @@ from accel_lib.show.manifests import autoscaler, excerpt, objects, render, value
 from accel_lib.simulation.service_time import Cost, ServiceTime
 from accel_lib.simulation.simulator import simulate
 from accel_lib.triton.config import ModelConfig, TensorSpec
-from accel_lib.tuning.autoscale import SYNC_S, Hpa, compare_policies, daily_load, replay
+from accel_lib.tuning.autoscale import SYNC_S, Hpa, burst_load, compare_policies, daily_load, replay
 from accel_lib.tuning.replica import Replica, simulate_replica
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +133,45 @@ def test_who_is_back_first_after_the_burst_is_named_or_all_are_alike(replica):
     assert compared.fastest("enough", "far too many") == "no difference"
     assert compared.fastest("one", "enough", "far too many") == "enough and far too many"
     assert compared.fastest("one") == "no difference"
+
+
+def test_a_signal_without_an_end_brings_missing_replicas_sooner_than_one_that_saturates(replica):
+    hpas = {"queue": Hpa(min_replicas=3), "gpu": Hpa(signal="gpu", target=0.9, min_replicas=3)}
+    burst = compare_policies(replica, burst_load(230, 390), hpas, p95_ms=100, start_s=60)
+    assert burst.fastest("queue", "gpu", hour=0.5) == "queue"
+    minutes = burst.recovery_minutes(0.5)
+    assert 0 < minutes["queue"] < minutes["gpu"]
+    assert burst.recovery("queue", hour=0.5).startswith("After the burst the p95 is back within the target: queue in ")
+    assert "never" in compare_policies(replica, burst_load(50, 990), {"one": 1}, p95_ms=100, start_s=60).recovery(
+        hour=0.5
+    )
+    assert plots.recovery(burst, "queue", "gpu", hour=0.5).get_xlabel() == "minutes since the burst began"
+
+
+def test_a_burst_is_a_step_from_one_look_to_the_next():
+    assert burst_load(10, 40, minutes=1).tolist() == [10] * looks(1) + [40] * looks(1)
+
+
+def test_another_replica_confirms_the_best_policy_or_names_its_own(replica):
+    chosen = {"two": 2, "eight": 8}
+    day = [100.0] * looks(60)
+    fitted, slower, faster = (
+        compare_policies(replica.scaled(factor), day, chosen, p95_ms=100, start_s=60) for factor in (1, 5, 0.5)
+    )
+    assert fitted.best == faster.best == "two"
+    assert fitted.confirmed_by(faster).endswith("the best in each")
+    assert fitted.confirmed_by(slower).endswith("the others name eight as the best")
+    nothing = compare_policies(replica, [900.0] * looks(60), chosen, p95_ms=100, start_s=60)
+    assert nothing.best == ""
+    assert nothing.confirmed_by(fitted) == nothing.headline
+
+
+def test_a_figure_of_what_was_simulated_does_not_say_measured(service):
+    replica = simulate_replica(service)
+    compared = compare_policies(replica, daily_load(300.0), {"one": 1, "two": 2}, p95_ms=100, start_s=60)
+    for ax in (plots.signals(replica), plots.day(compared, "one", "two"), plots.costs(compared)):
+        assert ax.figure.get_supxlabel().startswith("simulated from measurements on ")
+    assert "simulated from measurements on" in repr(compared)
 
 
 def test_the_finding_of_a_curve_follows_its_numbers(replica):

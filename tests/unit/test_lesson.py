@@ -22,8 +22,9 @@ def said(capsys, given, actual):
 def test_without_a_reader_the_default_is_taken_and_said(capsys, monkeypatch):
     monkeypatch.setenv("ACCEL_HEADLESS", "1")
     given = guess("p95 at 32 clients?", 40, unit="ms")
-    assert capsys.readouterr().out == "p95 at 32 clients? (no guess given; taking 40 ms)\n"
+    assert capsys.readouterr().out == "p95 at 32 clients? (a usual guess: 40 ms)\n"
     assert given.value == 40
+    assert given.own is None
 
 
 def test_without_reader_and_default_there_is_no_guess(capsys, monkeypatch):
@@ -71,7 +72,15 @@ def test_nothing_is_chosen_before_the_reader_chooses():
 
 def test_a_low_guess_hears_how_many_times_as_much_it_was(capsys):
     given = lesson.Guess(question="p95?", unit="ms", default=40)
-    assert said(capsys, given, 61.2) == "You said 40 ms, it was 61 ms: 1.5 times as much."
+    assert said(capsys, given, 61.2) == "The guess was 40 ms, it was 61 ms: 1.5 times as much."
+
+
+@pytest.mark.usefixtures("_reader")
+def test_a_reader_who_answered_hears_what_she_said(capsys):
+    given = guess("Which?", "32 at once", choices=["32 at once", "one by one"])
+    assert said(capsys, given, "one by one") == "The guess was 32 at once; it was one by one."
+    given.widget.value = "one by one"
+    assert said(capsys, given, "one by one") == "You said one by one, and so it was."
 
 
 def test_a_high_guess_hears_how_far_too_high_it_was(capsys):

@@ -50,7 +50,7 @@ def settings(speedup=1.0, p95_ratio=1.0, *, spread=0.05, **second):
     other |= {"texts_per_s": 500.0 * speedup, "p95_ms": 30.0 * p95_ratio}
     frame = pd.DataFrame([base, other])
     frame["goodput_per_s"] = frame["texts_per_s"]
-    for name in ("speedup", "p95_ratio", "texts_per_s", "p95_ms"):
+    for name in ("speedup", "p95_ratio", "texts_per_s", "p95_ms", "goodput_per_s"):
         frame[f"{name}_low"], frame[f"{name}_high"] = frame[name] * (1 - spread), frame[name] * (1 + spread)
     return frame
 
@@ -93,11 +93,24 @@ def test_the_explanation_comes_from_what_triton_counted(second, because):
 
 
 def test_goodput_is_compared_at_the_highest_load():
-    frame = pd.DataFrame({"setting": ["plain", "timeout"], "load": 100.0, "open": True, "goodput_per_s": [10.0, 80.0]})
+    frame = pd.DataFrame({"setting": ["plain", "timeout", "limit"], "goodput_per_s": [10.0, 80.0, 77.0]})
+    frame = frame.assign(load=100.0, open=True)
+    frame["goodput_per_s_low"], frame["goodput_per_s_high"] = frame["goodput_per_s"] - 5, frame["goodput_per_s"] + 5
+    start = "Responses within 200 ms at 100 requests/s: "
     found = Experiment(frame=frame, runs={}, target_ms=200)
-    assert found.goodput == ("Responses within 200 ms at 100 requests/s: plain 10 per second and timeout 80 per second")
+    assert found.goodput == f"{start}most with timeout and limit, 80 per second; plain 10"
     swapped = Experiment(frame=frame.iloc[::-1], runs={}, target_ms=200)
-    assert swapped.goodput.endswith("timeout 80 per second, the most")
+    assert swapped.goodput == f"{start}no significant difference between timeout and limit, up to 80 per second"
+
+
+def test_what_keeps_instances_least_busy_within_a_target_is_named_beside_the_first():
+    found = experiment(1.0, busy=0.4)
+    assert found.least_busy(100) == (
+        "Within a p95 of 100 ms with 16 requests in flight, "
+        "other keeps the instances busy for 40% of the time, plain for 95%"
+    )
+    assert experiment(1.0, busy=0.99).least_busy(100).endswith("95% of the time, the least of all")
+    assert experiment(1.0).least_busy(1).startswith("No setting holds")
 
 
 def test_the_table_of_an_experiment_counts_the_requests_in_flight():

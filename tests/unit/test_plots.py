@@ -221,5 +221,5 @@ def test_indistinguishable_settings_give_the_simplest():
 
 def test_batch_sizes_tell_the_mean():
     ax = plots.batch_sizes(pd.Series([10, 10], index=[1, 3]))
-    assert title(ax) == "Triton ran 2.0 requests at a time on average"
+    assert title(ax) == "Triton ran 2.0 requests at a time on average; half of them ran 3 or more together"
     assert "batch size" in ax.get_xlabel()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from accel_lib.load.version_trial import narrowing
+from accel_lib.load.version_trial import Trial, narrowing
 from accel_lib.show import plots
 from accel_lib.stats import requests_needed
 
@@ -33,6 +35,23 @@ def test_the_title_says_whether_and_when_a_difference_was_sure(first, second, ti
     assert pd.Series([said]).str.match(title).all(), said
     assert ax.get_xlabel().startswith("requests")
     assert "points" in ax.get_ylabel()
+
+
+def trial(first, second):
+    random = np.random.default_rng(0)
+    versions = random.choice(["1", "2"], 1_500)
+    right = random.random(1_500) < np.where(versions == "1", first, second)
+    answers = pd.DataFrame({"version": versions, "right": right, "ms": 1.0})
+    return Trial(frame=pd.DataFrame(), answers=answers, a="1", b="2", lost=0)
+
+
+def test_looks_at_which_one_would_have_stopped_are_counted():
+    equal, worse = trial(0.9, 0.9), trial(0.9, 0.5)
+    assert equal.peeking.endswith("the sequential one at 0")
+    assert worse.peeking.startswith(f"Of {len(worse.course)} looks the fixed-horizon interval leaves out zero at ")
+    once, always = (int(part) for part in re.findall(r" at (\d+)", worse.peeking))
+    assert once >= always > 0
+    assert worse.alarms == once - always
 
 
 def test_the_title_names_the_price_of_small_gains():

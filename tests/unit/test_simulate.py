@@ -80,6 +80,24 @@ def test_instances_that_share_a_core_gain_nothing():
     assert two.throughput == pytest.approx(one.throughput, rel=0.02)
 
 
+def test_an_execution_is_slowed_by_company_for_as_long_as_it_has_some():
+    service = calibration(crowding=2.0, row=1.0, execution=4.0)  # 5 ms alone
+    two = service.config.replace(**ALONE, instance_count=2)
+    run = simulate(service, two, arrivals=[0.0, 0.0025])
+    assert run.frame["ms"].tolist() == pytest.approx([7.5, 7.5])
+    assert run.any_busy == pytest.approx(1.0)
+    late = simulate(service, two, arrivals=[0.0, 0.006])
+    assert late.frame["ms"].tolist() == pytest.approx([5.0, 5.0])
+
+
+def test_execution_times_can_be_scaled_for_one_number_of_instances():
+    service = calibration()
+    longer = service.scaled(service.config, 2)
+    run = simulate(longer, longer.config.replace(**ALONE), arrivals=[0.0])
+    assert run.frame["ms"].tolist() == pytest.approx([10.0])
+    assert longer.costs[2] == service.costs[2]
+
+
 def test_batching_raises_throughput_by_what_a_batch_saves():
     service = calibration()
     alone = simulate(service, service.config.replace(**ALONE), concurrency=32)

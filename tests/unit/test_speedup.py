@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from accel_lib.bench.speedup import BATCH_SIZES, TOKENS, recorded_speedup, speedup_over_eager
+from accel_lib.bench.speedup import BATCH_SIZES, TOKENS, recorded_engines, recorded_speedup, speedup_over_eager
 from accel_lib.machine import inspect_machine
 
 HAS_GPU = bool(inspect_machine().gpus)
@@ -37,6 +37,14 @@ def test_the_recording_is_told_apart_from_a_measurement_by_its_figure(recorded):
     from accel_lib.show import plots
 
     assert plots.floor(recorded.frame).figure.get_supxlabel().startswith("recorded on NVIDIA")
+
+
+def test_recorded_engines_name_their_card_and_a_tensorrt_among_them():
+    table = recorded_engines()
+    assert table.attrs["recorded"].startswith("NVIDIA H200, 2026-11")
+    assert [name for name in table.index if name.startswith("TensorRT")]
+    assert table.columns.tolist() == [f"{size} tokens, ms" for size in ("1 × 16", "32 × 128", "256 × 128")]
+    assert (table.fillna(1) > 0).all(axis=None)
 
 
 @pytest.mark.skipif(HAS_GPU, reason="this machine has a GPU")

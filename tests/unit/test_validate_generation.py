@@ -309,3 +309,12 @@ def test_an_engine_refuses_an_artifact_of_another_kind(whole):
     engine = OpenVINOEngine(whole, threads=1)
     assert run(engine, {"a": ([SPECIAL.index("user"), 9, 10], greedy(4, ignore_eos=True))})["a"]
     engine.close()
+
+
+def test_a_report_carries_what_a_language_model_does_here(whole):
+    done = CliRunner().invoke(app, ["report", "--generation", str(whole.folder)])
+    assert done.exit_code == 0, done.output
+    rows = [line.split("|")[1:5] for line in done.output.splitlines() if line.startswith(("| 1 |", "| 8 |"))]
+    assert [int(row[0]) for row in rows] == [1, 8]
+    assert all(float(cell) > 0 for row in rows for cell in row)
+    assert str(whole.folder) not in done.output

@@ -19,8 +19,11 @@ from .load import latency as latency
 from .load import latency_breakdown as latency_breakdown
 from .load import payload as payload
 from .load import split as split
+from .load import stages as stages
 from .load import timeline as timeline
 from .load import watching as watching
+from .retrieval import answers as answers
+from .retrieval import first_passages as first_passages
 from .settings import bars as bars
 from .settings import gain as gain
 from .settings import goodput as goodput
@@ -34,6 +37,7 @@ from .targets import control as control
 from .targets import costs as costs
 from .targets import curve as curve
 from .targets import day as day
+from .targets import recovery as recovery
 from .targets import signals as signals
 from .targets import tuning as tuning
 from .versions import narrowing as narrowing

@@ -93,6 +93,9 @@ def agreement(frame: pd.DataFrame) -> Axes:
     ax.scatter(cosine, y, color=BLUE, s=70, zorder=2)
     ax.scatter(kept, y, color=VERMILLION, s=70, zorder=3, marker="D")
     lowest = float(min(cosine.min(), kept.min()))
+    if "top10_overlap_low" in frame:
+        ax.errorbar(kept, y, xerr=ends(frame, "top10_overlap"), **WHISKERS)
+        lowest = min(lowest, float(frame["top10_overlap_low"].min()))
     span = max(1 - lowest, 1e-6)
     for row, near, same in zip(y, cosine, kept, strict=True):
         for value, words, up, color in (

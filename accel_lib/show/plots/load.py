@@ -56,28 +56,49 @@ _NAMED_FROM = 9  # percent of a bar from which there is room for its percentage
 
 def timeline(request: Timeline) -> Axes:
     """One request from text to vector, cut into the spans that ``server.model(name).timeline(text)`` returns."""
-    frame = pd.DataFrame({"span": _SPANS.values(), "ms": [getattr(request, name) for name in _SPANS]})
-    frame.attrs["machine"] = machine_line()
+    spans = pd.Series({words: float(getattr(request, name)) for name, words in _SPANS.items()})
     total, computing = request.total_ms, request.compute_infer_ms
     serving = total - computing - request.tokenize_ms
     words = f"{number(computing)} ms in the model, {number(request.tokenize_ms)} ms tokenizing, {number(serving)} ms "
-    ax = canvas(f"One request takes {number(total)} ms: {words}for being served", rows=len(frame))
-    y, end = rows(ax, frame["span"]), frame["ms"].cumsum()
-    colors = [GREEN if span == "compute" else BLUE for span in frame["span"]]
+    ax = _waterfall(f"One request takes {number(total)} ms: {words}for being served", spans, green="compute")
+    ax.set_xlabel("milliseconds since the call (green: the model computes)")
+    return ax
+
+
+def stages(requests: pd.DataFrame) -> Axes:
+    """The stages of requests, one after the other: a column for each, with the milliseconds of each request."""
+    mean = requests.mean()
+    total, longest = float(mean.sum()), str(mean.idxmax())
+    said = f'the longest stage is "{longest}" with {percent(mean[longest] / total)}'
+    ax = _waterfall(f"An answer takes {number(total)} ms on average; {said}", mean, green=longest)
+    ax.set_xlabel(f"milliseconds since the question, mean of {len(requests)} (green: the longest stage)")
+    return ax
+
+
+def _waterfall(title: str, spans: pd.Series[float], *, green: str) -> Axes:
+    """A bar a span, each from where the one before it ends."""
+    frame = pd.DataFrame({"ms": spans})
+    frame.attrs["machine"] = machine_line()
+    ax = canvas(title, rows=len(frame))
+    y, end, total = rows(ax, spans.index), frame["ms"].cumsum(), float(spans.sum())
+    colors = [GREEN if span == green else BLUE for span in spans.index]
     stack(ax, y, [(end - frame["ms"], {"color": "none"}), (np.maximum(frame["ms"], total / 400), {"color": colors})])
     for row, x, width in zip(y, end, frame["ms"], strict=True):
         note(ax, f"{number(width)} ms", (x, row))
-    ax.set_xlabel("milliseconds since the call (green: the model computes)")
     return finish(ax, frame, right=total * 1.14)
 
 
 def batch_sizes(executions: pd.Series[Any]) -> Axes:
-    """How often Triton ran each batch size: the ``batch_sizes`` of a load run."""
-    mean = float(np.average(executions.index, weights=executions))
-    ax = canvas(f"Triton ran {number(mean)} requests at a time on average", rows=5)
-    ax.bar(executions.index.to_numpy(), executions.to_numpy(), color=BLUE, width=0.8)
+    """How many requests ran in batches of each size: from the ``batch_sizes`` of a load run, which are executions."""
+    sizes = executions.index.to_numpy()
+    requests = sizes * executions.to_numpy()
+    mean = float(np.average(sizes, weights=executions))
+    middle = sizes[np.searchsorted(np.cumsum(requests), requests.sum() / 2)]
+    title = f"Triton ran {number(mean)} requests at a time on average; half of them ran {middle} or more together"
+    ax = canvas(title, rows=5)
+    ax.bar(sizes, requests, color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
-    ax.set_ylabel("executions")
+    ax.set_ylabel("requests")
     ax.locator_params(axis="x", integer=True)
     return finish(ax, executions)
 
@@ -88,14 +109,13 @@ def latency(curve: RateCurve) -> Axes:
     ax = canvas(curve.headline, rows=6)
     x = frame["offered_per_s"].to_numpy()
     ax.axvline(curve.capacity, color=LIGHT, linewidth=1.4, zorder=0)
-    lines = (("p95_ms", VERMILLION, "from when it was due", 9), ("naive_p95_ms", BLUE, "on the client's clock", -15))
-    for column, color, words, up in lines:
-        ax.plot(x, frame[column], color=color, **LINE)
-        note(ax, words, (x[-1], frame[column].iloc[-1]), (0, up), ha="right", color=color)
-    ax.scatter([curve.capacity], [curve.closed.p95_ms], color=GREEN, marker="D", s=70, zorder=3)
-    note(ax, "closed loop ", (curve.capacity, curve.closed.p95_ms), (-8, -14), ha="right", color=GREEN)
-    where = ("data", "axes fraction")
-    note(ax, "capacity ", (curve.capacity, 1), (-4, -10), xycoords=where, ha="right", color=GREY)
+    lines = (("p95_ms", VERMILLION, "from when it was due"), ("naive_p95_ms", BLUE, "on the client's clock"))
+    for column, color, words in lines:
+        ax.plot(x, frame[column], color=color, label=words, **LINE)
+    at = [curve.capacity], [curve.closed.p95_ms]
+    ax.scatter(*at, color=GREEN, marker="D", s=70, zorder=3, label="closed loop")
+    ax.legend(frameon=False, fontsize=10, loc="upper left")
+    note(ax, "capacity", (curve.capacity, 0), (-4, 8), xycoords=("data", "axes fraction"), ha="right", color=GREY)
     log_axis(ax, "y")
     ax.margins(y=0.15)
     ax.set_xlabel("offered rate, requests per second")

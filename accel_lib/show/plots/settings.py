@@ -79,8 +79,11 @@ def goodput(experiment: Experiment) -> Axes:
     ax = canvas(experiment.goodput, rows=6)
     most = float(frame["load"].max())
     ax.plot([0, most], [0, most], color=LIGHT, linewidth=1.4, zorder=0)
-    note(ax, "all in time ", (most, most), (0, -12), ha="right", color=GREY)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+    note(ax, "all in time", (0.75 * most, 0.75 * most), (0, 0), ha="center", color=GREY, bbox=box)
     for color, (name, part) in zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
+        yerr = ends(part, "goodput_per_s")
+        ax.errorbar(part["load"], part["goodput_per_s"], yerr=yerr, fmt="none", ecolor=color, alpha=0.35)
         ax.plot(part["load"], part["goodput_per_s"], color=color, label=str(name), **LINE)
     ax.set_xlim(left=0.9 * float(frame["load"].min()))
     ax.set_ylim(0, most * 1.06)

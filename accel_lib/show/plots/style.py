@@ -26,7 +26,8 @@ WASTED: dict[str, Any] = {"color": "white", "edgecolor": VERMILLION, "hatch": "/
 LINE: dict[str, Any] = {"marker": "o", "linewidth": 1.8}
 WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.2, "capsize": 3}
 _BAR = 0.62  # height of a bar, of its row's
-_DECADES = 30  # range of a logarithmic axis up to which its minor ticks are named
+_DECADES = 30  # range of a logarithmic axis up to which numbers between the powers of ten are written
+_FEW = 3  # range up to which all of them are
 _WIDTH_INCHES = 8.0
 _TITLE_LETTERS = 74
 _CAPTION_LETTERS = 110
@@ -50,7 +51,8 @@ def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None
         ax.set_xlim(0, right)
     where = data.attrs.get("recorded") or data.attrs.get("machine")
     if where:
-        start = "recorded on" if "recorded" in data.attrs else "measured on"
+        start = "simulated from measurements on" if data.attrs.get("simulated") else "measured on"
+        start = "recorded on" if "recorded" in data.attrs else start
         words = textwrap.fill(f"{start} {where}", _CAPTION_LETTERS)
         ax.figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=GREY)
     return ax
@@ -88,8 +90,9 @@ def draw_bars(
         known = frame[[f"{column}_low", f"{column}_high"]].notna().all(axis=1).to_numpy()
         ax.errorbar(reach[known], y[known], xerr=ends(frame[known], column), **WHISKERS)
         reach = np.fmax(reach, frame[f"{column}_high"].to_numpy(dtype=float))
+    over = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # where a line crosses the words
     for row, end, words in zip(y, reach, labels, strict=True):
-        note(ax, words, (end, row))
+        note(ax, words, (end, row), bbox=over)
     return finish(ax, frame, right=float(reach.max()) * room)
 
 
@@ -131,8 +134,12 @@ def log_axis(ax: Axes, which: Literal["x", "y"], form: str = "{x:g}", *, base: i
     axis = ax.xaxis if which == "x" else ax.yaxis
     low, high = limits()
     axis.set_major_formatter(form)
-    axis.set_minor_formatter(form if high < _DECADES * low else "")
-    ax.tick_params(axis=which, which="minor", labelsize=8, colors=GREY)
+    if base == 10 and high < _DECADES * low:
+        ticker = require("matplotlib.ticker", extra="notebook")
+        steps = np.arange(1, 10) if high < _FEW * low else np.array([1, 2, 3, 5])
+        axis.set_major_locator(ticker.LogLocator(subs=steps.tolist()))
+        axis.set_minor_locator(ticker.LogLocator(subs=np.arange(1, 10).tolist()))
+    axis.set_minor_formatter("")
 
 
 def ends(frame: pd.DataFrame, column: str) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ from accel_lib.show.plots.style import (
 )
 from accel_lib.tuning.autoscale import MOST_LATE
 from accel_lib.tuning.replica import SIGNALS
-from accel_lib.tuning.results import SETTINGS
+from accel_lib.tuning.results import SETTINGS, described
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,19 +41,20 @@ if TYPE_CHECKING:
 _RUNS = {"worst static": GREY, "best static": GREEN, "controller": BLUE}
 _LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
 _LETTER = 0.0105  # width of a label's letter, of the axes'
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_FAR = 6  # times the least p95, from which on the axis is logarithmic
 
 
 def tuning(found: Sweep) -> Axes:
     """Every measured setting of a sweep by its p95 and throughput, with the target and the Pareto front."""
     frame, p95_ms, best = found.frame, found.p95_ms, found.best
-    ax = canvas(found.headline, rows=6)
+    ax = canvas(found.headline, rows=6 + len(frame) // 5)
     x, y = frame["p95_ms"], frame["texts_per_s"]
     front = found.front
-    ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0)
     if len(front) > 1:
-        last = front.iloc[-1]
-        at = (last["p95_ms"], last["texts_per_s"])
-        note(ax, "no setting beats these in both", at, (0, 9), ha="right", color=BLUE, fontsize=9)
+        label = "Pareto front"
+        ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0, label=label)
+        ax.legend(frameon=False, fontsize=10, loc="best")
     across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
     ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
@@ -61,16 +62,36 @@ def tuning(found: Sweep) -> Axes:
     at, met = (chosen["p95_ms"], chosen["texts_per_s"]), chosen["p95_ms"] <= p95_ms
     ring = GREEN if met else ORANGE
     ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
-    note(ax, "chosen" if met else "closest", at, (-12, 8), ha="right", color=ring)
+    note(ax, "chosen" if met else "closest", at, (-12, -14), ha="right", color=ring)
+    for name, across, up in zip(_named(ax, frame), x, y, strict=True):
+        note(ax, name, (across, up), (6, 5), fontsize=9)
     ax.margins(x=0.14, y=0.12)
+    if x.max() > _FAR * x.min():
+        log_axis(ax, "x", "{x:,.0f}")
     target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.02)
     ax.set_xlabel("p95 latency, ms")
-    ax.set_ylabel("throughput, texts/s")
+    ax.set_ylabel("answered within the target, texts/s" if found.rate else "throughput, texts/s")
     return finish(ax, frame)
 
 
-def curve(result: Curve, p95_ms: float | None = None) -> Axes:
-    """Latency over load: simulated lines, measured dots with their intervals, and the latency target."""
+def _named(ax: Axes, frame: pd.DataFrame) -> list[str]:
+    """A letter for each setting; below the axes is what each stands for: the values in which the settings differ."""
+    names = [name for name in SETTINGS if name in frame and (frame[name].nunique() > 1 or len(frame) == 1)]
+    letters = [_LETTERS[n % len(_LETTERS)] * (1 + n // len(_LETTERS)) for n in range(len(frame))]
+    rows = frame[names].to_dict("records")
+    said = [f"{letter}  {described(row)}" for letter, row in zip(letters, rows, strict=True)]
+    half = -(-len(said) // 2)
+    for column, part in enumerate((said[:half], said[half:])):
+        words = "\n".join(part)
+        ax.annotate(words, (0.5 * column, 0), (0, -38), "axes fraction", "offset points", va="top", fontsize=9)
+    return letters
+
+
+def curve(result: Curve, p95_ms: float | None = None, *, factor: float = 1.0) -> Axes:
+    """Latency over load: simulated lines, measured dots with their intervals, and the latency target.
+
+    `factor` is by how many times the simulated p95 may be off, as `check_simulator` found: a band around it.
+    """
     frame = result.frame.assign(load=100 * result.frame["share"])
     ax = canvas(result.headline, rows=6)
     simulated, measured = (frame[frame["kind"] == kind] for kind in ("simulated", "measured"))
@@ -78,6 +99,9 @@ def curve(result: Curve, p95_ms: float | None = None) -> Axes:
         ax.plot(simulated["load"], simulated[column], color=color, linewidth=2)
         words = column.removesuffix("_ms") + ", simulated"
         note(ax, words, (simulated["load"].iloc[-1], simulated[column].iloc[-1]), (6, 1), color=color)
+    if factor > 1:
+        p95 = simulated["p95_ms"]
+        ax.fill_between(simulated["load"], p95 / factor, p95 * factor, color=SKY, alpha=0.25, linewidth=0, zorder=0)
     if len(measured):
         yerr = ends(measured, "p95_ms")
         ax.errorbar(measured["load"], measured["p95_ms"], yerr=yerr, fmt="none", ecolor=VERMILLION, capsize=3)
@@ -182,6 +206,22 @@ def day(chosen: Policies, *names: str) -> Axes:
     ax.set_xlabel("hour of the day")
     ax.set_ylabel("replicas that answer")
     return finish(ax, first)
+
+
+def recovery(chosen: Policies, *names: str, hour: float) -> Axes:
+    """The p95 under some policies from shortly before a burst until they are back within the target."""
+    ax = canvas(chosen.recovery(*names, hour=hour), rows=6)
+    for name, (color, width) in zip(names, _LINES, strict=False):
+        frame = chosen[name].frame
+        minutes = 60 * (frame["hour"] - hour)
+        seen = (minutes >= -2) & (minutes <= 12)
+        ax.step(minutes[seen], frame["p95_ms"][seen], where="post", color=color, linewidth=width, label=name)
+    target(ax, f"target {number(chosen.replays[0].p95_ms)} ms", y=chosen.replays[0].p95_ms, at=1, color=GREEN)
+    log_axis(ax, "y", "{x:,.0f}")
+    ax.legend(frameon=False, loc="upper right", fontsize=10)
+    ax.set_xlabel("minutes since the burst began")
+    ax.set_ylabel("p95 latency, ms")
+    return finish(ax, chosen.frame)
 
 
 def costs(chosen: Policies) -> Axes:

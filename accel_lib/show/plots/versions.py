@@ -27,8 +27,8 @@ def narrowing(course: pd.DataFrame) -> Axes:
     late = points.iloc[len(points) // 2 :]
     reach = min(100.0, 1.6 * float(late[["anytime_low", "anytime_high"]].abs().max().max()))
     for low, high, words, strength in (
-        ("anytime_low", "anytime_high", "95% however often you look", 0.3),
-        ("low", "high", "95% for one look", 0.6),
+        ("anytime_low", "anytime_high", "sequential: 95% over all looks", 0.3),
+        ("low", "high", "fixed horizon: 95% for one look", 0.6),
     ):
         ax.fill_between(x, points[low], points[high], color=SKY, alpha=strength, linewidth=0)
         first = int((points[high] < 0.8 * reach).to_numpy().argmax())
