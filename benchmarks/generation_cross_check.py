@@ -4,7 +4,7 @@
     python -m benchmarks.generation_cross_check --turns 1 --requests 12
 
 aiperf is installed once into an environment of its own, below the cache folder. It gets the model's tokenizer from a
-folder here and no network. Both send chats of the same numbers of tokens in a closed loop, want the same forced
+folder here, so it asks no hub. Both send chats of the same numbers of tokens in a closed loop, want the same forced
 lengths, count tokens as the server does, and say when the first text came, what passed between tokens, and tokens/s.
 """
 
@@ -22,6 +22,8 @@ from pathlib import Path
 import pandas as pd
 
 import accel_lib as accel
+from accel_lib.artifact import Artifact
+from accel_lib.load.streams import text_source
 from accel_lib.machine import cache_dir
 from accel_lib.measurement import machine_line
 from benchmarks.gateway import started_gateway
@@ -49,6 +51,7 @@ def theirs(command: Path, url: str, key: str, tokenizer: Path, requests: int, se
         asked = {
             "--model": "generation", "--url": url, "--api-key": key, "--endpoint-type": "chat", "--ui": "none",
             "--concurrency": CLIENTS, "--request-count": requests, "--warmup-request-count": 1, "--random-seed": seed,
+            "--num-dataset-entries": requests + 1,  # no prompt comes twice: its beginning would be in the cache
             "--synthetic-input-tokens-mean": PROMPT_TOKENS, "--synthetic-input-tokens-stddev": 0,
             "--output-tokens-mean": OUTPUT_TOKENS, "--output-tokens-stddev": 0,
             "--tokenizer": tokenizer, "--artifact-dir": folder,
@@ -56,7 +59,7 @@ def theirs(command: Path, url: str, key: str, tokenizer: Path, requests: int, se
         words = [str(word) for pair in asked.items() for word in pair]
         flags = ["--streaming", "--use-server-token-count"]
         flags += ["--extra-inputs", "ignore_eos:true", "--extra-inputs", "temperature:0"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        environment = os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         done = subprocess.run(
             [command, "profile", *words, *flags], env=environment, capture_output=True, text=True, check=False
         )
@@ -74,10 +77,18 @@ def theirs(command: Path, url: str, key: str, tokenizer: Path, requests: int, se
     }
 
 
-def ours(url: str, key: str, requests: int, seed: int) -> dict[str, float]:
+def ours(url: str, key: str, artifact: Artifact, requests: int, seed: int) -> dict[str, float]:
     """The same from `generation_load_test`."""
-    load = {"clients": CLIENTS, "requests": requests, "prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS}
-    run = accel.generation_load_test(url, key=key, seed=seed, **load)
+    run = accel.generation_load_test(
+        url,
+        key=key,
+        artifact=artifact,
+        clients=CLIENTS,
+        requests=requests,
+        prompt_tokens=PROMPT_TOKENS + text_source(artifact).overhead_tokens,  # theirs are without the template's
+        output_tokens=OUTPUT_TOKENS,
+        seed=seed,
+    )
     return {
         "ttft_ms": run.percentile("ttft_ms", 50),
         "itl_ms": run.percentile("itl_ms", 50),
@@ -104,7 +115,7 @@ def main() -> None:
         for turn in range(asked.turns):
             for tool in (OURS, THEIRS) if turn % 2 == 0 else (THEIRS, OURS):
                 if tool == OURS:
-                    found = ours(url, key, asked.requests, turn)
+                    found = ours(url, key, server.model("generation").artifact, asked.requests, turn)
                 else:
                     found = theirs(command, url, key, tokenizer, asked.requests, turn)
                 rows.append({"tool": tool, "turn": turn} | found)

@@ -65,7 +65,8 @@ def test_the_first_token_comes_sooner():
     known = [SimpleNamespace(question="", passage=n) for n in range(10)]
     near = [[n, *range(100, 119)] for n in range(10)]
     space: dict[str, Any] = {"accel": accel, "np": np, "timed": timed, "rerank": rerank, "fresh": itertools.count()}
-    judge("15_retrieve_rerank_generate", 0, space | {"known": known, "near": near})
+    best = [found[:4] for found in near]
+    judge("15_retrieve_rerank_generate", 0, space | {"known": known, "near": near, "best": best, "asked": [""] * 10})
 
 
 def test_a_question_without_an_answer_is_told_from_the_others():
@@ -92,7 +93,13 @@ def after_the_day(request):
         "PRICE_PER_HOUR": 1.0,
         "OFF": 1.5,
     }
-    space |= {"accel": accel, "dataclasses": dataclasses, "manifests": manifests, "plots": plots}
+    space |= {
+        "check": SimpleNamespace(factor=1.5),
+        "accel": accel,
+        "dataclasses": dataclasses,
+        "manifests": manifests,
+        "plots": plots,
+    }
     space |= {"FOLDER": ROOT / "deploy" / "k8s", "replica": tuning.simulate_replica(service)}
     for cell in Notebook("11_to_kubernetes").code:
         if cell.id in ("predict", "signals", "fit", "burst", "policies", "trust"):

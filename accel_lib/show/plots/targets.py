@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from accel_lib.formatting import listed, number, percent
 from accel_lib.show.plots.style import (
     BLUE,
+    COLORS,
     GREEN,
     GREY,
     LIGHT,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 _RUNS = {"worst static": GREY, "best static": GREEN, "controller": BLUE}
 _LINES = ((BLUE, 1.8), (ORANGE, 3.6), (VERMILLION, 1.4))  # colour and width: the last is seen upon the one before
-_LETTER = 0.0105  # width of a label's letter, of the axes'
+_MARKERS = "osD^vPX"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FAR = 6  # times the least p95, from which on the axis is logarithmic
 
@@ -218,7 +219,7 @@ def recovery(chosen: Policies, *names: str, hour: float) -> Axes:
         ax.step(minutes[seen], frame["p95_ms"][seen], where="post", color=color, linewidth=width, label=name)
     target(ax, f"target {number(chosen.replays[0].p95_ms)} ms", y=chosen.replays[0].p95_ms, at=1, color=GREEN)
     log_axis(ax, "y", "{x:,.0f}")
-    ax.legend(frameon=False, loc="upper right", fontsize=10)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=10, ncols=len(names))
     ax.set_xlabel("minutes since the burst began")
     ax.set_ylabel("p95 latency, ms")
     return finish(ax, chosen.frame)
@@ -230,35 +231,21 @@ def costs(chosen: Policies) -> Axes:
     ax = canvas(chosen.headline, rows=6)
     late, cost = 100 * frame["late"].to_numpy(), frame["cost_per_million"].to_numpy()
     ax.axvspan(-100, 100 * MOST_LATE, color="#EAF5F0", zorder=0)
-    ax.scatter(late, cost, s=75, color=[BLUE if share <= MOST_LATE else GREY for share in frame["late"]], zorder=2)
-    top, right = 1.18 * cost.max(), 1.12 * max(late.max(), 1)
-    said = [
-        f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'])} late"
-        for row in frame.to_dict("records")
-    ]
-    away = np.where(late > right / 2, -1, 1)  # to the side where there is room
-    letters = np.array([len(words) for words in said])
-    spans = np.sort(np.stack([late, late + away * (0.018 + _LETTER * letters) * right], axis=1))
-    for words, x, side, height in zip(said, late, away, _apart(cost / top, spans), strict=True):
-        note(ax, words, (x + 0.018 * side * right, height * top), (0, 0), ha="left" if side > 0 else "right")
+    for row, x, y, color, marker in zip(frame.to_dict("records"), late, cost, COLORS, _MARKERS, strict=False):
+        words = f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'])} late"
+        ax.scatter(x, y, s=75, color=color, marker=marker, label=words, zorder=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=10, ncols=2)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
-    ax.set_ylim(0, top)
+    ax.set_ylim(0, 1.1 * cost.max())
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
     ax.set_ylabel("USD per million requests")
     return finish(ax, frame)
 
 
-def _apart(
-    heights: NDArray[np.float64], spans: Sequence[Sequence[float]] | NDArray[np.float64] = (), gap: float = 0.065
-) -> NDArray[np.float64]:
-    """Move labels up so that none covers another, from the lowest on, each `gap` above those it would lie upon.
-
-    `spans` are where they begin and end from left to right; if left out, all of them are above each other.
-    """
+def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
+    """Move labels up so that none covers another, from the lowest on, each `gap` above the one below it."""
     placed = heights.copy()
     order = np.argsort(heights)
-    for count, above in enumerate(order):
-        for below in order[:count]:
-            if not len(spans) or (spans[below][0] < spans[above][1] and spans[above][0] < spans[below][1]):
-                placed[above] = max(placed[above], placed[below] + gap)
+    for below, above in itertools.pairwise(order):
+        placed[above] = max(placed[above], placed[below] + gap)
     return placed
