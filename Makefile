@@ -18,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
-ALONE = --fresh --jobs $(WORKERS) --parameter SECONDS=2
+ALONE = --fresh --jobs $(WORKERS) --parameter SECONDS=2 --parameter REQUESTS=16
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
