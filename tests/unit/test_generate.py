@@ -288,7 +288,7 @@ def test_a_prompt_that_begins_like_an_ended_one_gives_the_same_text(engine, mode
 
 def test_what_an_engine_does_not_honour_is_refused_by_name(engine):
     options = {"seed": 1, "min_tokens": 2, "repetition_penalty": 1.2, "presence_penalty": 0.5}
-    options |= {"frequency_penalty": 0.5, "logprobs": 0}
+    options |= {"frequency_penalty": 0.5, "logprobs": 0, "json_schema": SCHEMA}
     for name in engine.limits.unsupported:
         with pytest.raises(RequestError, match=f"does not honour {name}"):
             engine.add("a", PROMPTS[0], Sampling(max_tokens=4, **{name: options[name]}))
