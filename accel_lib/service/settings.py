@@ -15,7 +15,9 @@ from accel_lib.errors import AccelError
 _KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text that is not empty"}
 _BOUNDS = {"gt": "above", "ge": "of at least", "le": "and at most"}  # annotated_types' names
 
-_UPSTREAMS = 'JSON such as {"llama": {"url": "http://host:8000/v1", "key": "…", "model": "its name there"}}'
+_UPSTREAMS = (
+    'a file of JSON or JSON such as {"llama": {"url": "http://host:8000/v1", "key": "…", "model": "its name there"}}'
+)
 _REFUSED: Literal["forbid"] = "forbid"
 _HIDDEN = "upstreams"  # it holds keys, so what was seen is not shown
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -47,9 +49,9 @@ class Settings(BaseSettings):
     repository, models
         The model repository, and the models to serve from it (comma-separated); none serves all that are built.
     upstreams
-        OpenAI-compatible servers for models that are elsewhere, such as vLLM, as JSON: the name of the model here, and
-        for it an object with ``url`` (up to ``/v1``), and ``key`` and ``model`` (its name there) where they are needed;
-        or a list of such objects, which are its versions 1, 2, ….
+        OpenAI-compatible servers for models that are elsewhere, such as vLLM, as JSON, or the absolute path of its
+        file: the name of the model here, and for it an object with ``url`` (up to ``/v1``), and ``key`` and ``model``
+        (its name there) where they are needed; or a list of such objects, which are its versions 1, 2, ….
     state_file
         SQLite file for keys, experiments and the audit log.
     jwt_issuer, jwt_audience, jwt_public_key_file
@@ -116,10 +118,20 @@ class Settings(BaseSettings):
     @field_validator("upstreams", mode="before")
     @classmethod
     def _parse(cls, value: object) -> object:
-        read = json.loads(value) if isinstance(value, str) else value
+        read = json.loads(_text_of(value)) if isinstance(value, str) else value
         if not isinstance(read, dict):
             return read
         return {name: many if isinstance(many, list | tuple) else [many] for name, many in read.items()}
+
+
+def _text_of(value: str) -> str:
+    """JSON as it is, or that of a file whose absolute path is given; raises ValueError for one that cannot be read."""
+    if not value.startswith("/"):
+        return value
+    try:
+        return Path(value).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}") from error
 
 
 def _refusal(error: ValidationError) -> AccelError:

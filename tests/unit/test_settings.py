@@ -69,6 +69,14 @@ def test_one_upstream_or_several_are_versions_and_their_keys_are_not_shown(monke
     assert "sk-1" not in repr(Settings())
 
 
+def test_upstreams_may_stand_in_a_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCEL_UPSTREAMS", str(tmp_path / "upstreams.json"))
+    with pytest.raises(AccelError, match=r"upstreams\.json cannot be read: No such file"):
+        Settings()
+    (tmp_path / "upstreams.json").write_text('{"a": {"url": "http://x:1/v1", "key": "sk-1"}}', encoding="utf-8")
+    assert list(Settings().upstreams) == ["a"]
+
+
 def test_a_setting_that_does_not_exist_is_refused_and_an_empty_variable_sets_nothing(monkeypatch):
     with pytest.raises(AccelError, match="no such setting"):
         Settings(prot=1)
