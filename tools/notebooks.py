@@ -112,6 +112,7 @@ def run_notebooks(
         fresh=fresh,
         nbval=nbval,
         limit_s=cell_timeout_s,
+        threads=max(1, inspect_machine().cores // jobs) if jobs > 1 else None,
     )
     resolved = [path.resolve() for path in paths]
     if jobs == 1:
@@ -121,9 +122,16 @@ def run_notebooks(
 
 
 def _run_alone(
-    path: Path, *, output: Path, parameters: dict[str, Any], fresh: bool, nbval: bool, limit_s: int
+    path: Path,
+    *,
+    output: Path,
+    parameters: dict[str, Any],
+    fresh: bool,
+    nbval: bool,
+    limit_s: int,
+    threads: int | None,
 ) -> NotebookRun:
-    with _surroundings(fresh):
+    with _surroundings(fresh, threads):
         run = _run(path, output / path.name, parameters, limit_s, nbval=nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
@@ -256,10 +264,13 @@ def _failure(source: Any, copy: Path, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _surroundings(fresh: bool) -> Iterator[None]:
-    """Environment of the kernels: headless, and with `fresh` an empty cache and repository that vanish afterwards."""
+def _surroundings(fresh: bool, threads: int | None) -> Iterator[None]:
+    """Environment of the kernels: headless, and with `fresh` an empty cache and repository that vanish afterwards.
+
+    With `threads` PyTorch takes no more: kernels beside each other that each take all cores wait for one another.
+    """
     with tempfile.TemporaryDirectory(prefix="accel-") as folder:
-        changed = {"ACCEL_HEADLESS": "1"}
+        changed = {"ACCEL_HEADLESS": "1"} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         if fresh:
             triton = cache_dir("triton")
             triton.mkdir(parents=True, exist_ok=True)
