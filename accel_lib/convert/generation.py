@@ -14,7 +14,7 @@ import numpy as np
 
 from accel_lib.artifact import GRAMMAR_FILES, Artifact, Format
 from accel_lib.convert.export import failing_as
-from accel_lib.convert.onnx import _label, _make, _versions, _weights
+from accel_lib.convert.reuse import hash_of_weights, label_of, make, versions_of_packages
 from accel_lib.errors import ConversionError, require
 from accel_lib.version import __version__
 
@@ -71,8 +71,8 @@ def generation_to_openvino(
         return _save_grammar(model, path.parent)
 
     facts = facts_of(model, "openvino", precision) | {"inputs": (_SERVED_INPUT,), "output_name": _SERVED_OUTPUT}
-    label = _label(precision, packed=False, form="openvino")
-    return _make(model, facts, label, write, output, progress)
+    label = label_of(precision, packed=False, form="openvino")
+    return make(model, facts, label, write, output, progress)
 
 
 def _save_grammar(model: GenerationModel, folder: Path) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def facts_of(model: GenerationModel, form: Format, precision: str) -> dict[str, 
     template = model.chat_template
     return {
         "model": model.name,
-        "source": f"{model.source}, weights {_weights(model.network)}",
+        "source": f"{model.source}, weights {hash_of_weights(model.network)}",
         "task": "generation",
         "format": form,
         "precision": precision,
@@ -105,7 +105,7 @@ def facts_of(model: GenerationModel, form: Format, precision: str) -> dict[str, 
         "stop_ids": model.stop_ids,
         "chat_template": template.text if template else "",
         "special_tokens": template.special_tokens if template else {},
-        "versions": {"accel_lib": __version__} | _versions(),
+        "versions": {"accel_lib": __version__} | versions_of_packages(),
     }
 
 

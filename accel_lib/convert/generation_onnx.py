@@ -19,7 +19,7 @@ from accel_lib.convert.export import failing_as, name_nodes, name_sizes
 from accel_lib.convert.fp16 import to_fp16
 from accel_lib.convert.fp16_range import check_fp16_feeds
 from accel_lib.convert.generation import facts_of
-from accel_lib.convert.onnx import _label, _make
+from accel_lib.convert.reuse import label_of, make
 from accel_lib.convert.storage import write_graph
 from accel_lib.errors import ConversionError, require
 
@@ -79,7 +79,7 @@ def generation_to_onnx(
         return ()
 
     facts = facts_of(model, "onnx", precision) | {"inputs": INPUTS, "output_name": LOGITS}
-    return _make(model, facts, _label(precision, packed=False), write, output, progress)
+    return make(model, facts, label_of(precision, packed=False), write, output, progress)
 
 
 def export_generation(model: GenerationModel) -> Any:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import importlib.metadata
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Format, Manifest, foreign_files, write_manifest
-from accel_lib.atomic import atomic_directory
+from accel_lib.artifact import Artifact, Format, Manifest
 from accel_lib.convert import precision as precisions
 from accel_lib.convert.export import export_graph, failing_as, program_of, save_program, varlen_program
 from accel_lib.convert.fp16 import to_fp16
 from accel_lib.convert.fp16_range import check_fp16_graph, check_fp16_range
-from accel_lib.convert.room import check_room
+from accel_lib.convert.reuse import (
+    folder_of,
+    hash_of_weights,
+    label_of,
+    make,
+    reusable,
+    short_hash,
+    versions_of_packages,
+)
 from accel_lib.convert.storage import read_graph, write_graph
 from accel_lib.engines.onnxruntime import weight_bits
-from accel_lib.errors import ArtifactError, ConversionError
-from accel_lib.machine import cache_dir
+from accel_lib.errors import ConversionError
 from accel_lib.version import __version__
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from accel_lib.models import Model
     from accel_lib.models.generation import GenerationModel
 
-_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 _FACTS = (
     "task", "output_name", "dimension", "max_length", "labels", "inputs", "activation", "pairs", "prompts",
     "default_prompt",
@@ -101,7 +100,7 @@ def to_onnx(
             fp32 = to_onnx(model, packed=packed, progress=progress)
             with failing_as("quantization"):
                 return precisions.quantized(fp32, path, precision, keep=keep, texts=texts)
-        made = _reusable(_folder(model, _label(packed=packed)), facts | {"precision": "fp32"})
+        made = reusable(folder_of(model, label_of(packed=packed)), facts | {"precision": "fp32"})
         graph = read_graph(made.path) if made else export_graph(model, packed=packed)
         with failing_as("conversion to half precision" if precision == "fp16" else "export"):
             if precision == "fp16":
@@ -109,9 +108,9 @@ def to_onnx(
             write_graph(graph, path)
             return check_fp16_graph(Artifact(path.parent, Manifest(**facts)), model) if precision == "fp16" else ()
 
-    kept = keep if isinstance(keep, str) else _short_hash("\n".join(keep).encode()) if keep else ""
+    kept = keep if isinstance(keep, str) else short_hash("\n".join(keep).encode()) if keep else ""
     facts = _facts(model, "onnx", precision, packed=packed)
-    return _make(model, facts, _label(precision, packed=packed, kept=kept), write, output, progress)
+    return make(model, facts, label_of(precision, packed=packed, kept=kept), write, output, progress)
 
 
 def to_torch(
@@ -164,84 +163,18 @@ def to_torch(
         return range_notes
 
     facts = _facts(model, "torch", precision, packed=packed)
-    return _make(model, facts, _label(precision, packed=packed, form="torch"), write, output, progress)
+    return make(model, facts, label_of(precision, packed=packed, form="torch"), write, output, progress)
 
 
 def _facts(model: Model, form: Format, precision: str, *, packed: bool) -> dict[str, Any]:
     """What an artifact's manifest has to say for it to be used again."""
     return {
         "model": model.name,
-        "source": f"{model.source}, weights {_weights(model.module)}",
+        "source": f"{model.source}, weights {hash_of_weights(model.module)}",
         "format": form,
         "precision": precision,
         "packed": packed,
         "weight_bits": weight_bits() if precision == "int8" else 0,
-        "versions": {"accel_lib": __version__} | _versions(),
+        "versions": {"accel_lib": __version__} | versions_of_packages(),
         **{field: getattr(model, field) for field in _FACTS},
     }
-
-
-def _label(precision: str = "fp32", *, packed: bool, form: Format = "onnx", kept: str = "") -> str:
-    return "-".join(filter(None, [form, precision, "packed" if packed else "", kept]))
-
-
-def _folder(model: Model | GenerationModel, label: str) -> Path:
-    return cache_dir("artifacts", model.name.replace("/", "--"), label)
-
-
-def _reusable(folder: Path, facts: dict[str, Any]) -> Artifact | None:
-    """The artifact in a folder, where nothing that it depends on has changed."""
-    with contextlib.suppress(ArtifactError):
-        found = Artifact.load(folder)
-        if all(getattr(found.manifest, name) == value for name, value in facts.items()):
-            return found
-    return None
-
-
-def _make(
-    model: Model | GenerationModel,
-    facts: dict[str, Any],
-    label: str,
-    write: Callable[[Path], tuple[str, ...]],
-    output: str | Path | None,
-    progress: bool,
-) -> Artifact:
-    """Reuse an artifact that nothing has changed for, or write it aside and rename it."""
-    folder = Path(output) if output else _folder(model, label)
-    found = None if output else _reusable(folder, facts)
-    if found:
-        if progress:
-            print(f"{found.name}: reused, {found.size_bytes / 1e6:.1f} MB", flush=True)
-        return found
-    check_room(model, folder, facts["format"], facts["precision"], packed=facts["packed"])
-    started = time.monotonic()
-    with atomic_directory(folder, foreign=foreign_files if output else None) as draft:
-        notes = write(draft / MODEL_FILES[facts["format"]])
-        model.tokenizer.save(str(draft / TOKENIZER_FILE))
-        seconds = time.monotonic() - started
-        manifest = write_manifest(draft, Manifest(**facts, seconds=seconds, notes=(*model.notes, *notes)))
-    artifact = Artifact(folder, manifest)
-    if progress:
-        print(f"{artifact.name}: {artifact.size_bytes / 1e6:.1f} MB in {manifest.seconds:.1f} s", flush=True)
-    return artifact
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages a conversion depends on, those that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _weights(module: nn.Module) -> str:
-    digest = hashlib.blake2b(str(getattr(module, "tail", "")).encode(), digest_size=6)  # pooling has no weights
-    for name, weight in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).numpy().data)
-    return digest.hexdigest()
-
-
-def _short_hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=4).hexdigest()
