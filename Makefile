@@ -18,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
-ALONE = --fresh --jobs $(WORKERS) --parameter SECONDS=2 --parameter REQUESTS=16
+ALONE = --fresh --brief --jobs $(WORKERS)
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -92,7 +92,7 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 notebooks: setup ## each alone from an empty cache, WORKERS at a time, measuring briefly: three by nbval, the others by papermill
 	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 300 $(NBVAL)
 	@$(BIN)/python -m tools.notebooks $(ALONE) $(addprefix --but ,$(NBVAL))
-	@$(BIN)/python -m tools.notebooks $(ALONE) --parameter SECONDS=0.5 --parameter ROUNDS=1 more
+	@$(BIN)/python -m tools.notebooks $(ALONE) more
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

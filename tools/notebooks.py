@@ -47,6 +47,19 @@ NOTEBOOKS = (
 )
 MORE = ("more/response_cache", "more/rate_limiter", "more/split_model", "more/memory")
 
+BRIEFLY: dict[str, dict[str, Any]] = {
+    "00_start_here": {"TEXTS": 32, "SECONDS": 2},
+    "01_pytorch_to_onnx": {"TEXTS": 64, "SECONDS": 2},
+    "02_onnx_to_tensorrt": {"SECONDS": 2},
+    "03_triton_in_a_notebook": {"SECONDS": 2},
+    "12_a_token_at_a_time": {"NEW_TOKENS": 40, "ROWS": [1, 2, 4, 8], "PROMPTS": [16, 64, 256]},
+    "13_batches_that_breathe": {"REQUESTS": 17},
+    "14_a_chat_service_under_load": {"REQUESTS": 16},
+    "rate_limiter": {"SECONDS": 0.5, "ROUNDS": 1},
+    "response_cache": {"SECONDS": 0.5, "ROUNDS": 1},
+    "split_model": {"SECONDS": 0.5, "ROUNDS": 1},
+}  # parameters with which a run shows that the cells work, and little else
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NotebookRun:
@@ -72,6 +85,7 @@ def run_notebooks(
     nbval: bool = False,
     cell_timeout_s: int = 600,
     jobs: int = 1,
+    brief: bool = False,
 ) -> list[NotebookRun]:
     """Execute notebooks, each in its own kernel, with a line of progress each.
 
@@ -91,6 +105,8 @@ def run_notebooks(
         Longest time one cell may take.
     jobs
         Notebooks at a time. What several measure beside each other says nothing: more than 1 shows that cells run.
+    brief
+        Take the parameters of `BRIEFLY` where `parameters` has none.
 
     Returns
     -------
@@ -109,6 +125,7 @@ def run_notebooks(
         _run_alone,
         output=output.resolve(),
         parameters=parameters or {},
+        brief=brief,
         fresh=fresh,
         nbval=nbval,
         limit_s=cell_timeout_s,
@@ -126,13 +143,15 @@ def _run_alone(
     *,
     output: Path,
     parameters: dict[str, Any],
+    brief: bool,
     fresh: bool,
     nbval: bool,
     limit_s: int,
     threads: int | None,
 ) -> NotebookRun:
+    values = (BRIEFLY.get(path.stem, {}) if brief else {}) | parameters
     with _surroundings(fresh, threads):
-        run = _run(path, output / path.name, parameters, limit_s, nbval=nbval)
+        run = _run(path, output / path.name, values, limit_s, nbval=nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
     for fault in [] if run.failure or nbval else exercise_faults(_read(output / path.name).cells):
@@ -308,17 +327,18 @@ def main(
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
     ] = None,
     cell_timeout: Annotated[int, typer.Option(help="Longest time a cell may take, in seconds.")] = 600,
+    brief: Annotated[bool, typer.Option("--brief", help="Measure as briefly as shows that the cells work.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Notebooks at a time; only 1 measures anything true.")] = 1,
 ) -> None:
     """Run notebooks headless, by default the course; print a table, and exit with 1 if one fails."""
-    if write and (nbval or jobs > 1):
-        raise typer.BadParameter("outputs are kept of papermill's runs, one at a time: --write alone")
+    if write and (nbval or brief or jobs > 1):
+        raise typer.BadParameter("outputs are kept of papermill's whole runs, one at a time: --write alone")
     asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
     chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
     paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
     values = dict(_value(text) for text in parameter or [])
     started = time.monotonic()
-    how: dict[str, Any] = {"fresh": fresh, "nbval": nbval, "cell_timeout_s": cell_timeout, "jobs": jobs}
+    how: dict[str, Any] = {"fresh": fresh, "nbval": nbval, "cell_timeout_s": cell_timeout, "jobs": jobs, "brief": brief}
     runs = run_notebooks(paths, output=output, parameters=values, **how)
     passed = sum(not run.failure for run in runs)
     print(f"{passed} of {len(runs)} notebooks passed in {time.monotonic() - started:.0f} s")
