@@ -201,3 +201,11 @@ def test_bootstrap_says_which_step_failed(tmp_path):
     bootstrap = runpy.run_path(str(ROOT / "colab" / "bootstrap.py"), run_name="bootstrap")
     with pytest.raises(RuntimeError, match="git clone"):
         bootstrap["run"]("git", "clone", str(tmp_path / "nowhere"), str(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", course.BRIEFLY)
+def test_what_a_brief_run_sets_are_parameters_of_that_notebook(name):
+    paths = {Path(each).name: Path("notebooks", f"{each}.ipynb") for each in (*course.NOTEBOOKS, *course.MORE)}
+    cells = nbformat.read(paths[name], as_version=4).cells
+    (parameters,) = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    assert all(f"{setting} = " in parameters for setting in course.BRIEFLY[name])
