@@ -135,7 +135,7 @@ def run_notebooks(
     if jobs == 1:
         return [one(path) for path in resolved]
     with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(one, resolved))
+        return list(pool.map(one, resolved[::-1]))[::-1]  # the last ones take longest, so they begin first
 
 
 def _run_alone(
