@@ -38,7 +38,7 @@ def to_bucket(rows: _Arrays, *, pad_id: int, max_length: int, packed: bool) -> _
         Longest row that the model takes.
     packed
         The engine computes real tokens only: rows are added so that their number, too, is one of few. A text that comes
-        alone gets no company, as there are only so many lengths.
+        alone gets no company, as there are few lengths.
 
     Returns
     -------

@@ -35,7 +35,7 @@ class OnnxNetwork:
     threads
         CPU threads for one operator; None leaves them to ONNX Runtime.
     graph
-        A serialized graph to run in place of the artifact's own, operator by operator.
+        A serialized graph to run instead of the artifact's own, operator by operator.
     """
 
     def __init__(

@@ -232,7 +232,7 @@ def in_blocks(tokens: int) -> int:
 
 
 def _rows_size(rows: int) -> int:
-    """The size of graph for so many rows: a power of two, or the middle of two of them."""
+    """The size of graph for that many rows: a power of two, or the middle of two of them."""
     power = 1 << (rows - 1).bit_length()
     return power * 3 // 4 if power > 2 and rows <= power * 3 // 4 else power
 

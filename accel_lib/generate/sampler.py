@@ -19,7 +19,7 @@ from accel_lib.models.paged_decoder import Operations
 from accel_lib.models.paged_operations import LEAST_TEMPERATURE, STEP, mixed
 
 TOP_LOGPROBS = 20
-NOT_FINITE = -1  # in place of a token: the logits are no numbers
+NOT_FINITE = -1  # instead of a token: the logits are no numbers
 
 _NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _SIMPLE = {

@@ -73,7 +73,7 @@ class Operations(Protocol):
     """What stands between the products of a layer, and behind the last one."""
 
     def plan(self, shape: Shape, *, blocks: int, block: int, context: int) -> int:
-        """The number that a captured pass over so many blocks, which see at most `context` tokens, depends on."""
+        """The number that a captured pass over that many blocks, which see at most `context` tokens, depends on."""
 
     def add_norm(self, total: Tensor, addend: Tensor | None, norm: Norm) -> Tensor:
         """Add to `total`, float32 ``[tokens, width]``, in place; its norm in the type of the weights."""

@@ -44,7 +44,7 @@ class Watch(Generic[_Item]):
     tokenize_s
         What the request had taken before it was sent.
     prompt_tokens
-        Of the request; whoever knows them only at the end sets them then, and `generated` too.
+        Of the request; a caller that knows them only at the end sets them then, and `generated` too.
     """
 
     def __init__(

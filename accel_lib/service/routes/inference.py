@@ -219,7 +219,7 @@ def choose_version(
 
 
 def asked_priority(request: Request, levels: int) -> int:
-    """The priority that the header asks for, of so many levels; 0 is the model's default."""
+    """The priority that the header asks for, of that many levels; 0 is the model's default."""
     asked = request.headers.get(_PRIORITY_HEADER, "0")
     if asked and (not asked.isdecimal() or int(asked) > levels):
         message = f"{_PRIORITY_HEADER} is 1 (first) to {levels}, or 0."
