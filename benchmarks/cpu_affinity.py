@@ -14,8 +14,8 @@ from accel_lib.triton.client import ServedModel
 
 
 @contextlib.contextmanager
-def apart(served: ServedModel) -> Iterator[str]:
-    """Give this process the last of its cores and Triton the others, until the context ends; yields that in words.
+def apart(served: ServedModel, *others: int) -> Iterator[str]:
+    """Give this process the last core, Triton and `others` the rest, until the context ends; yields that in words.
 
     The model is loaded again, with as many threads as it has cores. With one core nothing changes.
     """
@@ -23,7 +23,7 @@ def apart(served: ServedModel) -> Iterator[str]:
     if len(cores) < 2:
         yield "client and server share one core"
         return
-    server = _family(served.server.pid)
+    server = [pid for owner in (served.server.pid, *others) for pid in _family(owner)]
     try:
         _pin(server, cores[:-1])
         _pin([os.getpid()], cores[-1:])
@@ -32,7 +32,7 @@ def apart(served: ServedModel) -> Iterator[str]:
         served.server.load(served.name, config)
         yield f"client on 1 core, server on {len(cores) - 1}"
     finally:
-        _pin([os.getpid(), *_family(served.server.pid)], cores)
+        _pin([os.getpid(), *_family(served.server.pid), *others], cores)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@
 
     python -m benchmarks.generation
     python -m benchmarks.generation --requests 8 --arms "openvino fp32" "openvino int8"
-    python -m benchmarks.generation --turns 1 --peers     # llama.cpp, ONNX Runtime GenAI, OpenVINO GenAI as it comes
+    python -m benchmarks.generation --turns 1 --rows 32 --peers    # llama.cpp, ONNX Runtime GenAI, OpenVINO GenAI
+
+OpenVINO GenAI as it comes takes all requests at once, so peers are compared with as many rows as there are requests.
 
 CPU seconds of one thread are the measure on a busy machine. The reference of equal tokens is transformers, one by one;
 ``same_tokens`` is the share of an answer before its first other token. Peers run in environments of their own, made on
@@ -40,7 +42,6 @@ from accel_lib.texts import load_texts
 from benchmarks import generation_peers
 
 MODEL = "SmolLM2-135M-Instruct"
-ROWS = 8
 CACHE_TOKENS = 8_192
 MEAN_TOKENS = 40
 MOST_TOKENS = 160
@@ -59,20 +60,20 @@ class Turn:
     ids: tuple[tuple[int, ...], ...]
 
 
-def arms(model: GenerationModel) -> dict[str, Callable[[], GenerationEngine]]:
+def arms(model: GenerationModel, rows: int) -> dict[str, Callable[[], GenerationEngine]]:
     """Each engine, opened again for each turn: nothing is kept from one to the next."""
 
-    def converted(precision: str, rows: int = ROWS) -> Callable[[], GenerationEngine]:
+    def converted(precision: str, rows: int = rows) -> Callable[[], GenerationEngine]:
         artifact = generation_to_openvino(model, precision=precision)
         return lambda: OpenVINOEngine(artifact, rows=rows, cache_tokens=CACHE_TOKENS, threads=1, prefix_cache=False)
 
     return {
         REFERENCE: lambda: StaticBatchEngine(model, rows=1),
-        "static batches": lambda: StaticBatchEngine(model, rows=ROWS),
+        "static batches": lambda: StaticBatchEngine(model, rows=rows),
         "onnxruntime, static batches": lambda: OnnxEngine(
-            generation_to_onnx(model, progress=False), rows=ROWS, threads=1, device="cpu"
+            generation_to_onnx(model, progress=False), rows=rows, threads=1, device="cpu"
         ),
-        "transformers, continuous": lambda: TransformersEngine(model, rows=ROWS, cache_tokens=CACHE_TOKENS),
+        "transformers, continuous": lambda: TransformersEngine(model, rows=rows, cache_tokens=CACHE_TOKENS),
         "openvino fp32, one by one": converted("fp32", 1),
         "openvino fp32": converted("fp32"),
         "openvino bf16": converted("bf16"),
@@ -80,18 +81,18 @@ def arms(model: GenerationModel) -> dict[str, Callable[[], GenerationEngine]]:
     }
 
 
-def ours(model: GenerationModel) -> dict[str, Callable[[Requests], Turn]]:
+def ours(model: GenerationModel, rows: int) -> dict[str, Callable[[Requests], Turn]]:
     """Each engine of `arms`, as what takes the whole load."""
-    return {name: lambda requests, make=make: turn(make(), requests) for name, make in arms(model).items()}
+    return {name: lambda requests, make=make: turn(make(), requests) for name, make in arms(model, rows).items()}
 
 
-def peers(model: GenerationModel) -> dict[str, Callable[[Requests], Turn]]:
+def peers(model: GenerationModel, rows: int) -> dict[str, Callable[[Requests], Turn]]:
     """Each peer, as what takes the whole load."""
 
     def taking(peer: generation_peers.Peer) -> Callable[[Requests], Turn]:
         def take(requests: Requests) -> Turn:
             asked = [(ids, sampling.max_tokens) for ids, sampling in requests]
-            found = generation_peers.run(peer, model, asked, rows=ROWS, cache_tokens=CACHE_TOKENS)
+            found = generation_peers.run(peer, model, asked, rows=rows, cache_tokens=CACHE_TOKENS)
             return as_turn(found["cpu_s"], found["wall_s"], found["ids"], found["times"])
 
         return take
@@ -198,6 +199,7 @@ def main() -> None:
     """Run the arms in turns, print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=8, help="requests at once in an engine that has such a bound")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--arms", nargs="*")
     parser.add_argument("--peers", action="store_true")
@@ -206,7 +208,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = load_model(MODEL)
     requests = load(model, asked.requests)
-    field = ours(model) | (peers(model) if asked.peers else {})
+    field = ours(model, asked.rows) | (peers(model, asked.rows) if asked.peers else {})
     chosen = {name: take for name, take in field.items() if not asked.arms or name in asked.arms}
     turns: dict[str, list[Turn]] = {name: [] for name in chosen}
     for _ in range(asked.turns):

@@ -6,6 +6,8 @@
 aiperf is installed once into an environment of its own, below the cache folder. It gets the model's tokenizer from a
 folder here, so it asks no hub. Both send chats of the same numbers of tokens in a closed loop, want the same forced
 lengths, count tokens as the server does, and say when the first text came, what passed between tokens, and tokens/s.
+The tools run on the last core, Triton and the gateway on the others: aiperf is a dozen processes, which on two shared
+cores slow down what they measure.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.load.streams import text_source
 from accel_lib.machine import cache_dir
 from accel_lib.measurement import machine_line
+from benchmarks.cpu_affinity import apart
 from benchmarks.gateway import started_gateway
 
 AIPERF = "aiperf"
@@ -111,11 +114,13 @@ def main() -> None:
     rows = []
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(accel.serve(accel.ensure("generation"), models=["generation"]))
-        url, key, _ = stack.enter_context(started_gateway(server, "generation"))
+        url, key, gateway = stack.enter_context(started_gateway(server, "generation"))
+        served = server.model("generation")
+        print(stack.enter_context(apart(served, gateway)))
         for turn in range(asked.turns):
             for tool in (OURS, THEIRS) if turn % 2 == 0 else (THEIRS, OURS):
                 if tool == OURS:
-                    found = ours(url, key, server.model("generation").artifact, asked.requests, turn)
+                    found = ours(url, key, served.artifact, asked.requests, turn)
                 else:
                     found = theirs(command, url, key, tokenizer, asked.requests, turn)
                 rows.append({"tool": tool, "turn": turn} | found)

@@ -1,4 +1,4 @@
-"""``accel report``: this machine as Markdown, and what a language model does on it."""
+"""``accel report``: this machine as Markdown, how fast TensorRT is on it, and what a language model does."""
 
 from __future__ import annotations
 
@@ -18,15 +18,35 @@ def report(
         Path | None,
         typer.Option(help="Measure a converted language model as well: the folder that accel convert wrote."),
     ] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Time TensorRT against PyTorch on this GPU as well, as notebook 02 does.")
+    ] = False,
 ) -> None:
     """Print this machine and its versions as Markdown, for an issue; no paths, no names."""
     checkup = accel_lib.doctor()
     lines = [f"**accel_lib {accel_lib.__version__}** on {checkup.machine}", "", "| | what | seen |", "|---|---|---|"]
     lines += [f"| {mark} | {what} | {seen} |" for mark, what, seen, _ in checkup.rows]
+    if speed:
+        lines += ["", *_speed()]
     if generation is not None:
         lines += ["", *_generation(generation)]
     lines += ["", ", ".join(f"{package} {version}" for package, version in checkup.machine.versions.items())]
     print("\n".join(lines))
+
+
+def _speed() -> list[str]:
+    """A table of batch sizes and lengths; without a GPU, of the one that ships, which says where it was recorded."""
+    from accel_lib.bench import speedup_over_eager
+
+    gains = speedup_over_eager(accel_lib.load_model("all-MiniLM-L6-v2"))
+    names = ["batch_size", "tokens", "baseline_ms", "candidate_ms", "speedup"]
+    return [
+        f"{gains.headline} ({gains.machine})",
+        "",
+        f"| {' | '.join(name.replace('_ms', ', ms').replace('_', ' ') for name in names)} |",
+        "|---" * len(names) + "|",
+        *(f"| {' | '.join(f'{value:g}' for value in row)} |" for row in gains.frame[names].round(3).to_numpy()),
+    ]
 
 
 def _generation(folder: Path) -> list[str]:

@@ -92,7 +92,7 @@ def create_app(
         app.include_router(endpoints.router)
     errors.install(app)
     validation.install(app)
-    routes = (*inference.router.routes, *tei.router.routes)
+    routes = (route for endpoints in (inference, rerank, chat, tei) for route in endpoints.router.routes)
     texts = {route.path: route for route in routes if isinstance(route, InferenceRoute) and route.methods == {"POST"}}
     app.add_middleware(GatewayMiddleware, services=made, direct=texts)
     return app

@@ -22,7 +22,7 @@ from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.keys import Principal
 from accel_lib.service.middleware import RequestContext
-from accel_lib.service.services import Services
+from accel_lib.service.services import IN_LOOP_CHARS, Services
 from accel_lib.service.triton_client import refusal
 from accel_lib.service.watch import RETRY_S, Watch, engine_failed, merged
 from accel_lib.triton.error_messages import request_error
@@ -161,14 +161,14 @@ async def begin(
     stops: Sequence[str],
     choices_per_prompt: int,
 ) -> Generation:
-    """Tokenize and charge; `tokenize` runs in another thread, and gives one prompt a choice."""
+    """Tokenize and charge; `tokenize` gives one prompt a choice, a long one in another thread."""
     own, context = request.app.state.services, request.state.context
     text = served.text
     if text is None:
         raise Problem(500, f"{served.name} has no tokenizer.", code="model_error")
     began = time.perf_counter()
     try:
-        made = await own.run_in_pool(lambda: tokenize(text))
+        made = await own.run_in_pool(lambda: tokenize(text), unless=len(context.body) <= IN_LOOP_CHARS)
     except RequestError as error:
         raise Problem(400, error.cause, param="max_tokens", code="context_length_exceeded") from error
     except AccelError as error:

@@ -27,6 +27,9 @@ from accel_lib.service.upstreams import Upstreams
 _Result = TypeVar("_Result")
 
 
+IN_LOOP_CHARS = 2_000  # tokenized within a millisecond; more would keep other requests waiting, and goes to the pool
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
     """What handlers and middleware work with; made by `create_app`, found by `services`.
@@ -59,8 +62,10 @@ class Services:
     pool: ThreadPoolExecutor
     workers: int
 
-    async def run_in_pool(self, work: Callable[[], _Result]) -> _Result:
-        """Run what burns CPU outside the event loop."""
+    async def run_in_pool(self, work: Callable[[], _Result], *, unless: bool = False) -> _Result:
+        """Run what burns CPU outside the event loop, `unless` it is so little that the way there takes longer."""
+        if unless:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ from accel_lib.errors import RequestError
 from accel_lib.generate import PRIORITIES
 from accel_lib.models.generation_text import GenerationText
 from accel_lib.service import generation, relay
+from accel_lib.service.auth import InferenceRoute
 from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.chat_schemas import ChatCompletion, ChatRequest, Completion, CompletionRequest, StreamOptions
 from accel_lib.service.completions import ChatShape, CompletionShape, Shape, Tally
@@ -23,7 +24,7 @@ from accel_lib.service.routes.inference import VERSION_HEADER, Caller, asked_pri
 from accel_lib.service.services import services
 from accel_lib.service.streaming import EventStream, event
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=InferenceRoute)
 _Asked = ChatRequest | CompletionRequest
 
 
@@ -103,17 +104,20 @@ async def _events(made: Generation, form: Shape, options: StreamOptions) -> Asyn
     usage: dict[str, Any] = {"usage": None} if options.include_usage else {}
     begun: set[int] = set()
     async for part in made.parts():
+        events = b""  # those of one part go out together
         tally.generated += part.tokens
         if options.continuous_usage_stats:
             usage = {"usage": tally.usage()}
         if part.choice not in begun:
             begun.add(part.choice)
             if (opening := form.opening(part.choice)) is not None:
-                yield event(opening | usage)
+                events += event(opening | usage)
         if part.text or part.logprobs:
-            yield event(form.chunk(part) | usage)
+            events += event(form.chunk(part) | usage)
         if part.finish:
-            yield event(form.closing(part) | usage)
+            events += event(form.closing(part) | usage)
+        if events:
+            yield events
     if options.include_usage:
         yield event(form.usage_chunk(tally))
 

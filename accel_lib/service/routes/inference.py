@@ -25,7 +25,7 @@ from accel_lib.service.keys import Principal
 from accel_lib.service.middleware import RequestContext
 from accel_lib.service.openapi import described
 from accel_lib.service.schemas import ClassifyRequest, ClassifyResponse, EmbeddingRequest, EmbeddingResponse
-from accel_lib.service.services import Services, services
+from accel_lib.service.services import IN_LOOP_CHARS, Services, services
 
 router = APIRouter(tags=["inference"], route_class=InferenceRoute)
 Caller = Annotated[Principal, Depends(require_role("inference"))]
@@ -33,7 +33,6 @@ Caller = Annotated[Principal, Depends(require_role("inference"))]
 VERSION_HEADER = "x-model-version"
 _PRIORITY_HEADER = "x-request-priority"
 _STAGE_HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "inference": "x-inference-time"}
-_IN_LOOP_CHARS = 2_000  # tokenized within a millisecond; more would keep other requests waiting, and goes to the pool
 _IN_POOL_ROWS = 32  # responses of more rows are written in another thread
 _ENDPOINTS: dict[Use, str] = {
     "embedding": "/v1/embeddings",
@@ -130,12 +129,10 @@ async def infer(
     context.model, context.version, context.inputs = served.name, served.version, len(inputs.texts)
     with own.experiments.observed(route, len(inputs.texts)) as compute, own.limits.in_flight_slot(served.name):
         began = time.perf_counter()
-        most, few = own.settings.max_request_tokens, inputs.characters <= _IN_LOOP_CHARS
+        most, few = own.settings.max_request_tokens, inputs.characters <= IN_LOOP_CHARS
 
         async def tokenize(version: ServedVersion) -> Ragged:
-            if few:
-                return version.tokenize(inputs, max_tokens=most)
-            return await own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most))
+            return await own.run_in_pool(lambda: version.tokenize(inputs, max_tokens=most), unless=few)
 
         rows = await tokenize(served)
         tokenized = time.perf_counter()
@@ -184,7 +181,7 @@ def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 async def respond(request: Request, answer: Answer, body: Callable[[], bytes]) -> Response:
     """The answer as JSON; a long one is written outside the event loop."""
     long = len(answer.output) > _IN_POOL_ROWS
-    content = await services(request).run_in_pool(body) if long else body()
+    content = await services(request).run_in_pool(body, unless=not long)
     return Response(content, media_type="application/json", headers=answer.headers)
 
 
