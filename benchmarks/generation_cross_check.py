@@ -7,7 +7,8 @@ aiperf is installed once into an environment of its own, below the cache folder.
 folder here, so it asks no hub. Both send chats of the same numbers of tokens in a closed loop, want the same forced
 lengths, count tokens as the server does, and say when the first text came, what passed between tokens, and tokens/s.
 The tools run on the last core, Triton and the gateway on the others: aiperf is a dozen processes, which on two shared
-cores slow down what they measure.
+cores slow down what they measure. One client: answers of one length keep several clients in step or out of it, and
+the time to the first token then tells whether their prompts came together, in either tool.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from benchmarks.cpu_affinity import apart
 from benchmarks.gateway import started_gateway
 
 AIPERF = "aiperf"
-CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 4, 96, 32
+CLIENTS, PROMPT_TOKENS, OUTPUT_TOKENS = 1, 96, 32
 OURS, THEIRS = "accel load", "aiperf"
 WANTED = 0.05  # they agree within
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import Artifact
 from accel_lib.engines.batching import check_batch
-from accel_lib.engines.shape_buckets import to_bucket
+from accel_lib.engines.shape_buckets import ShapeBuckets
 from accel_lib.errors import ArtifactError, EngineError, require
 from accel_lib.machine import BF16, cores, inspect_machine
 from accel_lib.ragged import by_name
@@ -75,6 +75,7 @@ class OpenVINOEngine:
         self.pad_id = artifact.pad_id
         self.max_length = manifest.max_length
         self.packed = manifest.packed
+        self._shaped = ShapeBuckets(pad_id=self.pad_id, max_length=self.max_length, packed=self.packed)
         self.lanes = threads or cores()
         self._compile = functools.partial(_compile, artifact, precision=self.precision, threads=self.lanes)
         self._all_cores: _Compiled | None = self._compile(streams=1)
@@ -113,8 +114,7 @@ class OpenVINOEngine:
         if compiled is None:
             raise EngineError("The engine was closed.", fix="open it again: accel.open_engine(artifact)")
         given = (input_ids, attention_mask) if token_type_ids is None else (input_ids, attention_mask, token_type_ids)
-        shaped = to_bucket(given, pad_id=self.pad_id, max_length=self.max_length, packed=self.packed)
-        feeds = by_name(self._inputs, (*shaped, None)[:3])
+        feeds = by_name(self._inputs, (*self._shaped(*given), None)[:3])
         try:
             return compiled.infer(feeds)[: len(input_ids)]
         except RuntimeError as error:  # what OpenVINO's own errors are

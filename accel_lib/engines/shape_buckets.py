@@ -7,12 +7,36 @@ A packed batch of mixed texts hardly ever has the shape of another one.
 
 from __future__ import annotations
 
+import collections
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 _STEPS = 8  # sizes from a power of two to the next
 _LEAST_TOKENS = 8
+_OFTEN = 4  # times after which a shape is worth kernels of its own
+_MOST_SHAPES = 10_000  # to remember
 _Arrays = tuple[NDArray[np.int64], ...]
+
+
+class ShapeBuckets:
+    """Rounds batches up, all but those of a shape that comes again and again, such as a corpus that is encoded daily.
+
+    Parameters are those of `to_bucket`.
+    """
+
+    def __init__(self, *, pad_id: int, max_length: int, packed: bool) -> None:
+        self._round = functools.partial(to_bucket, pad_id=pad_id, max_length=max_length, packed=packed)
+        self._seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+
+    def __call__(self, *rows: NDArray[np.int64]) -> _Arrays:
+        """Token ids, attention mask and segment ids, as they are or with more rows and places."""
+        shape = (*rows[1].shape, int(rows[1].sum()))
+        if len(self._seen) > _MOST_SHAPES:
+            self._seen.clear()
+        self._seen[shape] += 1
+        return rows if self._seen[shape] > _OFTEN else self._round(rows)
 
 
 def round_up(size: int, *, least: int = 1, steps: int = _STEPS) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
-from accel_lib.formatting import UNCHANGED, capital, differs, ratio
+from accel_lib.formatting import UNCHANGED, capital, differs, ratio, times
 from accel_lib.load.runner import LoadRun
 from accel_lib.measurement import Result
 from accel_lib.progress import Progress
@@ -51,16 +51,17 @@ class Ways(Result):
 
     @property
     def headline(self) -> str:
-        """What each setting changes against the first one, by workload."""
-        said = []
+        """What each setting changes against the first one, by workload; intervals are in the table."""
+        said, base = [], self.frame["setting"].iloc[0]
         for workload, part in self.frame.groupby("workload", sort=False):
-            base, *others = part.to_dict("records")
-            for row in others:
-                changed = [item for item in self.measures.items() if differs(row, item[0])]
-                facts = [f"{ratio(row, column)} the {words}" for column, words in changed]
-                effect = f"{' and '.join(facts)} of" if facts else f"{UNCHANGED} to"
-                said.append(f"{workload}: {row['setting']}, {effect} {base['setting']}")
-        return self._and_stopped(capital("; ".join(said)))
+            effects = []
+            for row in part[part["setting"] != base].to_dict("records"):
+                changed = [(column, words) for column, words in self.measures.items() if differs(row, column)]
+                facts = [f"{times(row[column])} the {words}" for column, words in changed]
+                effects.append(f"{row['setting']} {' and '.join(facts) or UNCHANGED}")
+            one = self.frame["workload"].nunique() == 1
+            said.append(f"{'' if one else f'{workload}: '}{', '.join(effects)}")
+        return self._and_stopped(f"Against {base}: " + "; ".join(said))
 
     def winner(self, workload: str) -> str:
         """The faster of the first two settings on a workload, or "no significant difference"."""

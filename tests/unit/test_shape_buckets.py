@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from accel_lib.engines.shape_buckets import round_up, to_bucket
+from accel_lib.engines.shape_buckets import ShapeBuckets, round_up, to_bucket
 
 
 def batch(lengths):
@@ -45,6 +45,14 @@ def test_a_text_alone_in_a_packed_graph_gets_no_company():
     rows = batch([37])
     assert to_bucket(rows, pad_id=0, max_length=256, packed=True) is rows
     assert to_bucket(rows, pad_id=0, max_length=38, packed=False)[1].shape == (1, 38)
+
+
+def test_a_batch_that_comes_again_and_again_is_computed_as_it_is():
+    shaped, rows, others = ShapeBuckets(pad_id=0, max_length=256, packed=True), batch([37, 21]), batch([37, 22])
+    sizes = [shaped(*rows)[1].shape for _ in range(6)]
+    assert sizes[:4] == [to_bucket(rows, pad_id=0, max_length=256, packed=True)[1].shape] * 4
+    assert sizes[0] != sizes[4] == sizes[5] == rows[1].shape
+    assert shaped(*others)[1].shape != others[1].shape
 
 
 def test_sizes_are_few_and_near():

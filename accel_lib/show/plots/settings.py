@@ -86,7 +86,7 @@ def goodput(experiment: Experiment) -> Axes:
         ax.errorbar(part["load"], part["goodput_per_s"], yerr=yerr, fmt="none", ecolor=color, alpha=0.35)
         ax.plot(part["load"], part["goodput_per_s"], color=color, label=str(name), **LINE)
     ax.set_xlim(left=0.9 * float(frame["load"].min()))
-    ax.set_ylim(0, most * 1.06)
+    ax.set_ylim(0, max(most, float(frame["goodput_per_s_high"].max())) * 1.06)
     ax.legend(frameon=False, fontsize=10, loc="best")
     ax.set_xlabel("offered, requests per second")
     ax.set_ylabel(f"answered within {experiment.target_ms:g} ms, per second")

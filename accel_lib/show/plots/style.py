@@ -28,6 +28,7 @@ WHISKERS: dict[str, Any] = {"fmt": "none", "ecolor": "black", "elinewidth": 1.2,
 _BAR = 0.62  # height of a bar, of its row's
 _DECADES = 30  # range of a logarithmic axis up to which numbers between the powers of ten are written
 _FEW = 3  # range up to which all of them are
+_NUMBER = "{x:,.6g}"
 _WIDTH_INCHES = 8.0
 _TITLE_LETTERS = 74
 _CAPTION_LETTERS = 110
@@ -42,6 +43,8 @@ def canvas(title: str, *, rows: int) -> Axes:
     figure.suptitle(words, x=0.01, ha="left", fontsize=12, fontweight="bold")
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=10)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(_NUMBER)
     return cast("Axes", ax)
 
 
@@ -127,7 +130,7 @@ def target(ax: Axes, words: str, *, x: float | None = None, y: float | None = No
         note(ax, words, (x, at), (away, 0), xycoords=("data", "axes fraction"), **look)
 
 
-def log_axis(ax: Axes, which: Literal["x", "y"], form: str = "{x:g}", *, base: int = 10) -> None:
+def log_axis(ax: Axes, which: Literal["x", "y"], form: str = _NUMBER, *, base: int = 10) -> None:
     """Make an axis logarithmic and write its numbers, those between the powers too where few powers are in sight."""
     scale, limits = (ax.set_xscale, ax.get_xlim) if which == "x" else (ax.set_yscale, ax.get_ylim)
     scale("log", base=base)
