@@ -422,7 +422,7 @@ def _build(model: _AnyModel, recipe: _Recipe, texts: Sequence[str], put: Callabl
             return put(_build_generation(model, recipe, texts))
         artifact = _convert(model, recipe)
         if not artifact.validated:
-            validate(artifact, reference=model, texts=texts)
+            artifact = validate(artifact, reference=model, texts=texts).artifact or artifact
         if (recipe.format, recipe.precision) == ("openvino", "int8"):  # ONNX's was searched for what it has to keep
             _check_class(artifact, model)
         return put(artifact)

@@ -87,8 +87,10 @@ class Experiment(Result):
         Those whose interval reaches that of the best are named with it: no difference between them was seen.
         """
         top = self.frame[self.frame["load"] == self.frame["load"].max()]
+        ends = dict.fromkeys(("goodput_per_s_low", "goodput_per_s_high"), top["goodput_per_s"])
+        top = top.fillna(ends)  # where there were too few answers for an interval
         base, best = top.iloc[0].to_dict(), highest(top, "goodput_per_s")
-        reach = top[~(top["goodput_per_s_high"] < best["goodput_per_s_low"])]
+        reach = top[top["goodput_per_s_high"] >= best["goodput_per_s_low"]]
         names = reach.sort_values("goodput_per_s", ascending=False)["setting"].tolist()
         start = f"Responses within {self.target_ms:g} ms {_at(base)}"
         most = f"{number(best['goodput_per_s'])} per second"
@@ -219,7 +221,7 @@ def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
         waits = f"the others wait {number(row['queue_ms'])} instead of {number(base['queue_ms'])} ms"
         return f"{percent(row['refused'])} of the requests are rejected, and {waits}"
     waits = row["queue_ms"] - base["queue_ms"]
-    if waits > (_NOTICED - 1) * base["p50_ms"] and row["mean_batch_size"] <= _ALONE:
+    if waits > (_NOTICED - 1) * base["p50_ms"] and max(row["mean_batch_size"], base["mean_batch_size"]) <= _ALONE:
         return f"the setting only adds {number(waits)} ms of waiting: the queue never holds two requests"
     rows = f"from {number(base['mean_batch_size'])} to {number(row['mean_batch_size'])} rows"
     text = f"from {number(base['text_ms'])} to {number(row['text_ms'])} ms"

@@ -29,6 +29,7 @@ K = TypeVar("K")
 MEASURES = {"speedup": "throughput", "p95_ratio": "p95"}  # columns of `ratios`, and what they compare
 _SLICE_LATENCIES = 2  # latencies that a slice of a run holds
 _MOST_SLICES = 10
+_GOODPUT_SLICES = 6  # however long an answer takes: the fewest that give an interval
 _FEW_PER_S = 1e-3  # instead of none in a slice of a run, as ratios need numbers above zero
 
 
@@ -158,7 +159,9 @@ def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str,
     row |= {"p50_ms": percentile(ms, 50), "p95_ms": percentile(ms, 95)}
     row["p95_ms_low"], row["p95_ms_high"] = percentile_interval(ms, 95)
     row["goodput_per_s"] = float(np.mean([run.goodput(target_ms) for run in runs]))
-    row["goodput_per_s_low"], row["goodput_per_s_high"] = median_interval(_rates(runs, target_ms=target_ms))
+    row["goodput_per_s_low"], row["goodput_per_s_high"] = median_interval(
+        _rates(runs, _GOODPUT_SLICES, target_ms=target_ms)
+    )
     asked = sum(len(run.frame) for run in runs)
     return row | {"refused": sum(sum(run.errors.values()) for run in runs) / asked}
 

@@ -83,13 +83,25 @@ def test_an_early_end_and_a_busy_generator_are_said():
         ({"instances": 2, "text_ms": 6.0}, "2 instances together do less than 1"),
         ({"instances": 2, "text_ms": 4.0}, "2 instances together do as much as 1"),
         ({"refused": 0.4, "queue_ms": 1.0}, "40% of the requests are rejected, and the others wait 1.0 instead of"),
-        ({"mean_batch_size": 1.0, "queue_ms": 24.0}, "only adds 20 ms of waiting: the queue never holds two requests"),
+        ({"mean_batch_size": 1.0, "queue_ms": 24.0}, "batches shrink from 8.0 to 1.0 rows, a text costs the same"),
         ({}, "nothing changes inside"),
         ({"mean_batch_size": np.nan}, "counted nothing"),
     ],
 )
 def test_the_explanation_comes_from_what_triton_counted(second, because):
     assert because in experiment(2.0, **second).explanation
+
+
+def test_a_setting_without_an_interval_is_no_equal_of_the_best():
+    few = experiment(0.1)
+    few.frame.loc[1, ["goodput_per_s_low", "goodput_per_s_high"]] = np.nan
+    assert few.goodput.endswith("most with plain, 500 per second")
+
+
+def test_a_delay_for_a_request_that_is_alone_is_called_waiting_in_vain():
+    alone = experiment(0.5, mean_batch_size=1.0, queue_ms=24.0)
+    alone.frame["mean_batch_size"] = 1.0
+    assert "only adds 20 ms of waiting: the queue never holds two requests" in alone.explanation
 
 
 def test_goodput_is_compared_at_the_highest_load():
