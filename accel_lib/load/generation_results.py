@@ -116,7 +116,8 @@ class GenerationRun(Result):
     @property
     def headline(self) -> str:
         """Throughput, first token and the ones after it, goodput, and what went wrong."""
-        load = f"with {self.clients} clients" if self.clients else f"of {number(self.offered)} offered"
+        clients = "1 client" if self.clients == 1 else f"{self.clients} clients"
+        load = f"with {clients}" if self.clients else f"of {number(self.offered)} offered"
         said = f"{number(self.output_tokens_per_s)} tokens/s, {number(self.requests_per_s)} requests/s {load}"
         for measure, words in (("ttft_ms", "TTFT"), ("itl_ms", "ITL")):
             said += f"; {words} p50 {number(self.percentile(measure, 50))}, p95 {self._p95(measure)} ms"
