@@ -220,10 +220,10 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(engine):
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(max_tokens=3, temperature=1e-9, top_p=1e-9),
-        Sampling(max_tokens=3, temperature=1e9, top_k=10**6),
-        Sampling(max_tokens=3, temperature=1.0, seed=2**63 - 1),
-        Sampling(max_tokens=3, temperature=1.0, seed=0, repetition_penalty=1e-3, presence_penalty=-2),
+        Sampling(max_tokens=3, ignore_eos=True, temperature=1e-9, top_p=1e-9),
+        Sampling(max_tokens=3, ignore_eos=True, temperature=1e9, top_k=10**6),
+        Sampling(max_tokens=3, ignore_eos=True, temperature=1.0, seed=2**63 - 1),
+        Sampling(max_tokens=3, ignore_eos=True, temperature=1.0, seed=0, repetition_penalty=1e-3, presence_penalty=-2),
         Sampling(max_tokens=3, temperature=0, repetition_penalty=1e3, frequency_penalty=2.0, min_tokens=3),
         Sampling(max_tokens=512 - len(PROMPTS[0]), temperature=0, ignore_eos=True),
     ],
