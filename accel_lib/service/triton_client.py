@@ -7,6 +7,7 @@ others for long. Each sub-batch carries the time that is left: Triton drops what
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -43,6 +44,10 @@ _REFUSALS = (
     (r"not at ready state", 503, "not_ready", "The version is being loaded or unloaded; try again soon."),
     (r"unknown model|not found", 404, "model_not_found", "The model was unloaded."),
 )
+# What gRPC says, with any status, when the process at the other end is gone, and Triton when that of a model is.
+_LOST = r"Internal error from Core|Stream removed|RST_STREAM|[Ss]ocket closed|[Cc]onnection reset|is not healthy"
+
+log = logging.getLogger("accel.gateway")
 
 
 class TritonClient:
@@ -153,8 +158,9 @@ def refusal(code: grpc.StatusCode, details: str) -> Problem:
     for pattern, status, word, message in _REFUSALS:
         if re.search(pattern, details):
             return Problem(status, message, code=word, retry_after_s=_RETRY_S if status in (429, 503) else None)
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or "is not healthy" in details:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or re.search(_LOST, details):
         return Problem(503, "Triton does not answer now; try again soon.", code="not_ready", retry_after_s=_RETRY_S)
+    log.error("Triton failed on a request: %s: %s", code.name, details)
     return Problem(500, "The model failed on this request.", code="model_error")
 
 

@@ -143,6 +143,8 @@ class TestLimits:
         ("UNAVAILABLE", "failed to connect to all addresses", 503),
         ("UNAVAILABLE", "Request for unknown model: 'm' version 1 is not at ready state", 503),
         ("INTERNAL", "Stub process 'm_0_0' is not healthy.", 503),
+        ("INTERNAL", "Internal error from Core", 503),  # gRPC's words for a server killed with -9
+        ("UNKNOWN", "Stream removed", 503),
         ("INTERNAL", "anything else", 500),
     ],
 )
