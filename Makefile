@@ -18,7 +18,6 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
-ALONE = --fresh --brief --jobs $(WORKERS)
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -90,9 +89,7 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 
 .PHONY: notebooks
 notebooks: setup ## each alone from an empty cache, WORKERS at a time, measuring briefly: three by nbval, the others by papermill
-	@$(BIN)/python -m tools.notebooks $(ALONE) --nbval --cell-timeout 300 $(NBVAL)
-	@$(BIN)/python -m tools.notebooks $(ALONE) $(addprefix --but ,$(NBVAL))
-	@$(BIN)/python -m tools.notebooks $(ALONE) more
+	@$(BIN)/python -m tools.notebooks --fresh --brief --jobs $(WORKERS) $(addprefix --nbval ,$(NBVAL)) more course
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

@@ -40,6 +40,18 @@ def onnx_fp32(model):
 
 
 @pytest.fixture(scope="session")
+def tensorrt_here():
+    """Skips where no installed TensorRT builds and runs an engine for this machine's GPU."""
+    from accel_lib.engines.tensorrt_runtime import compute_target, installed
+    from accel_lib.machine import inspect_machine
+
+    gpu = inspect_machine().gpus[0]
+    of_rtx = compute_target(gpu) in {"sm75", "sm80", "sm86", "sm89", "sm120"}
+    if "tensorrt" not in installed() and not ("tensorrt_rtx" in installed() and of_rtx):
+        pytest.skip(f"no installed TensorRT runs on {gpu.name}; installed: {', '.join(installed()) or 'none'}")
+
+
+@pytest.fixture(scope="session")
 def texts():
     return accel.load_texts("mixed", limit=24)
 

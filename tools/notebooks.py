@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +82,7 @@ def run_notebooks(
     output: Path,
     parameters: dict[str, Any] | None = None,
     fresh: bool = False,
-    nbval: bool = False,
+    nbval: Collection[str] = (),
     cell_timeout_s: int = 600,
     jobs: int = 1,
     brief: bool = False,
@@ -100,7 +100,7 @@ def run_notebooks(
     fresh
         Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
     nbval
-        Have nbval execute the copies, which sees what papermill does not: a cell whose widget swallowed an error.
+        Names of those that nbval executes, which sees what papermill does not: a cell whose widget swallowed an error.
     cell_timeout_s
         Longest time one cell may take.
     jobs
@@ -145,16 +145,17 @@ def _run_alone(
     parameters: dict[str, Any],
     brief: bool,
     fresh: bool,
-    nbval: bool,
+    nbval: Collection[str],
     limit_s: int,
     threads: int | None,
 ) -> NotebookRun:
+    by_nbval = path.stem in nbval
     values = (BRIEFLY.get(path.stem, {}) if brief else {}) | parameters
     with _surroundings(fresh, threads):
-        run = _run(path, output / path.name, values, limit_s, nbval=nbval)
+        run = _run(path, output / path.name, values, limit_s, nbval=by_nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
-    for fault in [] if run.failure or nbval else exercise_faults(_read(output / path.name).cells):
+    for fault in [] if run.failure or by_nbval else exercise_faults(_read(output / path.name).cells):
         print(f"  {fault}", flush=True)
     return run
 
@@ -314,14 +315,16 @@ def _read(path: Path) -> Any:
 
 def main(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Notebooks, such as 00_start_here; more names those of more/.")
+        list[str] | None,
+        typer.Argument(help="Notebooks, such as 00_start_here; course names those of the course, more those of more/."),
     ] = None,
-    but: Annotated[list[str] | None, typer.Option("--but", help="One to leave out; may be repeated.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies.")] = Path("out"),
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
     ] = False,
-    nbval: Annotated[bool, typer.Option("--nbval", help="Execute by nbval instead of papermill.")] = False,
+    nbval: Annotated[
+        list[str] | None, typer.Option("--nbval", help="One to execute by nbval instead of papermill; may be repeated.")
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Keep the outputs in the notebooks themselves.")] = False,
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for the parameters cell.")
@@ -333,12 +336,18 @@ def main(
     """Run notebooks headless, by default the course; print a table, and exit with 1 if one fails."""
     if write and (nbval or brief or jobs > 1):
         raise typer.BadParameter("outputs are kept of papermill's whole runs, one at a time: --write alone")
-    asked = [one for name in names or NOTEBOOKS for one in (MORE if name == "more" else (name,))]
-    chosen = [name.removesuffix(".ipynb") for name in asked if name not in (but or ())]
-    paths = [_notebook(project_root() / "notebooks" / f"{name}.ipynb") for name in chosen]
+    groups = {"course": NOTEBOOKS, "more": MORE}
+    asked = [one for name in names or ["course"] for one in groups.get(name, (name,))]
+    paths = [_notebook(project_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb") for name in asked]
     values = dict(_value(text) for text in parameter or [])
     started = time.monotonic()
-    how: dict[str, Any] = {"fresh": fresh, "nbval": nbval, "cell_timeout_s": cell_timeout, "jobs": jobs, "brief": brief}
+    how: dict[str, Any] = {
+        "fresh": fresh,
+        "nbval": nbval or (),
+        "cell_timeout_s": cell_timeout,
+        "jobs": jobs,
+        "brief": brief,
+    }
     runs = run_notebooks(paths, output=output, parameters=values, **how)
     passed = sum(not run.failure for run in runs)
     print(f"{passed} of {len(runs)} notebooks passed in {time.monotonic() - started:.0f} s")

@@ -41,10 +41,8 @@ def generation_to_openvino(
     precision
         ``"fp32"``; ``"bf16"`` (the same file, computed in BF16: for CPUs that have it); ``"int8"`` (weights in INT8
         with a scale a channel, activations rounded to INT8 as they are multiplied).
-    output
-        Folder to write; None takes one in the cache, and reuses what is there if nothing it depends on has changed.
-    progress
-        Print a line a step.
+    output, progress
+        As of `accel_lib.to_onnx`.
 
     Returns
     -------

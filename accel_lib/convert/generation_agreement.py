@@ -20,6 +20,7 @@ from accel_lib.generate.onnxruntime import OnnxEngine, OnnxNetwork
 from accel_lib.generate.openvino import OpenVINOEngine
 from accel_lib.generate.openvino_logits import OpenVINOLogits
 from accel_lib.generate.scheduler import Scheduler
+from accel_lib.generate.tensorrt import TensorRTEngine, TensorRTNetwork
 from accel_lib.models.generation import GenerationModel
 
 _ANSWER_TOKENS = 24
@@ -106,6 +107,9 @@ def _opened(artifact: Artifact, cache_tokens: int, threads: int | None) -> tuple
         graph = as_declared(artifact.path)[0] if half else None  # a CPU would compute it in FP32
         network = OnnxNetwork(artifact, device="cpu", threads=threads, graph=graph)
         return OnnxEngine(artifact, rows=_ROWS, cache_tokens=cache_tokens, network=network), network.logits
+    if artifact.manifest.format == "tensorrt":
+        on_gpu = TensorRTNetwork(artifact)
+        return TensorRTEngine(artifact, rows=_ROWS, network=on_gpu), on_gpu.logits
     engine = OpenVINOEngine(artifact, rows=_ROWS, cache_tokens=cache_tokens, threads=threads)
     return engine, OpenVINOLogits(artifact, threads=threads)
 

@@ -44,10 +44,8 @@ def generation_to_onnx(
         Of a family that `accel_lib.models.decoder` computes, windows and capped scores included.
     precision
         ``"fp32"``, or ``"fp16"`` for GPUs: matrix products and cache in half precision, norms and softmax in FP32.
-    output
-        Folder to write; None takes one in the cache, and reuses what is there if nothing it depends on has changed.
-    progress
-        Print a line a step.
+    output, progress
+        As of `accel_lib.to_onnx`.
 
     Returns
     -------

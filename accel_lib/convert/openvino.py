@@ -77,10 +77,8 @@ def to_openvino(
     texts
         For ``"int8"``: calibration texts of every kind that will come, at most 300 of which are looked at; None takes
         documents, queries and reviews that ship.
-    output
-        Folder to write; None takes one in the cache, and reuses what is there if nothing it depends on has changed.
-    progress
-        Print a line a step.
+    output, progress
+        As of `accel_lib.to_onnx`.
 
     Returns
     -------

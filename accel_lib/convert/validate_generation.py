@@ -96,7 +96,7 @@ def validate_generation(
     Parameters
     ----------
     artifact
-        A language model, converted to OpenVINO or ONNX.
+        A language model, converted to OpenVINO or ONNX, or built for this machine's GPU by TensorRT.
     reference
         The model; transformers' own network and chat template are what counts as right.
     texts

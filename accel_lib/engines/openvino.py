@@ -24,7 +24,7 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 # Without a hint OpenVINO computes in BF16 wherever the CPU has it, whatever the file says.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-_PRODUCTS = ("FullyConnected", "MatMul")
+_MOVES = ("Transpose", "Reorder", "Reshape", "Convert")  # what may lie between weights and their product
 _NAMES = {"f32": "fp32", "u8": "int8", "i8": "int8"}
 
 
@@ -128,10 +128,9 @@ class OpenVINOEngine:
         """The precision in which the compiled products with weights compute, or how many of them do in which."""
         nodes = self._all_cores.model.get_runtime_model().get_ops() if self._all_cores else []
         found: Counter[str] = Counter()
-        for facts in (node.get_rt_info() for node in nodes):
-            if facts["layerType"].astype(str) in _PRODUCTS:
-                computed = str(facts["runtimePrecision"].astype(str))
-                found[_NAMES.get(computed, computed)] += 1
+        for node in filter(_has_weights, nodes):
+            computed = str(node.get_rt_info()["runtimePrecision"].astype(str))
+            found[_NAMES.get(computed, computed)] += 1
         if len(found) == 1:
             return next(iter(found))
         return ", ".join(f"{count} products in {name}" for name, count in found.items()) or "no matrix product"
@@ -141,14 +140,42 @@ class OpenVINOEngine:
         self._all_cores = self._one_core = None
 
 
+def _has_weights(node: Any) -> bool:
+    """Whether a compiled node is a product with weights, and not one of attention's, whose sides are both computed."""
+    kind = _kind(node)
+    return kind == "FullyConnected" or (kind == "MatMul" and any(map(_is_weight, node.input_values())))
+
+
+def _is_weight(value: Any) -> bool:
+    node = value.get_node()
+    while _kind(node) in _MOVES:
+        node = node.input_value(0).get_node()
+    return _kind(node) == "Const"
+
+
+def _kind(node: Any) -> str:
+    return str(node.get_rt_info()["layerType"].astype(str))
+
+
 class _Compiled:
     """A compiled model, and as many of its requests as threads have asked for at once."""
+
+    _used = False  # in this process, by anyone
+    _first_use = threading.Lock()
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def infer(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+        if _Compiled._used:
+            return self._infer(feeds)
+        with self._first_use:  # OpenVINO's Python bindings make tables on it: two threads would wait for each other
+            output = self._infer(feeds)
+            _Compiled._used = True
+        return output
+
+    def _infer(self, feeds: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         with self._request() as request:
             request.infer(feeds, share_inputs=True)
             output: NDArray[np.float32] = request.get_output_tensor(0).data.copy()  # the next batch takes its place

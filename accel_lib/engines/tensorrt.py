@@ -49,12 +49,8 @@ class TensorRTEngine:
     """
 
     def __init__(self, artifact: Artifact, *, device: str = "auto", cuda_graphs: bool = False) -> None:
-        self._library = _check(artifact, device)
-        torch = require("torch", extra="models")
         manifest = artifact.manifest
-        index = int(device.partition(":")[2] or 0)
         self.name = artifact.name
-        self.device = f"cuda:{index}"
         self.precision = manifest.precision
         self.dimension = manifest.dimension
         self.pad_id = artifact.pad_id
@@ -64,24 +60,15 @@ class TensorRTEngine:
         self._output_name = manifest.output_name
         self._profiles = manifest.profiles
         self._graph = functools.lru_cache(maxsize=_GRAPHS)(self._capture) if cuda_graphs else None
-        with torch.cuda.device(index):
-            self._stream = torch.cuda.Stream()
-            self._runtime = self._library.module.Runtime(self._library.logger)
-            self._engine = _deserialize(self._library, self._runtime, artifact)
-            tokens = max(profile.max[0] * profile.max[1] for profile in self._profiles)
-            shapes = dict.fromkeys(self._inputs, (tokens, torch.int64))
-            shapes[self._output_name] = (self.max_batch_size * self.dimension, torch.float32)
-            activations = int(self._engine.device_memory_size_v2)
-            torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
-            check_memory(
-                {"activations": activations, "inputs": 8 * tokens * len(self._inputs),
-                 "outputs": 4 * self.max_batch_size * self.dimension},
-                free=torch.cuda.mem_get_info()[0],
-            )  # fmt: skip
-            self._memory = torch.empty(activations, dtype=torch.uint8, device="cuda")
-            self._contexts = [self._context(number) for number in range(len(self._profiles))]
-            self._pinned = {n: torch.empty(size, dtype=kind).pin_memory() for n, (size, kind) in shapes.items()}
-            self._buffers = {n: torch.empty(size, dtype=kind, device="cuda") for n, (size, kind) in shapes.items()}
+        tokens = max(profile.max[0] * profile.max[1] for profile in self._profiles)
+        needed = {"inputs": 8 * tokens * len(self._inputs), "outputs": 4 * self.max_batch_size * self.dimension}
+        self._loaded = LoadedEngine(artifact, device, needed)
+        self.device = self._loaded.device
+        torch = require("torch", extra="models")
+        shapes = dict.fromkeys(self._inputs, (tokens, torch.int64))
+        shapes[self._output_name] = (self.max_batch_size * self.dimension, torch.float32)
+        self._pinned = {n: torch.empty(size, dtype=kind).pin_memory() for n, (size, kind) in shapes.items()}
+        self._buffers = {n: torch.empty(size, dtype=kind, device=self.device) for n, (size, kind) in shapes.items()}
 
     def run(
         self,
@@ -100,32 +87,73 @@ class TensorRTEngine:
         shape = (input_ids.shape[0], input_ids.shape[1])
         number = profile_for(self._profiles, shape)
         tokens, answers = input_ids.size, shape[0] * self.dimension
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self.device), torch.cuda.stream(self._loaded.stream):
             for name, array in batch.items():
                 self._pinned[name][:tokens].copy_(torch.from_numpy(np.ascontiguousarray(array)).view(-1))
                 self._buffers[name][:tokens].copy_(self._pinned[name][:tokens], non_blocking=True)
             if self._graph is None:
-                self._enqueue(self._contexts[number], shape)
+                self._enqueue(self._loaded.contexts[number], shape)
             else:
                 self._graph(number, shape)[0].replay()
             pinned = self._pinned[self._output_name][:answers]
             pinned.copy_(self._buffers[self._output_name][:answers], non_blocking=True)
-            self._stream.synchronize()
+            self._loaded.stream.synchronize()
         output: NDArray[np.float32] = pinned.numpy().reshape(shape[0], self.dimension).copy()
         return output
 
     def close(self) -> None:
-        """Free contexts, engine and buffers, in the order TensorRT wants."""
+        """Free graphs, engine and buffers, in the order TensorRT wants."""
         self._graph = None
-        self._contexts.clear()
-        self._buffers, self._pinned, self._memory = {}, {}, None
-        self._engine = None
-        self._runtime = None
+        self._buffers, self._pinned = {}, {}
+        self._loaded.close()
 
-    def _context(self, profile: int) -> Any:
+    def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
+        addresses = {name: buffer.data_ptr() for name, buffer in self._buffers.items()}
+        self._loaded.enqueue(context, dict.fromkeys(self._inputs, shape), addresses)
+
+    def _capture(self, profile: int, shape: tuple[int, int]) -> tuple[Any, Any]:
+        """A graph for one shape, and the execution context it needs for as long as it lives."""
+        import torch
+
+        context = self._loaded.context(profile)
+        self._enqueue(context, shape)  # once outside the graph: TensorRT allocates on a shape's first run
+        self._loaded.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._loaded.stream):
+            self._enqueue(context, shape)
+        return graph, context
+
+
+class LoadedEngine:
+    """An engine in a GPU's memory: its `stream`, and an execution context for each profile, all in one buffer.
+
+    Parameters
+    ----------
+    artifact, device
+        As of `TensorRTEngine`, whose errors these are.
+    needed
+        Bytes of what the caller allocates beside it, by kind.
+    """
+
+    def __init__(self, artifact: Artifact, device: str, needed: Mapping[str, int]) -> None:
+        self._library = _check(artifact, device)
+        torch = require("torch", extra="models")
+        self.device = f"cuda:{int(device.partition(':')[2] or 0)}"
+        with torch.cuda.device(self.device):
+            self.stream = torch.cuda.Stream()
+            self._runtime = self._library.module.Runtime(self._library.logger)
+            self._engine = _deserialize(self._library, self._runtime, artifact)
+            activations = int(self._engine.device_memory_size_v2)
+            torch.cuda.empty_cache()  # what PyTorch keeps for later counts as taken
+            check_memory({"activations": activations, **needed}, free=torch.cuda.mem_get_info()[0])
+            self._memory = torch.empty(activations, dtype=torch.uint8, device=self.device)
+            self.contexts = [self.context(number) for number in range(len(artifact.manifest.profiles))]
+
+    def context(self, profile: int) -> Any:
+        """A further execution context for a profile; raises `EngineError` if TensorRT makes none."""
         ours = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(ours)
-        if context is None or not context.set_optimization_profile_async(profile, self._stream.cuda_stream):
+        if context is None or not context.set_optimization_profile_async(profile, self.stream.cuda_stream):
             raise EngineError(
                 "TensorRT made no execution context.",
                 seen=self._library.complaint(),
@@ -134,27 +162,29 @@ class TensorRTEngine:
         context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         return context
 
-    def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
-        for name in self._inputs:
-            context.set_input_shape(name, shape)
-        for name, buffer in self._buffers.items():
-            context.set_tensor_address(name, buffer.data_ptr())
-        if not context.execute_async_v3(self._stream.cuda_stream):
-            raise EngineError(
-                "TensorRT refused the batch.", seen=f"shape {shape}: {self._library.complaint()}", fix=_REBUILD
-            )
+    def enqueue(self, context: Any, shapes: Mapping[str, Sequence[int]], addresses: Mapping[str, int]) -> None:
+        """Start a batch on the stream: the inputs' shapes, and where inputs and outputs lie on the GPU."""
+        for name, shape in shapes.items():
+            context.set_input_shape(name, tuple(shape))
+        for name, address in addresses.items():
+            context.set_tensor_address(name, address)
+        if not context.execute_async_v3(self.stream.cuda_stream):
+            seen = f"shape {tuple(next(iter(shapes.values())))}: {self._library.complaint()}"
+            raise EngineError("TensorRT refused the batch.", seen=seen, fix=_REBUILD)
 
-    def _capture(self, profile: int, shape: tuple[int, int]) -> tuple[Any, Any]:
-        """A graph for one shape, and the execution context it needs for as long as it lives."""
-        import torch
+    def tensors(self, mode: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape (-1 where it is open) and element type, such as ``"HALF"``, of each ``"INPUT"`` or ``"OUTPUT"``."""
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        return {
+            name: (tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name).name)
+            for name in names
+            if self._engine.get_tensor_mode(name).name == mode
+        }
 
-        context = self._context(profile)
-        self._enqueue(context, shape)  # once outside the graph: TensorRT allocates on a shape's first run
-        self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._enqueue(context, shape)
-        return graph, context
+    def close(self) -> None:
+        """Free contexts and engine, in the order TensorRT wants."""
+        self.contexts.clear()
+        self._memory = self._engine = self._runtime = None
 
 
 def _check(artifact: Artifact, device: str) -> Library:

@@ -90,6 +90,10 @@ def _engine(
         from accel_lib.generate.onnxruntime import OnnxEngine
 
         return OnnxEngine(artifact, rows=few, cache_tokens=small, device=device, threads=threads)
+    if artifact.manifest.format == "tensorrt":
+        from accel_lib.generate.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(artifact, rows=few, device=device)
     raise EngineError(
         "No engine generates with this artifact.",
         seen=artifact.name,

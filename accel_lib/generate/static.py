@@ -100,7 +100,7 @@ class StaticBatchEngine:
         """A token for each row of the batch; a new batch where the last has ended."""
         events, self._cancelled = self._cancelled, []
         if all(row.finish for row in self._batch):
-            self._batch, self._waiting = self._waiting[: self.limits.rows], self._waiting[self.limits.rows :]
+            self._batch = self._next_batch()
             if not self._batch:
                 return events
             self._begin()
@@ -121,6 +121,18 @@ class StaticBatchEngine:
             self._stats, steps=self._stats.steps + 1, generated_tokens=self._stats.generated_tokens + made
         )
         return events
+
+    def _next_batch(self) -> list[_Row]:
+        """Who comes next, in order, as long as the longest prompt and the longest answer together fit the context."""
+        taken: list[_Row] = []
+        for row in self._waiting[: self.limits.rows]:
+            both = [*taken, row]
+            longest = max(len(each.prompt_ids) for each in both) + max(each.sampling.max_tokens for each in both)
+            if taken and longest > self.limits.context_tokens:
+                break
+            taken.append(row)
+        del self._waiting[: len(taken)]
+        return taken
 
     def _begin(self) -> None:
         longest = max(len(row.prompt_ids) for row in self._batch)

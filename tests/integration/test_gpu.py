@@ -10,7 +10,6 @@ from accel_lib.convert.tensorrt import inspect_engine
 from accel_lib.engines.batching import run_batches
 from accel_lib.engines.cuda_graphs import supported
 from accel_lib.engines.oom import safe_tokens
-from accel_lib.engines.tensorrt_runtime import compute_target, installed
 from accel_lib.errors import EngineError
 from accel_lib.load.monitor import read_metrics
 from accel_lib.machine import inspect_machine
@@ -39,11 +38,8 @@ def expected(model, rows):
 
 
 @pytest.fixture(scope="module")
-def plan(model, tmp_path_factory):
+def plan(model, tensorrt_here, tmp_path_factory):  # noqa: ARG001
     """A real engine for this GPU, by whichever library can build one here."""
-    rtx_targets = {"sm75", "sm80", "sm86", "sm89", "sm120"}
-    if "tensorrt" not in installed() and not ("tensorrt_rtx" in installed() and compute_target(GPUS[0]) in rtx_targets):
-        pytest.skip(f"no installed TensorRT runs on {GPUS[0].name}; installed: {', '.join(installed()) or 'none'}")
     half = to_onnx(model, precision="fp16", progress=False)
     return to_tensorrt(half, max_batch_size=8, output=tmp_path_factory.mktemp("gpu") / "plan", progress=False)
 

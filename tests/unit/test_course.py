@@ -89,7 +89,9 @@ def test_kernels_are_headless_and_a_fresh_one_has_its_own_empty_cache(notebook, 
 def test_nbval_runs_a_notebook_with_its_parameters_and_says_what_failed(notebook, tmp_path):
     good = notebook("good", ("parameters", "limit = 1"), "assert limit == 5")
     bad = notebook("bad", "from ipywidgets import Output\nwith Output():\n    raise ValueError('swallowed')")
-    runs = course.run_notebooks([good, bad], output=tmp_path / "out", parameters={"limit": 5}, nbval=True, jobs=2)
+    runs = course.run_notebooks(
+        [good, bad], output=tmp_path / "out", parameters={"limit": 5}, nbval=("good", "bad"), jobs=2
+    )
     assert runs[0].verdict == "passed"
     assert "swallowed" in runs[1].failure
 

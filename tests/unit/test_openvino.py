@@ -17,6 +17,26 @@ from accel_lib.errors import ArtifactError, ConversionError, EngineError, Output
 from accel_lib.texts import Texts, load_texts
 from tests.tiny import TABLE, tiny_artifact
 
+# The first batches of a process, from several threads that change places as often as can be.
+AT_ONCE = """
+import os, sys, threading
+import numpy as np
+from accel_lib.artifact import Artifact
+from accel_lib.engines.openvino import OpenVINOEngine
+
+sys.setswitchinterval(1e-6)
+engine = OpenVINOEngine(Artifact.load(sys.argv[1]), threads=2)
+ids, together = np.ones((1, 8), dtype=np.int64), threading.Barrier(4)
+threads = [
+    threading.Thread(target=lambda: (together.wait(), engine.run_on_one_core(ids, ids)), daemon=True) for _ in range(4)
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(30)
+os._exit(sum(thread.is_alive() for thread in threads))
+"""
+
 bf16 = pytest.mark.skipif(not engines.has_bf16(), reason="this CPU multiplies no BF16")
 
 
@@ -45,6 +65,12 @@ def test_an_onnx_file_gives_the_numbers_of_onnx_runtime(onnx, rows, packed):
         run_batches(open_engine(onnx[packed], runtime=runtime), rows) for runtime in ("openvino", "onnxruntime")
     )
     assert np.abs(ours - theirs).max() < 1e-5
+
+
+def test_threads_whose_first_batches_meet_do_not_wait_for_each_other(onnx):
+    for _ in range(4):  # a quarter of such processes hung, on two cores
+        done = subprocess.run([sys.executable, "-c", AT_ONCE, onnx[False].folder], check=False, timeout=200)
+        assert done.returncode == 0, "threads hang"
 
 
 def test_the_precision_is_fp32_unless_bf16_is_asked_for(onnx):
