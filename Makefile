@@ -17,6 +17,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
+FIRST := 03_triton_in_a_notebook 14_a_chat_service_under_load
 NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -88,8 +89,9 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## each alone from an empty cache, WORKERS at a time, measuring briefly: three by nbval, the others by papermill
-	@$(BIN)/python -m tools.notebooks --fresh --brief --jobs $(WORKERS) $(addprefix --nbval ,$(NBVAL)) more course
+notebooks: setup ## two from an empty cache, then all others with what these converted, measuring briefly; three by nbval
+	@$(BIN)/python -m tools.notebooks --fresh $(addprefix --first ,$(FIRST)) --brief --jobs $(WORKERS) \
+	    $(addprefix --nbval ,$(NBVAL)) more course
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

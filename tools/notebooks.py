@@ -11,6 +11,7 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def run_notebooks(
     output: Path,
     parameters: dict[str, Any] | None = None,
     fresh: bool = False,
+    first: Collection[str] = (),
     nbval: Collection[str] = (),
     cell_timeout_s: int = 600,
     jobs: int = 1,
@@ -99,6 +101,8 @@ def run_notebooks(
         Values for the cell tagged ``parameters``.
     fresh
         Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
+    first
+        With `fresh`: names of those that run before the others, which then begin with what these leave in their caches.
     nbval
         Names of those that nbval executes, which sees what papermill does not: a cell whose widget swallowed an error.
     cell_timeout_s
@@ -121,21 +125,30 @@ def run_notebooks(
     for path in paths:
         _check_copy(output / path.name)
     output.mkdir(parents=True, exist_ok=True)
-    one = functools.partial(
-        _run_alone,
-        output=output.resolve(),
-        parameters=parameters or {},
-        brief=brief,
-        fresh=fresh,
-        nbval=nbval,
-        limit_s=cell_timeout_s,
-        threads=max(1, inspect_machine().cores // jobs) if jobs > 1 else None,
-    )
     resolved = [path.resolve() for path in paths]
-    if jobs == 1:
-        return [one(path) for path in resolved]
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(one, resolved[::-1]))[::-1]  # the last ones take longest, so they begin first
+    before = [path for path in resolved if path.stem in first]
+    after = [path for path in resolved[:: -1 if jobs > 1 else 1] if path.stem not in first]  # the last take longest
+    runs: dict[Path, NotebookRun] = {}
+    with tempfile.TemporaryDirectory(prefix="accel-") as left:
+        one = functools.partial(
+            _run_alone,
+            output=output.resolve(),
+            parameters=parameters or {},
+            brief=brief,
+            fresh=fresh,
+            left=Path(left),
+            nbval=nbval,
+            limit_s=cell_timeout_s,
+            threads=max(1, inspect_machine().cores // jobs) if jobs > 1 else None,
+        )
+        for group, leave in ((before, True), (after, False)):
+            work = functools.partial(one, leave=leave)
+            if jobs == 1:
+                runs |= {path: work(path) for path in group}
+                continue
+            with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+                runs |= dict(zip(group, pool.map(work, group), strict=True))
+    return [runs[path] for path in resolved]
 
 
 def _run_alone(
@@ -145,13 +158,15 @@ def _run_alone(
     parameters: dict[str, Any],
     brief: bool,
     fresh: bool,
+    left: Path,
+    leave: bool,
     nbval: Collection[str],
     limit_s: int,
     threads: int | None,
 ) -> NotebookRun:
     by_nbval = path.stem in nbval
     values = (BRIEFLY.get(path.stem, {}) if brief else {}) | parameters
-    with _surroundings(fresh, threads):
+    with _surroundings(fresh, threads, left, path.stem if leave else ""):
         run = _run(path, output / path.name, values, limit_s, nbval=by_nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
@@ -284,9 +299,10 @@ def _failure(source: Any, copy: Path, error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _surroundings(fresh: bool, threads: int | None) -> Iterator[None]:
-    """Environment of the kernels: headless, and with `fresh` an empty cache and repository that vanish afterwards.
+def _surroundings(fresh: bool, threads: int | None, left: Path, leave: str) -> Iterator[None]:
+    """Environment of the kernels: headless, and with `fresh` an empty repository, and a cache with what lies in `left`.
 
+    Both vanish afterwards; with `leave` the cache is empty, and moves into `left` under that name.
     With `threads` PyTorch takes no more: kernels beside each other that each take all cores wait for one another.
     """
     with tempfile.TemporaryDirectory(prefix="accel-") as folder:
@@ -296,6 +312,8 @@ def _surroundings(fresh: bool, threads: int | None) -> Iterator[None]:
             triton.mkdir(parents=True, exist_ok=True)
             home = Path(folder, "cache")
             home.mkdir()
+            for cache in [] if leave else sorted(left.iterdir()):
+                shutil.copytree(cache, home, copy_function=os.link, dirs_exist_ok=True)
             (home / "triton").symlink_to(triton.resolve(), target_is_directory=True)
             repository = Path(folder, "model_repository")
             repository.mkdir()
@@ -307,6 +325,9 @@ def _surroundings(fresh: bool, threads: int | None) -> Iterator[None]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+            if leave and fresh:
+                (home / "triton").unlink()
+                home.rename(left / leave)
 
 
 def _read(path: Path) -> Any:
@@ -322,6 +343,10 @@ def main(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Empty cache and repository for each; the downloaded Triton is shared.")
     ] = False,
+    first: Annotated[
+        list[str] | None,
+        typer.Option("--first", help="With --fresh: one to run before the others, which begin with its cache."),
+    ] = None,
     nbval: Annotated[
         list[str] | None, typer.Option("--nbval", help="One to execute by nbval instead of papermill; may be repeated.")
     ] = None,
@@ -343,6 +368,7 @@ def main(
     started = time.monotonic()
     how: dict[str, Any] = {
         "fresh": fresh,
+        "first": first or (),
         "nbval": nbval or (),
         "cell_timeout_s": cell_timeout,
         "jobs": jobs,

@@ -86,6 +86,18 @@ def test_kernels_are_headless_and_a_fresh_one_has_its_own_empty_cache(notebook, 
     assert "ACCEL_REPOSITORY" not in os.environ
 
 
+def test_those_that_run_first_leave_their_caches_to_the_others(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCEL_HOME", str(tmp_path / "home"))
+    listed = "from accel_lib.machine import cache_dir\nprint(sorted(f.name for f in cache_dir().iterdir()))"
+    made = "made = cache_dir('artifacts') / 'made'\nmade.mkdir(parents=True)\n(made / 'model').write_text('whole')"
+    changed = "(cache_dir('artifacts') / 'made' / 'model').rename(cache_dir('artifacts') / 'gone')"
+    paths = [notebook("one", listed, changed), notebook("two", listed), notebook("maker", listed, made)]
+    runs = course.run_notebooks(paths, output=tmp_path / "out", fresh=True, first=["maker"])
+    assert [run.verdict for run in runs] == ["passed"] * 3
+    said = [printed(tmp_path / "out" / path.name).strip() for path in paths]
+    assert said == ["['artifacts', 'triton']", "['artifacts', 'triton']", "['triton']"]
+
+
 def test_nbval_runs_a_notebook_with_its_parameters_and_says_what_failed(notebook, tmp_path):
     good = notebook("good", ("parameters", "limit = 1"), "assert limit == 5")
     bad = notebook("bad", "from ipywidgets import Output\nwith Output():\n    raise ValueError('swallowed')")
