@@ -89,7 +89,7 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## two from an empty cache, then all others with what these converted, measuring briefly; three by nbval
+notebooks: setup ## two from an empty cache, all others with what these converted, measuring briefly; three by nbval
 	@$(BIN)/python -m tools.notebooks --fresh $(addprefix --first ,$(FIRST)) --brief --jobs $(WORKERS) \
 	    $(addprefix --nbval ,$(NBVAL)) more course
 

@@ -102,7 +102,7 @@ def run_notebooks(
     fresh
         Give each notebook an empty cache and an empty model repository; only the downloaded Triton is shared.
     first
-        With `fresh`: names of those that run before the others, which then begin with what these leave in their caches.
+        With `fresh`: names of those that begin before the others, which find what these have left in their caches.
     nbval
         Names of those that nbval executes, which sees what papermill does not: a cell whose widget swallowed an error.
     cell_timeout_s
@@ -126,9 +126,7 @@ def run_notebooks(
         _check_copy(output / path.name)
     output.mkdir(parents=True, exist_ok=True)
     resolved = [path.resolve() for path in paths]
-    before = [path for path in resolved if path.stem in first]
-    after = [path for path in resolved[:: -1 if jobs > 1 else 1] if path.stem not in first]  # the last take longest
-    runs: dict[Path, NotebookRun] = {}
+    order = sorted(resolved, key=lambda path: path.stem not in first)  # otherwise as they were named
     with tempfile.TemporaryDirectory(prefix="accel-") as left:
         one = functools.partial(
             _run_alone,
@@ -137,18 +135,17 @@ def run_notebooks(
             brief=brief,
             fresh=fresh,
             left=Path(left),
+            first=first,
             nbval=nbval,
             limit_s=cell_timeout_s,
             threads=max(1, inspect_machine().cores // jobs) if jobs > 1 else None,
         )
-        for group, leave in ((before, True), (after, False)):
-            work = functools.partial(one, leave=leave)
-            if jobs == 1:
-                runs |= {path: work(path) for path in group}
-                continue
+        if jobs == 1:
+            runs = [one(path) for path in order]
+        else:
             with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-                runs |= dict(zip(group, pool.map(work, group), strict=True))
-    return [runs[path] for path in resolved]
+                runs = list(pool.map(one, order))
+    return [runs[order.index(path)] for path in resolved]
 
 
 def _run_alone(
@@ -159,14 +156,14 @@ def _run_alone(
     brief: bool,
     fresh: bool,
     left: Path,
-    leave: bool,
+    first: Collection[str],
     nbval: Collection[str],
     limit_s: int,
     threads: int | None,
 ) -> NotebookRun:
     by_nbval = path.stem in nbval
     values = (BRIEFLY.get(path.stem, {}) if brief else {}) | parameters
-    with _surroundings(fresh, threads, left, path.stem if leave else ""):
+    with _surroundings(fresh, threads, left, path.stem if path.stem in first else ""):
         run = _run(path, output / path.name, values, limit_s, nbval=by_nbval)
     mark = "✗" if run.failure else "✓"
     print(f"{mark} {run.name}: {run.cells} cells, {run.seconds:.0f} s  {run.failure}".rstrip(), flush=True)
@@ -345,7 +342,7 @@ def main(
     ] = False,
     first: Annotated[
         list[str] | None,
-        typer.Option("--first", help="With --fresh: one to run before the others, which begin with its cache."),
+        typer.Option("--first", help="With --fresh: one to begin before the others, which find what it converted."),
     ] = None,
     nbval: Annotated[
         list[str] | None, typer.Option("--nbval", help="One to execute by nbval instead of papermill; may be repeated.")
