@@ -310,7 +310,7 @@ def _surroundings(fresh: bool, threads: int | None, left: Path, leave: str) -> I
             home = Path(folder, "cache")
             home.mkdir()
             for cache in [] if leave else sorted(left.iterdir()):
-                shutil.copytree(cache, home, copy_function=os.link, dirs_exist_ok=True)
+                shutil.copytree(cache, home, copy_function=_link, dirs_exist_ok=True)
             (home / "triton").symlink_to(triton.resolve(), target_is_directory=True)
             repository = Path(folder, "model_repository")
             repository.mkdir()
@@ -325,6 +325,12 @@ def _surroundings(fresh: bool, threads: int | None, left: Path, leave: str) -> I
             if leave and fresh:
                 (home / "triton").unlink()
                 home.rename(left / leave)
+
+
+def _link(file: str, name: str) -> None:
+    """A file of one cache in another; of two that are there under this name the first stays."""
+    with contextlib.suppress(FileExistsError):
+        os.link(file, name)
 
 
 def _read(path: Path) -> Any:

@@ -108,8 +108,9 @@ class TensorRTEngine:
         self._loaded.close()
 
     def _enqueue(self, context: Any, shape: tuple[int, int]) -> None:
-        addresses = {name: buffer.data_ptr() for name, buffer in self._buffers.items()}
-        self._loaded.enqueue(context, dict.fromkeys(self._inputs, shape), addresses)
+        for name in self._inputs:
+            context.set_input_shape(name, shape)
+        self._loaded.enqueue(context, {name: buffer.data_ptr() for name, buffer in self._buffers.items()}, shape)
 
     def _capture(self, profile: int, shape: tuple[int, int]) -> tuple[Any, Any]:
         """A graph for one shape, and the execution context it needs for as long as it lives."""
@@ -162,14 +163,12 @@ class LoadedEngine:
         context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         return context
 
-    def enqueue(self, context: Any, shapes: Mapping[str, Sequence[int]], addresses: Mapping[str, int]) -> None:
-        """Start a batch on the stream: the inputs' shapes, and where inputs and outputs lie on the GPU."""
-        for name, shape in shapes.items():
-            context.set_input_shape(name, tuple(shape))
+    def enqueue(self, context: Any, addresses: Mapping[str, int], shape: Sequence[int]) -> None:
+        """Start a batch on the stream, from and to these places on the GPU; `shape` is for the `EngineError`."""
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         if not context.execute_async_v3(self.stream.cuda_stream):
-            seen = f"shape {tuple(next(iter(shapes.values())))}: {self._library.complaint()}"
+            seen = f"shape {tuple(shape)}: {self._library.complaint()}"
             raise EngineError("TensorRT refused the batch.", seen=seen, fix=_REBUILD)
 
     def tensors(self, mode: str) -> dict[str, tuple[tuple[int, ...], str]]:

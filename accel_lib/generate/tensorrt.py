@@ -94,8 +94,8 @@ class TensorRTNetwork:
         """Logits ``[batch, new, vocabulary]`` and the cache with the new tokens, once the GPU is done."""
         torch = require("torch", extra="models")
         stream = self._loaded.stream
-        place = profile_for(self.profiles, (*ids.shape, mask.shape[1] - ids.shape[1]))
-        context = self._loaded.contexts[place]
+        shape = (*ids.shape, mask.shape[1] - ids.shape[1])
+        context = self._loaded.contexts[profile_for(self.profiles, shape)]
         fed = [tensor.contiguous() for tensor in (ids, mask, positions, *cache)]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         for name, tensor in zip(self._inputs, fed, strict=True):
@@ -106,7 +106,8 @@ class TensorRTNetwork:
         ]
         tensors = zip([*self._inputs, *self._outputs], [*fed, *made], strict=True)
         addresses = {name: (tensor if tensor.numel() else self._nothing).data_ptr() for name, tensor in tensors}
-        self._loaded.enqueue(context, {}, addresses)
+        with torch.cuda.device(self.device):
+            self._loaded.enqueue(context, addresses, shape)
         stream.synchronize()
         logits, *present = made
         return logits, present

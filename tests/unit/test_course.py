@@ -91,11 +91,12 @@ def test_those_that_run_first_leave_their_caches_to_the_others(notebook, tmp_pat
     listed = "from accel_lib.machine import cache_dir\nprint(sorted(f.name for f in cache_dir().iterdir()))"
     made = "made = cache_dir('artifacts') / 'made'\nmade.mkdir(parents=True)\n(made / 'model').write_text('whole')"
     changed = "(cache_dir('artifacts') / 'made' / 'model').rename(cache_dir('artifacts') / 'gone')"
-    paths = [notebook("one", listed, changed), notebook("two", listed), notebook("maker", listed, made)]
-    runs = course.run_notebooks(paths, output=tmp_path / "out", fresh=True, first=["maker"])
-    assert [run.verdict for run in runs] == ["passed"] * 3
+    makers = [notebook("maker", listed, made), notebook("another", listed, made)]
+    paths = [notebook("one", listed, changed), notebook("two", listed), *makers]
+    runs = course.run_notebooks(paths, output=tmp_path / "out", fresh=True, first=["maker", "another"])
+    assert [run.verdict for run in runs] == ["passed"] * 4
     said = [printed(tmp_path / "out" / path.name).strip() for path in paths]
-    assert said == ["['artifacts', 'triton']", "['artifacts', 'triton']", "['triton']"]
+    assert said == ["['artifacts', 'triton']", "['artifacts', 'triton']", "['triton']", "['triton']"]
 
 
 def test_nbval_runs_a_notebook_with_its_parameters_and_says_what_failed(notebook, tmp_path):
