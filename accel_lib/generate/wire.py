@@ -15,6 +15,7 @@ from accel_lib.generate import Finish, Sampling
 
 PROMPT_IDS = "input_ids"  # int64 [tokens]
 SAMPLING = "sampling"  # request parameter, JSON of the fields of `Sampling`
+CANCEL = "cancel"  # request parameter in its place: the id of a request that is to end; this one is not answered
 TOKEN_IDS = "token_ids"  # int64 [new tokens]  # noqa: S105 (no password)
 FINISH = "finish"  # int32 [1], an index of `FINISHES`
 LOGPROBS = "logprobs"  # float32 [new tokens]; this and the next two only where they were asked for

@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, Self
 
 from accel_lib.errors import require
+from accel_lib.triton.calls import LEAVE_S, response
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PAUSE_S = 0.01  # after a refusal, so that a full queue is not asked without end
@@ -241,11 +242,14 @@ async def _grpc(url: str, timeout_s: float | None) -> Any:
 
         async def send(payload: bytes) -> tuple[bytes | None, str]:
             try:
-                return await call(payload, timeout=timeout_s), ""
+                return await response(call(payload), timeout_s), ""
+            except TimeoutError:
+                return None, "Deadline Exceeded"
             except grpc.AioRpcError as error:
                 return None, error.details() or error.code().name
 
         yield send
+        await channel.close(LEAVE_S)
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -12,8 +13,9 @@ from accel_lib.generate import Sampling
 from accel_lib.load.generator import Send
 from accel_lib.load.prompts import LoadPrompt, TokenSource
 from accel_lib.load.streams import Tokens, of_events, text_source
+from accel_lib.triton.calls import LEAVE_S, GenerationStream
 from accel_lib.triton.client import ServedModel
-from accel_lib.triton.generation_wire import STREAM_METHOD, read_event, request_bytes
+from accel_lib.triton.generation_wire import is_last, read_event, request_bytes
 
 
 class TritonTarget:
@@ -36,7 +38,7 @@ class TritonTarget:
         return text_source(self._artifact)
 
     def payload(self, prompt: LoadPrompt, sampling: Sampling) -> Any:
-        """A serialized message."""
+        """A serialized message, and the one that ends it."""
         return request_bytes(self.name, self._version, prompt.token_ids, sampling, batched=self._batched)
 
     @contextlib.asynccontextmanager
@@ -44,23 +46,30 @@ class TritonTarget:
         """One channel for all streams."""
         grpc = require("grpc.aio", extra="triton")
         async with grpc.insecure_channel(url, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            stub = channel.stream_stream(STREAM_METHOD)
 
-            async def send(payload: bytes) -> tuple[list[tuple[float, bytes]], str]:
-                call = stub(timeout=timeout_s)
+            async def send(payload: tuple[bytes, bytes | None]) -> tuple[list[tuple[float, bytes]], str]:
+                stream = GenerationStream(channel, *payload)
                 found: list[tuple[float, bytes]] = []
+
+                async def read() -> str:
+                    try:
+                        async for content in stream.contents():
+                            found.append((time.perf_counter(), content))
+                            if is_last(content):
+                                stream.ended()
+                    except grpc.AioRpcError as error:
+                        return str(error.details() or error.code().name)
+                    return ""
+
+                reading = asyncio.create_task(read())
                 try:
-                    await call.write(payload)
-                    await call.done_writing()
-                    while (content := await call.read()) is not grpc.EOF:
-                        found.append((time.perf_counter(), content))
-                except grpc.AioRpcError as error:
-                    return found, error.details() or error.code().name
+                    await asyncio.wait({reading}, timeout=timeout_s)
                 finally:
-                    call.cancel()
-                return found, ""
+                    stream.leave(reading)
+                return found, reading.result() if reading.done() else "Deadline Exceeded"
 
             yield send
+            await channel.close(LEAVE_S)
 
     def read(self, answer: Any, refusal: str) -> Tokens:
         """Each message is an event of the engine."""

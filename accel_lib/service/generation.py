@@ -112,29 +112,27 @@ class _Call:
 
     def __init__(self, asked: Generation, prompt: Prompt, trace: Sequence[tuple[str, str]]) -> None:
         served = asked.served
-        message = request_bytes(served.name, served.version, prompt.ids, prompt.sampling)
+        messages = request_bytes(served.name, served.version, prompt.ids, prompt.sampling)
         self._name = served.name
-        self._call = asked.services.triton.stream(message, metadata=trace)
+        self._stream = asked.services.triton.stream(*messages, metadata=trace)
+        self.cancel, self.leave = self._stream.cancel, self._stream.leave
 
     async def events(self) -> AsyncIterator[Event | Problem]:
         """What Triton sends, to the end; a failure is the last item."""
+        ended = False
         try:
-            while (content := await self._call.read()) is not grpc.aio.EOF:
+            async for content in self._stream.contents():
                 event = read_event(content)
-                if event.error:
-                    yield problem_of(self._name, event.error)
-                    return
-                yield event
                 if event.ended:
-                    return
-            message = "Triton ended the stream; send the request again."
-            yield Problem(503, message, code="not_ready", retry_after_s=RETRY_S)
+                    ended = True
+                    self._stream.ended()
+                yield problem_of(self._name, event.error) if event.error else event
+            if not ended:
+                message = "Triton ended the stream; send the request again."
+                yield Problem(503, message, code="not_ready", retry_after_s=RETRY_S)
         except grpc.aio.AioRpcError as error:
-            yield refusal(error.code(), error.details() or "")
-
-    def cancel(self) -> None:
-        """End the stream; nothing happens to one that has ended."""
-        self._call.cancel()
+            if not ended:
+                yield refusal(error.code(), error.details() or "")
 
 
 def problem_of(name: str, message: str) -> Problem:

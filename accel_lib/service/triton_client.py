@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -23,7 +23,7 @@ from accel_lib.service.catalog import ServedVersion
 from accel_lib.service.errors import Problem
 from accel_lib.service.limits import Deadline
 from accel_lib.service.metrics import Metrics
-from accel_lib.triton.generation_wire import STREAM_METHOD
+from accel_lib.triton.calls import LEAVE_S, GenerationStream, response
 from accel_lib.triton.wire import serialize
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -100,14 +100,16 @@ class TritonClient:
         await _all([fill(batch) for batch in batches])
         return output
 
-    def stream(self, message: bytes, *, metadata: Sequence[tuple[str, str]] = ()) -> Any:
-        """A stream of serialized responses to one serialized request, read with ``await .read()``."""
-        return self._channel().stream_stream(STREAM_METHOD)(_only(message), metadata=tuple(metadata))
+    def stream(
+        self, request: bytes, cancel: bytes | None, *, metadata: Sequence[tuple[str, str]] = ()
+    ) -> GenerationStream:
+        """A stream for one serialized request to generate, and the one that ends it."""
+        return GenerationStream(self._channel(), request, cancel, metadata=metadata)
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Close the channel, once what was left there has ended."""
         for channel in self._channels.values():
-            await channel.close()
+            await channel.close(LEAVE_S)
         self._channels.clear()
 
     async def _ask(
@@ -122,7 +124,10 @@ class TritonClient:
         timeout_us = int(left_s * 1e6)
         message = serialize(served, rows, inputs=manifest.inputs, priority=priority, queue_timeout_us=timeout_us)
         try:
-            answer = await self._call()(message, timeout=left_s, metadata=tuple(metadata))
+            call = self._call()(message, timeout=left_s + LEAVE_S, metadata=tuple(metadata))
+            answer = await response(call, left_s)
+        except TimeoutError as error:
+            raise refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "") from error
         except grpc.aio.AioRpcError as error:
             raise refusal(error.code(), error.details() or "") from error
         output = require("tritonclient.grpc.service_pb2", extra="triton").ModelInferResponse.FromString(answer)
@@ -162,10 +167,6 @@ def refusal(code: grpc.StatusCode, details: str) -> Problem:
         return Problem(503, "Triton does not answer now; try again soon.", code="not_ready", retry_after_s=_RETRY_S)
     log.error("Triton failed on a request: %s: %s", code.name, details)
     return Problem(500, "The model failed on this request.", code="model_error")
-
-
-async def _only(message: bytes) -> AsyncIterator[bytes]:
-    yield message
 
 
 async def _all(work: Sequence[Any]) -> None:

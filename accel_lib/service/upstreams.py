@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -109,8 +110,9 @@ class UpstreamCall:
         except httpx.HTTPError:
             yield _broken("The upstream does not answer now; try again soon.")
 
-    def cancel(self) -> None:
-        """Nothing: the connection is closed with `events`."""
+    def leave(self, reading: asyncio.Task[None]) -> None:
+        """End what runs `events`: it closes the connection."""
+        reading.cancel()
 
 
 async def events_of(content: AsyncIterator[bytes]) -> AsyncIterator[bytes | Problem]:

@@ -30,8 +30,8 @@ class Source(Protocol[_Given]):
     def events(self) -> AsyncIterator[_Given | Problem]:
         """What comes, to the end; a failure is the last item."""
 
-    def cancel(self) -> None:
-        """Ask for no more; nothing happens to one that has ended."""
+    def leave(self, reading: asyncio.Task[None]) -> None:
+        """Ask for no more; `reading` is the task that runs `events`, and nobody needs what comes."""
 
 
 class Watch(Generic[_Item]):
@@ -155,7 +155,7 @@ def engine_failed() -> Problem:
 
 @contextlib.asynccontextmanager
 async def merged(sources: Sequence[Source[_Item]], watch: Watch[_Item]) -> AsyncIterator[None]:
-    """Bring the events of all sources to a watch, until the context ends: then they are cancelled."""
+    """Bring the events of all sources to a watch, until the context ends: then they are left."""
 
     async def pump(choice: int, source: Source[_Item]) -> None:
         try:
@@ -170,8 +170,6 @@ async def merged(sources: Sequence[Source[_Item]], watch: Watch[_Item]) -> Async
     try:
         yield
     finally:
-        for source in sources:
-            source.cancel()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for source, task in zip(sources, tasks, strict=True):
+            source.leave(task)
+        await asyncio.gather(*(task for task in tasks if task.cancelling()), return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -306,13 +307,29 @@ class ServedModel:
         for tensor, array in zip(inputs, tensors.values(), strict=True):
             tensor.set_data_from_numpy(array)
         with _translated(self.name):
-            if protocol == "http":
-                client, limit = self._connection.http(timeout_s or _HTTP_TIMEOUT_S), {}
+            if protocol == "grpc" and timeout_s is not None:
+                answer = self._infer_within(timeout_s, inputs, priority)
             else:
-                client, limit = self._connection.grpc, {"client_timeout": timeout_s}
-            answer = client.infer(self.name, inputs, self.version, priority=priority, **limit)
+                http = protocol == "http"
+                client = self._connection.http(timeout_s or _HTTP_TIMEOUT_S) if http else self._connection.grpc
+                answer = client.infer(self.name, inputs, self.version, priority=priority)
         output: NDArray[np.float32] = answer.as_numpy(config.outputs[0].name)
         return output
+
+    def _infer_within(self, timeout_s: float, inputs: list[Any], priority: int) -> Any:
+        """Wait for the response so long; afterwards it is left, as in `accel_lib.triton.calls`."""
+        answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        client = self._connection.grpc
+        client.async_infer(
+            self.name, inputs, lambda result, error: answers.put((result, error)), self.version, priority=priority
+        )
+        try:
+            result, error = answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise request_error(self.name, "Deadline Exceeded") from None
+        if error:
+            raise error
+        return result
 
     def configure(self, **settings: Any) -> ModelConfig:
         """Change settings of the running model, as `ModelConfig` names them; files stay as they are.

@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
+import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +24,8 @@ from accel_lib.generate.loop import EngineLoop, Request
 from accel_lib.triton.backend import device_of, load_version, read_tensor, thread_count, write_tensor
 
 _WATCHDOG_S = 60.0
+_ASK_S = 0.25
+_SWITCH_S = 0.0002  # an engine that steps with Python's lock gives it up after a step if somebody waited for so long
 _ENGINE_SETTINGS = {"rows": int, "cache_tokens": int, "max_waiting": int, "step_tokens": int, "policy": str}
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 _GAUGES = {
@@ -46,7 +51,9 @@ class TritonPythonModel:
             )
         options: dict[str, Any] = {"threads": thread_count(config, parameters), "device": device_of(args, parameters)}
         options |= {name: kind(parameters[name]) for name, kind in _ENGINE_SETTINGS.items() if name in parameters}
+        sys.setswitchinterval(_SWITCH_S)
         self._keys = itertools.count()
+        self._receivers: weakref.WeakValueDictionary[str, _Receiver] = weakref.WeakValueDictionary()
         self._families = _families()  # a gauge is gone with its family
         self._gauges = _gauges(args, self._families)
         self._loop = EngineLoop(
@@ -59,7 +66,15 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand requests to the engine; what is wrong with one is its own response."""
         for request in requests:
+            parameters = json.loads(request.parameters() or "{}")
+            if wire.CANCEL in parameters:
+                receiver = self._receivers.get(parameters[wire.CANCEL])
+                if receiver is not None:
+                    receiver.left = True
+                request.get_response_sender().send(flags=_FINAL)
+                continue
             receiver = _Receiver(request.get_response_sender())
+            self._receivers[request.request_id()] = receiver
             key = str(next(self._keys))
             try:
                 ids, sampling = read_request(request)
@@ -77,10 +92,10 @@ class TritonPythonModel:
 
 
 class _Receiver:
-    """Triton's response sender of one request."""
+    """Triton's response sender of one request; `left` once the client has asked to end it."""
 
     def __init__(self, sender: Any) -> None:
-        self._sender = sender
+        self._sender, self.left, self._asked_s = sender, False, 0.0
 
     def send(self, event: Event) -> None:
         flags = _FINAL if event.ended else 0
@@ -91,7 +106,11 @@ class _Receiver:
         self._sender.send(response, flags=flags)
 
     def cancelled(self) -> bool:
-        return bool(self._sender.is_cancelled())
+        """Whether the client has left, or gRPC has lost it; Triton is asked for that only now and again."""
+        if not self.left and time.monotonic() - self._asked_s > _ASK_S:
+            self._asked_s = time.monotonic()
+            self.left = bool(self._sender.is_cancelled())
+        return self.left
 
 
 def read_request(request: Any) -> tuple[list[int], Sampling]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,9 @@ from accel_lib.artifact import MANIFEST_FILE, Manifest
 from accel_lib.errors import RequestError, require
 from accel_lib.generate import Event, Sampling
 from accel_lib.models.generation_text import GenerationText
+from accel_lib.triton.calls import LEAVE_S, STREAM_METHOD
 from accel_lib.triton.error_messages import request_error
-from accel_lib.triton.generation_wire import STREAM_METHOD, read_event, request_bytes
+from accel_lib.triton.generation_wire import read_event, request_bytes
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
@@ -38,8 +43,8 @@ def generate(target: Target, prompt: Prompt, *, stop: Sequence[str], options: Ma
     text = GenerationText(target.folder, manifest)
     ids = text.text_ids(prompt) if isinstance(prompt, str) else text.chat_ids(prompt)
     sampling = _sampling(options, text.context_tokens - len(ids))
-    message = request_bytes(target.name, target.version, ids, sampling, batched=target.batched)
-    return _pieces(target, message, text, stop)
+    messages = request_bytes(target.name, target.version, ids, sampling, batched=target.batched)
+    return _pieces(target, messages, text, stop)
 
 
 def _sampling(options: Mapping[str, Any], left: int) -> Sampling:
@@ -53,9 +58,11 @@ def _sampling(options: Mapping[str, Any], left: int) -> Sampling:
     return Sampling(**chosen)
 
 
-def _pieces(target: Target, message: bytes, text: GenerationText, stop: Sequence[str]) -> Iterator[str]:
+def _pieces(
+    target: Target, messages: tuple[bytes, bytes | None], text: GenerationText, stop: Sequence[str]
+) -> Iterator[str]:
     answer = text.answer(stop)
-    for event in _events(target, message):
+    for event in _events(target, *messages):
         ids = event.token_ids[:-1] if event.finish == "stop" else event.token_ids
         piece = answer.push(ids, last=event.ended)
         if piece:
@@ -64,18 +71,30 @@ def _pieces(target: Target, message: bytes, text: GenerationText, stop: Sequence
             return
 
 
-def _events(target: Target, message: bytes) -> Iterator[Event]:
-    """What Triton sends; when nobody reads on, the request is cancelled."""
+def _events(target: Target, request: bytes, cancel: bytes | None) -> Iterator[Event]:
+    """What Triton sends; when nobody reads on, the request is cancelled, as in `accel_lib.triton.calls`."""
     grpc = require("grpc", extra="triton")
+    messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    messages.put(request)
+    ended = False
     with grpc.insecure_channel(target.grpc_url, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.stream_stream(STREAM_METHOD)(iter([message]))
+        call = channel.stream_stream(STREAM_METHOD)(iter(messages.get, None))
         try:
             for content in call:
                 event = read_event(content)
+                ended = event.ended
                 if event.error:
                     raise request_error(target.name, event.error)
                 yield event
+                if ended:
+                    return
         except grpc.RpcError as error:
             raise request_error(target.name, f"{error.code()}: {error.details()}") from error
         finally:
-            call.cancel()
+            messages.put(None if ended else cancel)
+            messages.put(None)
+            late = threading.Timer(LEAVE_S if ended or cancel else 0, call.cancel)
+            late.start()
+            with contextlib.suppress(grpc.RpcError):
+                collections.deque(call, maxlen=0)
+            late.cancel()

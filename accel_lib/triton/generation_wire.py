@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from accel_lib.errors import require
 from accel_lib.generate import Event, Sampling, TokenLogprob, wire
 
-STREAM_METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _TYPES: dict[str, Any] = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32}
 _DIMENSIONS = {name: len(dims) for name, _, dims in wire.OUTPUTS}
 
@@ -25,16 +25,27 @@ def _messages() -> Any:
 
 def request_bytes(
     name: str, version: str, prompt_ids: Sequence[int], sampling: Sampling, *, batched: bool = False
-) -> bytes:
-    """A serialized ``ModelInferRequest``; `batched` for a model that Triton batches (``max_batch_size`` ≥ 1)."""
-    ids = np.array(prompt_ids, dtype=np.int64)
+) -> tuple[bytes, bytes | None]:
+    """A serialized ``ModelInferRequest``, and the one that ends it.
+
+    A model that Triton batches (`batched`, ``max_batch_size`` ≥ 1) knows no such request: there it is None.
+    """
+    key = uuid.uuid4().hex
+    request = _message(name, version, np.array(prompt_ids, dtype=np.int64), batched=batched)
+    request.id = key
+    request.parameters[wire.SAMPLING].string_param = wire.sampling_to_json(sampling)
     if batched:
-        ids = ids[None]
+        return request.SerializeToString(), None
+    cancel = _message(name, version, np.zeros(1, dtype=np.int64))
+    cancel.parameters[wire.CANCEL].string_param = key
+    return request.SerializeToString(), cancel.SerializeToString()
+
+
+def _message(name: str, version: str, ids: NDArray[np.int64], *, batched: bool = False) -> Any:
     message = _messages().ModelInferRequest(model_name=name, model_version=version)
-    message.inputs.add(name=wire.PROMPT_IDS, datatype="INT64", shape=ids.shape)
+    message.inputs.add(name=wire.PROMPT_IDS, datatype="INT64", shape=(1, *ids.shape) if batched else ids.shape)
     message.raw_input_contents.append(ids.tobytes())
-    message.parameters[wire.SAMPLING].string_param = wire.sampling_to_json(sampling)
-    return bytes(message.SerializeToString())
+    return message
 
 
 def read_event(content: bytes) -> Event:
@@ -54,6 +65,14 @@ def read_event(content: bytes) -> Event:
         finish=wire.FINISHES[int(tensors[wire.FINISH][0])],
         logprobs=_logprobs(ids, tensors) if wire.LOGPROBS in tensors else (),
     )
+
+
+def is_last(content: bytes) -> bool:
+    """Whether a serialized ``ModelStreamInferResponse`` is the last one of its request, without reading the rest."""
+    message = _messages().ModelStreamInferResponse.FromString(content)
+    names = [tensor.name for tensor in message.infer_response.outputs]
+    finish = message.infer_response.raw_output_contents[names.index(wire.FINISH)] if wire.FINISH in names else b""
+    return bool(message.error_message) or any(finish)
 
 
 def _without_batch(name: str, flat: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -111,7 +112,7 @@ def endless(client, **fields):
     with client.stream("POST", "/v1/chat/completions", json=body | fields) as answer:
         assert answer.status_code == 200
         lines = answer.iter_lines()
-        first = next(line for line in lines if '"content":"w' in line)
+        first = next(line for line in lines if piece_of(line))
         yield itertools.chain([first], lines)
 
 
@@ -410,8 +411,31 @@ def test_a_client_that_leaves_frees_its_row(client, server, gateway):
     wait_for(lambda: gateway.services.limits.in_flight == 0)
 
 
+def test_streams_that_are_left_at_any_moment_do_no_harm_to_triton(client, server):
+    """Triton 24.10 crashed, or answered no stream any longer, after some ninety, as gRPC's cancellations met tokens."""
+    served = server.model("generation")
+
+    def leave_often(number):
+        for turn in range(20):
+            if number % 2:
+                with endless(client):
+                    time.sleep(turn / 500)
+            else:
+                pieces = served.generate("w1", stream=True, ignore_eos=True)
+                for _ in zip(range(1 + turn), pieces, strict=False):
+                    pass
+                pieces.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(leave_often, range(6)))
+    wait_for(lambda: running_rows(server) == 0)
+    assert server.running
+    assert chat(client).status_code == 200
+
+
 def test_a_stop_string_frees_its_row(client, server, expected):
-    chat(client, stop=expected.split(" ")[2], max_tokens=ENDLESS)
+    stopped = chat(client, stop=expected.split(" ")[2], max_tokens=ENDLESS)
+    assert stopped.status_code == 200
     wait_for(lambda: running_rows(server) == 0)
 
 

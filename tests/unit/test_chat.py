@@ -360,8 +360,8 @@ def test_a_source_that_fails_unforeseen_is_an_error_and_not_silence():
             yield 1
             raise RuntimeError("secret")
 
-        def cancel(self):
-            pass
+        def leave(self, reading):
+            reading.cancel()
 
     async def read():
         with watching(60) as (watch, _):
