@@ -18,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 FIRST := 03_triton_in_a_notebook 14_a_chat_service_under_load
-NBVAL := 00_start_here 03_triton_in_a_notebook 08_tune_and_control
+NBVAL := 00_start_here 03_triton_in_a_notebook
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
@@ -65,8 +65,9 @@ types: setup ## mypy --strict
 	@$(BIN)/mypy
 
 .PHONY: unit
-unit: setup ## tests that start no server, and the examples in docstrings; prints the coverage
-	@$(BIN)/python -m pytest tests/unit accel_lib --doctest-modules --ignore-glob "accel_lib/triton/*backend.py" --ignore-glob "accel_lib/*/*_kernels.py" --ignore accel_lib/triton/generation_batching.py --ignore accel_lib/triton/parts.py -n $(WORKERS) --cov --cov-report=term:skip-covered
+unit: setup ## tests that start no server, and the examples in docstrings; prints what the quick ones cover
+	@$(BIN)/python -m pytest tests/unit accel_lib --doctest-modules --ignore-glob "accel_lib/triton/*backend.py" --ignore-glob "accel_lib/*/*_kernels.py" --ignore accel_lib/triton/generation_batching.py --ignore accel_lib/triton/parts.py -m "not slow" -n $(WORKERS) --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest tests/unit -m slow -n $(WORKERS)  # coverage would take half as long again
 
 .PHONY: integration
 integration: setup ## tests on a real Triton
@@ -89,7 +90,7 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 	@$(BIN)/python -m tests.soak
 
 .PHONY: notebooks
-notebooks: setup ## two from an empty cache, all others with what these converted, measuring briefly; three by nbval
+notebooks: setup ## two from an empty cache, all others with what these converted, measuring briefly; two by nbval
 	@$(BIN)/python -m tools.notebooks --fresh $(addprefix --first ,$(FIRST)) --brief --jobs $(WORKERS) \
 	    $(addprefix --nbval ,$(NBVAL)) more course
 
