@@ -15,11 +15,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, Self
 
 from accel_lib.errors import require
-from accel_lib.triton.calls import LEAVE_S, response
+from accel_lib.triton.calls import response
 
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _PAUSE_S = 0.01  # after a refusal, so that a full queue is not asked without end
 _DRAIN_S = 10.0
+CLOSE_S = 1.0  # for calls that were left to end by themselves
 # What Triton or gRPC says when no later request can succeed either.
 _GONE = re.compile(
     r"unknown model|not ready|failed to connect|[Ss]ocket|[Cc]onnection|[Cc]onnect call|stopping|unavailable$"
@@ -249,7 +250,7 @@ async def _grpc(url: str, timeout_s: float | None) -> Any:
                 return None, error.details() or error.code().name
 
         yield send
-        await channel.close(LEAVE_S)
+        await channel.close(CLOSE_S)
 
 
 @contextlib.asynccontextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 from accel_lib.errors import RequestError, require
 from accel_lib.generate import Sampling
-from accel_lib.load.generator import Send
+from accel_lib.load.generator import CLOSE_S, Send
 from accel_lib.load.prompts import LoadPrompt, TokenSource
 from accel_lib.load.streams import Tokens, of_events, text_source
-from accel_lib.triton.calls import LEAVE_S, GenerationStream
+from accel_lib.triton.calls import GenerationStream
 from accel_lib.triton.client import ServedModel
 from accel_lib.triton.generation_wire import is_last, read_event, request_bytes
 
@@ -69,7 +69,7 @@ class TritonTarget:
                 return found, reading.result() if reading.done() else "Deadline Exceeded"
 
             yield send
-            await channel.close(LEAVE_S)
+            await channel.close(CLOSE_S)
 
     def read(self, answer: Any, refusal: str) -> Tokens:
         """Each message is an event of the engine."""
