@@ -81,6 +81,14 @@ def owners():
         owner.communicate()
 
 
+def lives(found):
+    """Whether a process runs, which may end as it is looked at."""
+    try:
+        return found.is_running() and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Footprint:
     """What a running server holds: processes, shared memory, a folder and ports."""
 
@@ -96,7 +104,7 @@ class Footprint:
 
     def left(self):
         held = {
-            "processes": [p for p in self.processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE],
+            "processes": [each for each in self.processes if lives(each)],
             "shared memory": list(Path("/dev/shm").glob(f"{self.prefix}*")),
             "folder": [self.folder] if self.folder.exists() else [],
             "ports": [address for address in self.listening if accepts(address) and not self.taken_over(address)],
@@ -106,7 +114,10 @@ class Footprint:
     def taken_over(self, address):
         """Whether a process that started later listens there now: the system may give it a port that became free."""
         found = [c.pid for c in psutil.net_connections("tcp") if c.laddr == address and c.status == psutil.CONN_LISTEN]
-        return bool(found) and all(pid and psutil.Process(pid).create_time() > self.taken_at for pid in found)
+        try:
+            return bool(found) and all(pid and psutil.Process(pid).create_time() > self.taken_at for pid in found)
+        except psutil.NoSuchProcess:  # it ended as it was looked at
+            return not accepts(address)
 
     def left_after(self, seconds):
         until = time.monotonic() + seconds
