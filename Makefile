@@ -43,7 +43,7 @@ check: lint types ## the quick part of the checks, before every commit: rules, f
 	@$(BIN)/python -m pytest tests/unit -m "not slow" -n $(WORKERS) -q
 
 .PHONY: test
-test: lint types unit integration environments ui-check deploy-check notebooks ## all checks, as CI runs them
+test: lint types unit integration ui-check fresh notebooks ## all checks, as CI runs them
 
 .PHONY: format
 format: setup ## let ruff mend what it can
@@ -105,6 +105,12 @@ kaggle-check: setup ## the same for Kaggle, by its script kernel
 .PHONY: environments
 environments: setup ## the light form of both
 	@$(MAKE) --no-print-directory colab-check kaggle-check LIGHT=1
+
+.PHONY: fresh
+fresh: setup ## environments beside deploy-check: each takes one core, for installations above all
+	@mkdir -p build; $(MAKE) --no-print-directory environments > build/environments.log 2>&1 & made=$$!; \
+	$(MAKE) --no-print-directory deploy-check; deployed=$$?; \
+	wait $$made; made=$$?; cat build/environments.log; exit $$((deployed | made))
 
 .PHONY: drift
 drift: setup ## the unit tests with the newest and with the lowest allowed dependencies; says what broke
