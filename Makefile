@@ -18,6 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := course,rtx,ui,test
 FIRST := 03_triton_in_a_notebook 14_a_chat_service_under_load
+LONG := 10_versions_and_experiments 12_a_token_at_a_time 13_batches_that_breathe your_model 15_retrieve_rerank_generate
 NBVAL := 00_start_here 03_triton_in_a_notebook
 WORKERS := 2
 PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
@@ -92,7 +93,7 @@ soak: setup ## half an hour at 80% of what the gateway can, then ten minutes of 
 .PHONY: notebooks
 notebooks: setup ## two from an empty cache, all others with what these converted, measuring briefly; two by nbval
 	@$(BIN)/python -m tools.notebooks --fresh $(addprefix --first ,$(FIRST)) --brief --jobs $(WORKERS) \
-	    $(addprefix --nbval ,$(NBVAL)) more course
+	    $(addprefix --nbval ,$(NBVAL)) $(LONG) more course  # the long ones before the others, so that both cores end together
 
 .PHONY: colab-check
 colab-check: setup ## set-up, Triton and notebooks 00 to 04 in a fresh environment of Colab's shape (several GB)

@@ -365,7 +365,7 @@ def main(
     if write and (nbval or brief or jobs > 1):
         raise typer.BadParameter("outputs are kept of papermill's whole runs, one at a time: --write alone")
     groups = {"course": NOTEBOOKS, "more": MORE}
-    asked = [one for name in names or ["course"] for one in groups.get(name, (name,))]
+    asked = dict.fromkeys(one for name in names or ["course"] for one in groups.get(name, (name,)))
     paths = [_notebook(project_root() / "notebooks" / f"{name.removesuffix('.ipynb')}.ipynb") for name in asked]
     values = dict(_value(text) for text in parameter or [])
     started = time.monotonic()
