@@ -1,4 +1,4 @@
-"""gRPC calls to Triton that nobody cancels: who stops waiting leaves them, and they end by themselves.
+"""gRPC calls to Triton that are left instead of cancelled: who stops waiting goes, and they end by themselves.
 
 Triton before 25.04 crashes now and again where a cancellation meets a response, and a deadline of gRPC's cancels too.
 https://github.com/triton-inference-server/server/issues/7368, https://github.com/triton-inference-server/server/issues/8034

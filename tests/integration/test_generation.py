@@ -412,7 +412,7 @@ def test_a_client_that_leaves_frees_its_row(client, server, gateway):
 
 
 def test_streams_that_are_left_at_any_moment_do_no_harm_to_triton(client, server):
-    """Triton 24.10 crashed, or answered no stream any longer, after some ninety, as gRPC's cancellations met tokens."""
+    """Triton 24.10 crashed after some ninety, as gRPC's cancellations met tokens; the model starved its own sender."""
     served = server.model("generation")
 
     def leave_often(number):
