@@ -24,7 +24,16 @@ from accel_lib.errors import AccelError, ArtifactError, OutputError, ServerError
 from accel_lib.formatting import listed
 from accel_lib.machine import cache_dir, inspect_machine, project_root
 from accel_lib.progress import Progress
-from accel_lib.triton.repository import ARTIFACT_FOLDER, foreign_version, model_names, unbuilt, versions, write_model
+from accel_lib.triton.repository import (
+    ARTIFACT_FOLDER,
+    default_config,
+    foreign_version,
+    model_names,
+    read_config,
+    unbuilt,
+    versions,
+    write_model,
+)
 
 if TYPE_CHECKING:
     from accel_lib.models import Model
@@ -269,9 +278,17 @@ def _build_missing(name: str, recipes: _Recipes) -> Path:
             check_built_here(repository / name, missing, kept=recipes.keys() - missing)
             model, texts = _BUILDERS[name]()
         for version in missing:
-            put = functools.partial(write_model, repository, name, version=version, recipe=recipes[version].name)
+            put = functools.partial(_put, repository, name, version, recipes[version].name)
             _build_or_fall_back(model, recipes[version], texts, put)
     return repository
+
+
+def _put(repository: Path, name: str, version: int, recipe: str, artifact: Artifact) -> Path:
+    """Write a version; on a GPU the configuration as the course ships it, a CPU's, becomes a GPU's."""
+    there = dataclasses.replace(read_config(repository / name), kept=b"") if name in model_names(repository) else None
+    shipped = there == default_config(name, artifact, gpu=False)
+    config = default_config(name, artifact) if shipped else None
+    return write_model(repository, name, artifact, version=version, config=config, recipe=recipe)
 
 
 def _recipes(name: str) -> _Recipes:

@@ -30,6 +30,8 @@ _ATTEMPTS = 3
 _EXIT_S = 5  # how long Triton waits at its end for requests, and for stubs that no longer respond
 _GRACE_S = 8.0
 _READY = "Started Metrics Service"  # the last of the three services to come up
+_UNLOADED = b"Found 0 live models and 0 in-flight"  # what follows at its end is a second of waiting for its own threads
+_TAIL_BYTES = 2048
 _CACHE_BYTES = 16 * 2**20
 
 
@@ -47,9 +49,12 @@ class TritonProcess:
 
     host = HOST
 
-    def __init__(self, command: subprocess.Popen[bytes], ports: Ports, folder: Path, prefix: str) -> None:
+    def __init__(
+        self, command: subprocess.Popen[bytes], ports: Ports, folder: Path, prefix: str, *, traced: bool = False
+    ) -> None:
         self._command = command
         self._folder = folder
+        self._traced = traced
         self._owner = os.getpid()
         self._log = ""
         self.ports = ports
@@ -124,12 +129,17 @@ class TritonProcess:
                 pass_fds=(lock, held),
             )
         os.close(held)
-        return cls(command, ports, folder, prefix)
+        return cls(command, ports, folder, prefix, traced=any(flag.startswith("--trace") for flag in flags))
 
     @property
     def running(self) -> bool:
         """Whether Triton still runs."""
         return self._command.poll() is None
+
+    @property
+    def owned(self) -> bool:
+        """Whether this process started it; a fork of that one did not."""
+        return os.getpid() == self._owner
 
     @property
     def pid(self) -> int:
@@ -148,11 +158,13 @@ class TritonProcess:
 
     def stop(self) -> None:
         """End Triton, gracefully if it can, and remove its log, shared memory and processes."""
-        if os.getpid() != self._owner:  # a fork of the owner: not its server
+        if not self.owned:
             return
         try:
             if self.running:
                 self._command.send_signal(signal.SIGTERM)
+                if self._unloaded(time.monotonic() + _GRACE_S) and not self._traced:  # it still sends its traces
+                    self._command.send_signal(signal.SIGTERM)  # the second one ends it at once
                 self._command.wait(_GRACE_S + _EXIT_S)
         except subprocess.TimeoutExpired:
             self._command.kill()
@@ -161,6 +173,16 @@ class TritonProcess:
             self._log = self.log
             watchdog.sweep(self.prefix)
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _unloaded(self, until: float) -> bool:
+        """Wait until Triton, which is ending, has unloaded its models; False if it has ended or time is up."""
+        while self.running and time.monotonic() < until:
+            with (self._folder / "log").open("rb") as log:
+                log.seek(-min(_TAIL_BYTES, log.seek(0, os.SEEK_END)), os.SEEK_END)
+                if _UNLOADED in log.read():
+                    return True
+            time.sleep(0.02)
+        return False
 
     def _wait_until_ready(self, until: float, progress: Progress) -> bool:
         while self.running:

@@ -15,6 +15,7 @@ class _RemoteProcess(TritonProcess):
     """Instead of a process of our own: nothing is known about it here and nothing done to it."""
 
     running = True  # who runs it also restarts it
+    owned = False
     pid = 0
     log = ""
 

@@ -15,17 +15,20 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accel_lib.artifact import Artifact, foreign_files
 from accel_lib.atomic import atomic_directory, draft_beside, is_draft, put, replaceable, write_text
 from accel_lib.errors import ArtifactError, ServerError
 from accel_lib.generate import wire
+from accel_lib.machine import inspect_machine
 from accel_lib.triton.config import CONFIG_FILE, ModelConfig, TensorSpec
 
 ARTIFACT_FOLDER = "artifact"
 MODEL_FILE = "model.py"
 _BACKENDS = {"generation": "generation_backend"}  # of a task; of every other one, `accel_lib.triton.backend`
 _NEEDS_ARTIFACT = re.compile(r"from accel_lib\.triton\.(generation_)?backend import TritonPythonModel")
+_ON_GPU: dict[str, Any] = {"max_batch_size": 1024, "instance_count": 2}
 _OWN_CODE = re.compile(r"from accel_lib\.triton\.\w+ import \w+( as TritonPythonModel)?\s*")
 
 
@@ -78,10 +81,12 @@ def write_config(path: str | Path, config: ModelConfig) -> None:
     write_text(path, config.to_text())
 
 
-def default_config(name: str, artifact: Artifact) -> ModelConfig:
+def default_config(name: str, artifact: Artifact, *, gpu: bool | None = None) -> ModelConfig:
     """The configuration this project serves an artifact with: dynamic, ragged batches, all versions, no timeout.
 
-    A model that generates makes its batches itself, and gives several responses to a request.
+    On a GPU (`gpu`, by default whether one is here that computes the artifact) a batch may have 1,024 rows instead of
+    64, and one of two instances computes while the other reads requests or writes responses. A model that generates
+    makes its batches itself, and gives several responses to a request.
     """
     manifest = artifact.manifest
     if manifest.task == "generation":
@@ -95,7 +100,10 @@ def default_config(name: str, artifact: Artifact) -> ModelConfig:
         )
     inputs = (TensorSpec(name=tensor, data_type="INT64", dims=(-1,), ragged=True) for tensor in manifest.inputs)
     output = TensorSpec(name=manifest.output_name, data_type="FP32", dims=(manifest.dimension,))
-    return ModelConfig(name=name, inputs=tuple(inputs), outputs=(output,))
+    if gpu is None:
+        gpu = manifest.format in ("torch", "tensorrt") and bool(inspect_machine().gpus)
+    settings = _ON_GPU if gpu else {}
+    return ModelConfig(name=name, inputs=tuple(inputs), outputs=(output,), **settings)
 
 
 def write_model(

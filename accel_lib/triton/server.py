@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from accel_lib.artifact import Artifact
-from accel_lib.errors import ServerError
+from accel_lib.errors import RequestError, ServerError
 from accel_lib.progress import Progress
 from accel_lib.triton.client import Connection, ServedModel
 from accel_lib.triton.config import ModelConfig
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _COURSE_MODELS = ("embedding", "sentiment", "generation")
 _UNLOAD_S = 30
+_LAST_UNLOAD_S = 2.0  # at a server's end; what takes longer has the time that Triton gives it then
+_LOADED = ("READY", "UNLOADING")
 _SERVERS: dict[Path, Server] = {}
 
 
@@ -265,6 +267,8 @@ class Server:
         """End Triton and everything that it started."""
         if _SERVERS.get(self.repository) is self:
             del _SERVERS[self.repository]
+        if self._process.owned and self.running:
+            self._unload_all(time.monotonic() + _LAST_UNLOAD_S)
         self.connection.close()
         self._process.stop()
 
@@ -287,9 +291,21 @@ class Server:
             "; ".join(f"{name} version {', '.join(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
         )
 
+    def _unload_all(self, until: float) -> None:
+        """Unload what can be: at its end Triton looks only once a second whether its models are gone."""
+        with contextlib.suppress(RequestError, ServerError):
+            for name in {model.name for model in self.connection.index(_LAST_UNLOAD_S) if model.state == "READY"}:
+                self.connection.unload(name)
+            while time.monotonic() < until and any(
+                model.state in _LOADED for model in self.connection.index(_LAST_UNLOAD_S)
+            ):
+                time.sleep(0.02)
+
     def _wait_until_gone(self, name: str, version: str = "") -> None:
-        states, until = ("READY", "UNLOADING"), time.monotonic() + _UNLOAD_S
-        while any(m.name == name and version in ("", m.version) and m.state in states for m in self.connection.index()):
+        until = time.monotonic() + _UNLOAD_S
+        while any(
+            m.name == name and version in ("", m.version) and m.state in _LOADED for m in self.connection.index()
+        ):
             if time.monotonic() > until:  # Triton waits forever for a Python process that has ended
                 raise ServerError(
                     f"{name} does not unload.", seen=f"{_UNLOAD_S} s", fix="server.stop(), and serve again"

@@ -51,8 +51,9 @@ def sweep_orphans() -> None:
 def main(owner: int, prefix: str, folder: str, grace_s: float, descriptors: list[int], command: list[str]) -> int:
     """Run `command` until it ends, SIGTERM comes, or process `owner` is gone; leave nothing behind.
 
-    After SIGTERM it has `grace_s` to end by itself. At the end the shared memory of `prefix` is removed, and `folder`
-    if the owner no longer can. `descriptors` are locks to hold until the last process is gone.
+    After SIGTERM it has `grace_s` to end by itself, and after a second one no time. At the end the shared memory of
+    `prefix` is removed, and `folder` if the owner no longer can. `descriptors` are locks to hold until the last process
+    is gone.
     """
     terminated: list[float] = []
     signal.signal(signal.SIGTERM, lambda *_: terminated.append(time.monotonic()))
@@ -69,7 +70,7 @@ def main(owner: int, prefix: str, folder: str, grace_s: float, descriptors: list
         if terminated and not passed_on:
             server.terminate()
             passed_on = True
-        if terminated and time.monotonic() > terminated[0] + grace_s:
+        if len(terminated) > 1 or (terminated and time.monotonic() > terminated[0] + grace_s):
             break
         time.sleep(_POLL_S)
     with contextlib.suppress(ProcessLookupError):

@@ -199,7 +199,8 @@ def test_triton_serves_both_versions_of_the_course_on_the_gpu(server, texts, exp
 @pytest.mark.triton
 def test_more_instances_on_the_gpu_are_added_in_place_and_give_the_same_vectors(server, texts, expected):
     served, before = server.model("embedding"), server.log.count("(GPU device 0)")
-    served.configure(instance_kind="gpu", instance_count=2)
+    assert (served.config.max_batch_size, served.config.instance_count) == (1024, 2)
+    served.configure(instance_kind="gpu", instance_count=3)
     assert smallest_cosine(served.encode(texts), expected) >= 0.999
     assert server.log.count("(GPU device 0)") > before
     run = load_test(served, texts, concurrency=16, seconds=2)

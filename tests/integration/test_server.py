@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import pytest
 import accel_lib
 from accel_lib.errors import RequestError, ServerError
 from accel_lib.triton import process
+from accel_lib.triton import server as server_module
 from accel_lib.triton.config import ModelConfig
 from accel_lib.triton.repository import write_config, write_model
 from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_model, tiny_texts
@@ -27,6 +29,7 @@ from tests.tiny import TABLE, end_at_once, tiny_artifact, tiny_model, tiny_texts
 pytestmark = pytest.mark.triton
 TEXTS = tiny_texts(4)
 EXPECTED = tiny_model().reference(TEXTS)
+ECHO = Path(__file__).parent / "models" / "echo"
 COURSE = Path(__file__).parents[2] / "model_repository"
 OWNER = """
 import os, sys, time, accel_lib
@@ -45,6 +48,7 @@ def artifact(tmp_path_factory):
 def impatient(monkeypatch):
     """Triton takes seconds for its own end: leave it none where the end is not what is tested."""
     monkeypatch.setattr(process, "_GRACE_S", 0.2)
+    monkeypatch.setattr(server_module, "_LAST_UNLOAD_S", 0.2)
 
 
 @pytest.fixture
@@ -144,10 +148,21 @@ def test_nothing_is_left_after_stop_nor_after_an_error_in_the_block(repository, 
     assert (repr(server), server.pid, server.running) == ("Triton, stopped", 0, False)
     assert "successfully loaded 'tiny'" in server.log
     monkeypatch.setattr(process, "_GRACE_S", 0.2)  # now the end is a forced one
+    monkeypatch.setattr(server_module, "_LAST_UNLOAD_S", 0.2)
     with pytest.raises(KeyError, match="mine"), accel_lib.serve(repository) as server:
         failed = Footprint(server.pid)
         raise KeyError("mine")
     assert failed.left() == {}
+
+
+def test_a_request_in_flight_when_the_server_is_stopped_gets_its_response(tmp_path):
+    shutil.copytree(ECHO, tmp_path / "models" / "echo")
+    server = accel_lib.serve(tmp_path / "models")
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(server.model("echo").infer, [np.array([-1003, 7])])  # for a second
+        time.sleep(0.2)
+        server.stop()
+        assert waits.result(10).tolist() == [[-1003.0, 7.0]]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from accel_lib import course_models
 from accel_lib.artifact import Artifact
 from accel_lib.course_models import build, check_built_here, ensure, repository_to_serve, wait_until_built
 from accel_lib.errors import AccelError, ServerError
-from accel_lib.triton.repository import versions, write_model
+from accel_lib.machine import Gpu, inspect_machine
+from accel_lib.triton.repository import default_config, read_config, versions, write_config, write_model
 from tests.tiny import TABLE, tiny_artifact
 
 
@@ -88,6 +89,23 @@ def test_what_ensure_built_is_kept_and_what_was_damaged_is_built_again(repositor
     ensure("embedding")
     assert contents(repository).keys() == before.keys()
     assert Artifact.load(repository / "embedding" / "2" / "artifact").manifest.recipe == "recipe 2"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_on_a_gpu_the_configuration_that_the_course_ships_becomes_a_gpu_s(
+    repository, course, artifact, monkeypatch, changed
+):
+    t4 = Gpu(name="Tesla T4", compute_capability="7.5", memory_bytes=15 * 2**30, driver="580.82.07")
+    machine = dataclasses.replace(inspect_machine(), gpus=(t4,))
+    monkeypatch.setattr("accel_lib.triton.repository.inspect_machine", lambda: machine)
+    torch_fp32 = dataclasses.replace(course_models._TORCH, name="recipe 1")
+    monkeypatch.setattr(course_models, "_recipes", lambda _: {1: torch_fp32})
+    shipped = default_config("embedding", artifact, gpu=False)
+    write_config(repository / "embedding", shipped.replace(max_queue_delay_us=9) if changed else shipped)
+    ensure("embedding")
+    config = read_config(repository / "embedding")
+    assert (config.max_batch_size, config.instance_count) == ((64, 1) if changed else (1024, 2))
+    assert course
 
 
 @pytest.mark.parametrize("version", [1, 2, 5])
