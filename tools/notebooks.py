@@ -56,6 +56,7 @@ BRIEFLY: dict[str, dict[str, Any]] = {
     "12_a_token_at_a_time": {"NEW_TOKENS": 40, "ROWS": [1, 2, 4, 8], "PROMPTS": [16, 64, 256]},
     "13_batches_that_breathe": {"REQUESTS": 17},
     "14_a_chat_service_under_load": {"REQUESTS": 8},
+    "15_retrieve_rerank_generate": {"EVERY": 8},
     "rate_limiter": {"SECONDS": 0.5, "ROUNDS": 1},
     "response_cache": {"SECONDS": 0.5, "ROUNDS": 1},
     "split_model": {"SECONDS": 0.5, "ROUNDS": 1},
