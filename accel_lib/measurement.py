@@ -8,7 +8,7 @@ import functools
 import html
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,8 @@ class Result(abc.ABC):
 
     `stopped` says why it ended before everything was measured; it is empty if it did not.
     """
+
+    _bold: ClassVar[bool] = True  # whether a table shows the best of each column in bold
 
     frame: pd.DataFrame
     stopped: str = ""
@@ -65,7 +67,7 @@ class Result(abc.ABC):
             if name in _WRITE:
                 values = self._table[name].tolist()
                 winner = max(values) if name in _HIGHER.split() else min(values) if name in _LOWER.split() else None
-                winner = winner if as_html and len(set(values)) > 1 else None
+                winner = winner if as_html and self._bold and len(set(values)) > 1 else None
                 cells = [html.escape(_WRITE[name](value)) if as_html else _WRITE[name](value) for value in values]
                 bold = [f"<b>{c}</b>" if v == winner else c for v, c in zip(values, cells, strict=True)]
                 shown[_heading(name)] = bold
@@ -149,6 +151,13 @@ def columns(name: str, values: ArrayLike) -> dict[str, float]:
     samples = np.asarray(values, dtype=float)
     low, high = median_interval(samples)
     return {name: float(np.median(samples)), f"{name}_low": low, f"{name}_high": high}
+
+
+def speedup(taken_s: NDArray[np.float64], base_s: NDArray[np.float64]) -> dict[str, float]:
+    """``speedup``: how many times as fast, by the medians of the turns; its interval is that of the turns' ratios."""
+    ratio = float(np.median(base_s) / np.median(taken_s))
+    low, high = median_interval(base_s / taken_s)
+    return {"speedup": ratio, "speedup_low": min(low, ratio), "speedup_high": max(high, ratio)}
 
 
 def to_frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

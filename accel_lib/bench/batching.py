@@ -12,7 +12,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.bench.candidates import AS_THEY_COME, ONE_BY_ONE, SORTED, Strategy, budget, open_candidate
 from accel_lib.engines.batching import batch_tokens
 from accel_lib.formatting import change, number, percent, ratio, times
-from accel_lib.measurement import Result, columns, highest, take_turns, to_frame
+from accel_lib.measurement import Result, columns, highest, speedup, take_turns, to_frame
 from accel_lib.models import Model
 
 _TURNS = 11
@@ -42,7 +42,7 @@ class Batching(Result):
         word = "faster than" if computes > _ALIKE else "slower than" if computes < 1 / _ALIKE else "as fast as"
         rates = f"{number(second['padded_tokens_per_s'])} against {number(first['padded_tokens_per_s'])} tokens/s"
         said = f"{second['strategy']} computes tokens {word} {first['strategy']} ({rates}, {times(computes)})"
-        product = f"{number(computes)} × {text:.2f} = {times(computes * text)}"
+        product = f"{computes:.2f} × {text:.2f} = {times(computes * text)}"
         return f"{said}, and {percent(1 - second['padding'])} of them are text: {product}"
 
 
@@ -91,6 +91,6 @@ def compare_batching(
         spent, padding = taken[strategy.name], one.padding(texts, strategy)
         rate = float(np.median(lengths.sum() / spent))
         row = {"tokens_per_s": rate, "padded_tokens_per_s": rate / (1 - padding), "padding": padding}
-        speed = columns("texts_per_s", len(texts) / spent) | row | columns("speedup", first / spent)
+        speed = columns("texts_per_s", len(texts) / spent) | row | speedup(spent, first)
         rows.append({"strategy": strategy.name, "device": one.device, **speed})
     return Batching(frame=to_frame(rows))

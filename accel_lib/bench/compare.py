@@ -14,7 +14,7 @@ from accel_lib.bench.candidates import BASELINE, Candidate, baseline, open_candi
 from accel_lib.bench.timing import Timing, affordable, sample, time_candidates
 from accel_lib.errors import ModelError, TextError
 from accel_lib.formatting import UNCHANGED, capital, differs, percent, ratio
-from accel_lib.measurement import Result, columns, highest, lowest, to_frame
+from accel_lib.measurement import Result, columns, highest, lowest, speedup, to_frame
 from accel_lib.models import Model, load_model
 from accel_lib.progress import Progress
 from accel_lib.stats import agreement, measure_quality
@@ -162,4 +162,4 @@ def _speed(field: Sequence[Candidate], timings: Sequence[Timing], index: int) ->
         "device": one.device,
     }
     rates = timings[index].rates
-    return row | columns("texts_per_s", rates) | columns("speedup", rates / timings[over].rates)
+    return row | columns("texts_per_s", rates) | speedup(1 / rates, 1 / timings[over].rates)

@@ -55,7 +55,7 @@ class Crossover(Result):
         speed = f"{number(weights / 1e6)} million weights at {number(2 * weights / token_us / 1e3)} GFLOP/s"
         if fixed_ms <= 0:
             return f"A token takes {number(token_us)} µs ({speed}) in a batch of any size: there is no fixed part"
-        read = f"as reading them once at {number(_WEIGHT_BYTES * weights / fixed_ms / 1e6)} GB/s"
+        read = f"as long as reading the weights once at {number(_WEIGHT_BYTES * weights / fixed_ms / 1e6)} GB/s"
         if device != "cpu":  # whose memory delivers them far sooner
             read = "mostly to launch its kernels one by one"
         said = f"A token takes {number(token_us)} µs ({speed}), and a batch {number(fixed_ms)} ms on top, {read}"

@@ -15,7 +15,7 @@ from accel_lib.convert.onnx import to_onnx
 from accel_lib.convert.tensorrt import to_tensorrt
 from accel_lib.engines import Engine, open_engine
 from accel_lib.errors import ConversionError, MissingDependencyError
-from accel_lib.formatting import UNCHANGED, number, times
+from accel_lib.formatting import UNCHANGED, capital, listed, number, times
 from accel_lib.machine import cache_dir, inspect_machine
 from accel_lib.measurement import Result, columns, highest, lowest, take_turns, to_frame
 from accel_lib.models import Model
@@ -34,14 +34,15 @@ class SpeedupMap(Result):
         """Where the candidate gains most and least."""
         frame = self.frame
         most, least = highest(frame, "speedup"), lowest(frame, "speedup")
-        names = f"{most['candidate']} against {most['baseline']}"
+        candidate, baseline = most["candidate"], most["baseline"]
         if not ((frame["speedup_low"] > 1) | (frame["speedup_high"] < 1)).any():
-            return f"{names}: {UNCHANGED} at any size"
-        ends = [
-            f"{times(row['speedup'])} at {row['batch_size']:.0f} × {row['tokens']:.0f} tokens" for row in (most, least)
-        ]
+            return f"{capital(UNCHANGED)} between {candidate} and {baseline} at any size"
+        at = [f"at {row['batch_size']:.0f} × {row['tokens']:.0f} tokens" for row in (most, least)]
+        said = (
+            f"{candidate} is {times(most['speedup'])} as fast as {baseline} {at[0]}, {times(least['speedup'])} {at[1]}"
+        )
         slower = int((frame["speedup_high"] < 1).sum())
-        return f"{names}: {ends[0]}, {ends[1]}" + (f"; slower at {slower} of {len(frame)} sizes" if slower else "")
+        return said + (f"; slower at {slower} of {len(frame)} sizes" if slower else "")
 
     @property
     def floor(self) -> str:
@@ -137,8 +138,8 @@ def recorded_engines() -> pd.DataFrame:
     rows = rows.sort_values(["batch_size", "tokens"], kind="stable")
     size = rows["batch_size"].astype(str) + " × " + rows["tokens"].astype(str) + " tokens, ms"
     table = rows.assign(size=size).pivot(index="engine", columns="size", values="ms")[list(dict.fromkeys(size))]
-    first, last = rows["recorded"].min(), rows["recorded"].max()
-    table.attrs["recorded"] = f"{rows['card'].iloc[0]}, {first} to {last} · {rows['model'].iloc[0]}"
+    days = listed(sorted(set(rows["recorded"])))
+    table.attrs["recorded"] = f"{rows['card'].iloc[0]}, {days} · {rows['model'].iloc[0]}"
     return table
 
 

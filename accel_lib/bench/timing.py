@@ -32,7 +32,7 @@ class Timing:
 def time_candidates(field: Sequence[Candidate], texts: Sequence[str], *, seconds: float) -> list[Timing]:
     """Time one text alone, try every strategy on a few, then take turns with as many as the seconds allow."""
     until = time.perf_counter() + seconds
-    alone = _times(field, sample(field[0], texts, 1), [ONE_BY_ONE] * len(field), turns=_TRIALS + 3)[:, 1:]
+    alone = _times(field, sample(field[0], texts, 1), [ONE_BY_ONE] * len(field), turns=_TRIALS + 7)[:, 1:]
     alone_s = np.median(alone, axis=1)
     each_s = _TRIALS * sum(spent * len(one.strategies) for one, spent in zip(field, alone_s, strict=True))
     few = sample(field[0], texts, affordable(seconds / 3, each_s, most=_TRIAL_TEXTS))

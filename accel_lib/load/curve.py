@@ -61,6 +61,9 @@ class RateCurve(Result):
         """The highest rate before latency rises: the last one whose p95 is within twice the least."""
         low = self.frame[self.frame["p95_ms"] <= _KNEE * self.frame["p95_ms"].min()]
         last = low.iloc[-1]
+        if len(low) == 1 and len(self.frame) > 1 and low.index[0] == 0:
+            above = number(self.frame["offered_per_s"].iloc[1])
+            return f"The knee is below {above} requests/s: there the p95 is more than twice that at the lowest rate"
         if len(low) == len(self.frame):
             return f"No knee up to {percent(last['share'])} of capacity: a p95 of {number(last['p95_ms'])} ms"
         rate = f"{number(last['offered_per_s'])} requests/s, {percent(last['share'])} of capacity"
@@ -90,6 +93,7 @@ def rate_curve(
     shares: Sequence[float] = SHARES,
     connections: int = 8,
     seconds: float = 2.5,
+    closed: LoadRun | None = None,
 ) -> RateCurve:
     """Measure a closed loop, then open loops at shares of the rate that it reached.
 
@@ -99,11 +103,13 @@ def rate_curve(
         Rates as shares of the closed loop's throughput, rising.
     connections
         Requests that the client can have in flight, in the closed loop and in the open ones.
+    closed
+        The closed loop, where it was measured before.
     """
     if not shares or min(shares) <= 0:
         raise AccelError("A curve needs rates.", seen=tuple(shares), fix="shares=(0.5, 0.8, 1.0, 1.1), above zero")
     progress = Progress("Curve")
-    closed = load_test(served, texts, concurrency=connections, seconds=seconds, warmup_s=0.5)
+    closed = closed or load_test(served, texts, concurrency=connections, seconds=seconds, warmup_s=0.5)
     rows = []
     for share in shares:
         progress.tick(f"{share:.0%} of {closed.throughput:,.0f} requests/s")

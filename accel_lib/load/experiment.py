@@ -78,7 +78,7 @@ class Experiment(Result):
             return "Triton counted nothing to explain it by"
         row = others.iloc[int(others.apply(_size_of_effect, axis=1).to_numpy().argmax())]
         base = self.frame[self.frame["load"] == row["load"]].iloc[0]
-        return f"{capital(_at(row))}, {_mechanism(row, base)}"
+        return f"{row['setting']} against {base['setting']}, {_at(row)}: {_mechanism(row, base)}"
 
     @property
     def goodput(self) -> str:
@@ -97,7 +97,8 @@ class Experiment(Result):
         if len(names) > 1 and base["setting"] in names:
             return f"{start}: {UNCHANGED} between {listed(names)}, up to {most}"
         others = "" if base["setting"] in names else f"; {base['setting']} {number(base['goodput_per_s'])}"
-        return f"{start}: most with {listed(names)}, {most}{others}"
+        alike = f", not certainly more than with {listed(names[1:])}" if names[1:] else ""
+        return f"{start}: {most} with {names[0]}{alike}{others}"
 
     def least_busy(self, p95_ms: float) -> str:
         """Which setting needs the least of the instances' time within a p95, at the highest load, beside the first."""
@@ -106,10 +107,18 @@ class Experiment(Result):
         if within.empty:
             return f"No setting holds a p95 of {p95_ms:g} ms {_at(self.frame.iloc[0])}"
         least, base = lowest(within, "busy"), top.iloc[0]
-        said = f"Within a p95 of {p95_ms:g} ms {_at(base)}, {least['setting']} keeps the instances busy for "
+        where = f"a p95 of {p95_ms:g} ms {_at(base)}"
+        over = [
+            f"{row['setting']} has {number(row['p95_ms'])} ms and keeps them busy for {percent(row['busy'])}"
+            for row in top[top["p95_ms"] > p95_ms].to_dict("records")
+        ]
+        if len(within) == 1:
+            said = f"Only {least['setting']} holds {where}"
+            return "; ".join([f"{said}, with the instances busy for {percent(least['busy'])} of the time", *over])
+        said = f"Within {where}, {least['setting']} keeps the instances busy for {percent(least['busy'])} of the time"
         if least["setting"] == base["setting"]:
-            return f"{said}{percent(least['busy'])} of the time, the least of all"
-        return f"{said}{percent(least['busy'])} of the time, {base['setting']} for {percent(base['busy'])}"
+            return f"{said}, the least of all"
+        return f"{said}, {base['setting']} for {percent(base['busy'])}"
 
     @property
     def rejections(self) -> pd.DataFrame:
@@ -234,11 +243,14 @@ def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
     elif said:
         said.append(f"a text costs the same {number(row['text_ms'])} ms: arithmetic is the limit")
     if row["instances"] != base["instances"]:
-        together = text_ratio * base["instances"] / row["instances"]
-        word = "less than" if together > _NOTICED else "more than" if together < 1 / _NOTICED else "as much as"
-        said.append(f"{row['instances']} instances together do {word} {base['instances']}")
+        most = max(row["instances"], base["instances"])
+        if not row["open"] and row["load"] < most:
+            said.append(f"only {row['load']:.0f} of {most} instances ever has a request")
+        else:
+            word = "less than" if row["speedup_high"] < 1 else "more than" if row["speedup_low"] > 1 else "as much as"
+            said.append(f"{row['instances']} instances together do {word} {base['instances']}")
     if abs(waits) > (_NOTICED - 1) * base["p50_ms"]:
-        said.append(f"requests wait {number(abs(waits))} ms {'longer' if waits > 0 else 'less'}")
+        said.append(f"requests wait {number(abs(waits))} ms {'longer' if waits > 0 else 'less'} in the queue")
     same = f"batches of {number(row['mean_batch_size'])} rows and {number(row['text_ms'])} ms per text"
     return listed(said) or f"nothing changes inside: {same} with either setting"
 

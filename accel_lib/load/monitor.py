@@ -94,7 +94,7 @@ class Watched(Result):
         mean = float(np.average(self.batch_sizes.index, weights=self.batch_sizes)) if len(self.batch_sizes) else 0.0
         said = f"Requests waited longest at {number(worst['time_s'])} s, {number(worst['queue_ms'])} ms each; "
         occupancy = percent(mean / max(self.config.max_batch_size, 1))
-        said += f"{number(mean)} rows a batch on average, an occupancy of {occupancy}"
+        said += f"{number(mean)} rows a batch on average, {occupancy} of the largest batch"
         resets = int(self.frame["reset"].sum())
         times = "once" if resets == 1 else f"{resets} times"
         return f"{said}. Loaded again {times}, which set the counts back" if resets else said

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from accel_lib.load.runner import LoadRun
 from accel_lib.measurement import Result
 from accel_lib.progress import Progress
 from accel_lib.stats import compare_medians, median_interval, percentile, percentile_interval
+from accel_lib.triton.error_messages import request_error
 from accel_lib.triton.statistics import Statistics
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ MEASURES = {"speedup": "throughput", "p95_ratio": "p95"}  # columns of `ratios`,
 _SLICE_LATENCIES = 2  # latencies that a slice of a run holds
 _MOST_SLICES = 10
 _GOODPUT_SLICES = 6  # however long an answer takes: the fewest that give an interval
+_GAVE_UP = request_error("", "Deadline Exceeded").cause
 _FEW_PER_S = 1e-3  # instead of none in a slice of a run, as ratios need numbers above zero
 
 
@@ -150,8 +153,9 @@ def whole(run: LoadRun) -> LoadRun:
 def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str, float]:
     """Throughput and latencies of runs together, as columns.
 
-    ``texts_per_s``, ``p95_ms`` and ``goodput_per_s`` (within `target_ms`) with ``_low`` and ``_high``, ``p50_ms``, and
-    ``refused``, the share of the requests that failed.
+    ``texts_per_s``, ``p95_ms`` and ``goodput_per_s`` (within `target_ms`) with ``_low`` and ``_high``, ``p50_ms``;
+    ``gave_up``, the share of the requests whose client stopped waiting, and ``refused``, that of the others that
+    failed.
     """
     ms = _latencies(runs)
     row = {"texts_per_s": float(np.mean([run.throughput for run in runs]))}
@@ -163,7 +167,9 @@ def speed(runs: Sequence[LoadRun], target_ms: float = float("inf")) -> dict[str,
         _rates(runs, _GOODPUT_SLICES, target_ms=target_ms)
     )
     asked = sum(len(run.frame) for run in runs)
-    return row | {"refused": sum(sum(run.errors.values()) for run in runs) / asked}
+    failed = Counter(error for run in runs for error in run.frame["error"] if error)
+    gave_up = failed.pop(_GAVE_UP, 0)
+    return row | {"refused": failed.total() / asked, "gave_up": gave_up / asked}
 
 
 def ratios(runs: Sequence[LoadRun], base: Sequence[LoadRun], *, slices: int = 0) -> dict[str, float]:
@@ -191,7 +197,9 @@ def compare_throughput(run: LoadRun, base: LoadRun) -> str:
 
 def totals(runs: Sequence[LoadRun]) -> tuple[Statistics | None, float]:
     """What Triton counted, the runs together, and their seconds; None where reloads set all its counts back."""
-    counted = [(run.statistics, run.seconds) for run in runs if run.statistics and run.statistics.requests]
+    counted = [
+        (run.statistics, run.counted_s or run.seconds) for run in runs if run.statistics and run.statistics.requests
+    ]
     if not counted:
         return None, 0.0
     return functools.reduce(operator.add, (part for part, _ in counted)), sum(seconds for _, seconds in counted)

@@ -50,11 +50,14 @@ class LoadRun(Run):
         What Triton counted meanwhile; None where it was gone, or the model was loaded again.
     connections
         Open loop: requests that the client could have in flight; 0 if as many as were due.
+    counted_s
+        Seconds that `statistics` cover: in an open loop until the last response. 0 in a run that does not say.
     """
 
     generator_busy: float
     statistics: Statistics | None
     connections: int = 0
+    counted_s: float = 0.0
 
     @property
     def naive_p95_ms(self) -> float:
@@ -211,7 +214,7 @@ def load_test(
         measured = _open(
             served, Generator(url, payloads, schedule_s=due.tolist(), connections=connections, **common), float(due[-1])
         )
-    generator, replies, begin, length, counted = measured
+    generator, replies, begin, length, counted, counted_s = measured
     if not any(reply.answer is not None for reply in replies):
         first = next((reply.refusal for reply in generator.replies if reply.refusal), "")
         if first:
@@ -230,6 +233,7 @@ def load_test(
         statistics=counted,
         stopped=request_error(served.name, generator.stopped).cause if generator.stopped else "",
         connections=connections or 0,
+        counted_s=counted_s,
     )
 
 
@@ -244,7 +248,7 @@ def due_times(rate: float | None, arrivals: ArrayLike | None, seconds: float, se
     return due
 
 
-_Measured = tuple[Generator, list[Reply], float, float, Statistics | None]
+_Measured = tuple[Generator, list[Reply], float, float, Statistics | None, float]
 
 
 def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s: float) -> _Measured:
@@ -254,7 +258,7 @@ def _closed(served: ServedModel, generator: Generator, seconds: float, warmup_s:
         watch_progress(generator, seconds)
         end, after = time.perf_counter(), statistics_now(served)
     replies = [reply for reply in generator.replies if begin <= reply.ended_s <= end]
-    return generator, replies, begin, end - begin, _between(before, after)
+    return generator, replies, begin, end - begin, _between(before, after), end - begin
 
 
 def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured:
@@ -262,9 +266,9 @@ def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured
     with generator:
         watch_progress(generator, last_s)
         generator.finish()
-    counted = _between(before, statistics_now(served))
+    counted, counted_s = _between(before, statistics_now(served)), time.perf_counter() - generator.began_s
     length = generator.stopped_s - generator.began_s if generator.stopped else max(last_s, 1e-9)
-    return generator, generator.replies, generator.began_s, length, counted
+    return generator, generator.replies, generator.began_s, length, counted, counted_s
 
 
 def watch_progress(generator: Generator, seconds: float) -> None:

@@ -125,7 +125,7 @@ def _verdict(value: float | str | None, actual: float | str, unit: str, said: st
     if abs(ratio - 1) <= _CLOSE:
         return f"{start}: well guessed."
     if ratio > 1:
-        return f"{start}: {number(ratio)} times as much."
+        return f"{start}: {number(ratio)} times the guess."
     return f"{start}: the guess was {number(1 / ratio)} times too high."
 
 

@@ -69,9 +69,12 @@ class SettingsTable(Result):
         if worst["p95_ms"] <= _ALIKE * best["p95_ms"]:
             return f"At this load the {len(self.frame)} settings are alike: p95 about {number(best['p95_ms'])} ms"
         ends = f"{number(worst['p95_ms'])} ms against {number(best['p95_ms'])} ms"
-        batches = f"batches of {number(worst['mean_batch_size'])} against {number(best['mean_batch_size'])}"
-        ratio = times(worst["p95_ms"] / best["p95_ms"])
-        return f"{worst['setting']}: p95 is {ratio} that of {best['setting']}, {ends}, with {batches}"
+        ratio, sizes = (
+            times(worst["p95_ms"] / best["p95_ms"]),
+            [number(row["mean_batch_size"]) for row in (worst, best)],
+        )
+        batches = f", with batches of {sizes[0]} against {sizes[1]}" if sizes[0] != sizes[1] else ""
+        return f"{worst['setting']}: p95 is {ratio} that of {best['setting']}, {ends}{batches}"
 
 
 def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], *, rate: float) -> SettingsTable:
@@ -82,7 +85,7 @@ def predict_settings(service: ServiceTime, settings: Mapping[str, ModelConfig], 
         facts = run.summary[["p50_ms", "p95_ms", "mean_batch_size"]].iloc[0].to_dict()
         rows.append({"setting": name} | facts | {"busy": run.busy, "bottleneck": run.bottleneck})
     frame = pd.DataFrame(rows)
-    frame.attrs["machine"] = service.machine
+    frame.attrs |= {"machine": service.machine, "simulated": True}
     return SettingsTable(frame=frame)
 
 
@@ -112,7 +115,7 @@ def latency_curve(
     ]
     rows += [_row("measured", share, run) for share, run in measured.items()]
     frame = pd.DataFrame(rows)
-    frame.attrs["machine"] = service.machine
+    frame.attrs |= {"machine": service.machine, "simulated": not measured}
     return Curve(frame=frame, capacity=capacity)
 
 

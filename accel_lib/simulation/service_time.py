@@ -59,7 +59,7 @@ class ServiceTime(Result):
             parts.append(f"{', '.join(ends)} with {counted(int(str(count)), 'instance')}")
         off = percent(float(np.median(np.abs(self.frame["predicted_ms"] / self.frame["ms"] - 1))))
         fit = f"the fitted time is off by {off} in the median of {len(self.frame)} points"
-        return f"An execution takes {listed(parts)}; {fit}"
+        return f"On an idle server an execution takes {listed(parts)}; {fit}"
 
     def cost(self, config: ModelConfig) -> Cost:
         """What executions cost under a configuration; `AccelError` for a number of instances that was not measured."""

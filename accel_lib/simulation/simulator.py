@@ -45,7 +45,8 @@ class SimulatedRun(Run):
         behind = not self.concurrency and self.throughput < _KEEPS_UP * self.offered
         idle = f"while instances are idle {percent(1 - self.busy)} of the time"
         if behind or self.busy > _BUSY:
-            said = f"the {counted(config.instance_count, 'instance')}, busy {percent(min(self.busy, 1.0))} of the time"
+            several = counted(config.instance_count, "instance") if config.instance_count > 1 else "instance"
+            said = f"the {several}, busy {percent(min(self.busy, 1.0))} of the time"
             most = config.max_batch_size if config.dynamic_batching else 1
             full = behind or run["mean_batch_size"] > _FULL * most
             return said if full else f"{said}: more load makes larger batches"

@@ -45,7 +45,7 @@ class Verdict:
         if not self.significant:
             return f"{capital(UNCHANGED)} between {a_name} and {b_name}: {seen}"
         first, second = (a_name, b_name) if (self.ratio > 1) == (better == "higher") else (b_name, a_name)
-        return f"{first} is better than {second}: {seen}"
+        return f"{first} is {'faster' if unit.startswith('ms') else 'better'} than {second}: {seen}"
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -115,9 +115,10 @@ class TritonPythonModel:
         if rows.segments is not None:
             least = min(least, rows.segments.min(initial=0))
         if shortest < 1 or longest > self._max_length or least < 0:
+            seen = f"{longest if longest > self._max_length else shortest:,} tokens"
             raise RequestError(
                 f"A row holds 1 to {self._max_length} token ids, and no id is below 0.",
-                seen=f"{longest if longest > self._max_length else shortest} tokens, the smallest {least}",
+                seen=f"{seen}, the smallest {least}" if least < 0 else seen,
                 fix="tokenize with the model's own tokenizer, which cuts: .encode(texts)",
             )
         return rows

@@ -461,7 +461,8 @@ class ServedModel:
         return write_export(path, self.artifact, self.config, measured, version=version)
 
     def __repr__(self) -> str:
-        return f"{self.name} {f'version {self.version}' if self.version else '(newest version)'} on {self.server}"
+        which = f"version {self.version}" if self.version else "(newest version)"
+        return f"{self.name} {which}, on a Triton that serves {self.server}"
 
     @property
     def artifact_folder(self) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from accel_lib.artifact import Artifact
 from accel_lib.errors import RequestError, ServerError
+from accel_lib.formatting import listed
 from accel_lib.progress import Progress
 from accel_lib.triton.client import Connection, ServedModel
 from accel_lib.triton.config import ModelConfig
@@ -33,7 +34,7 @@ from accel_lib.triton.repository import (
 if TYPE_CHECKING:
     import pandas as pd
 
-_COURSE_MODELS = ("embedding", "sentiment", "generation")
+_COURSE_MODELS = ("embedding", "sentiment", "rerank", "generation")
 _UNLOAD_S = 30
 _LAST_UNLOAD_S = 2.0  # at a server's end; what takes longer has the time that Triton gives it then
 _LOADED = ("READY", "UNLOADING")
@@ -111,7 +112,7 @@ def serve(
     progress.done(f"ready, {server}")
     for name in left_out:
         reason = _not_built(folder, name)
-        print(f"{name} is left out: {reason.cause} {reason.fix}")
+        print(f"{name} is left out: {reason.cause} To build it: {reason.fix}")
     return server
 
 
@@ -287,9 +288,7 @@ class Server:
         for model in self.connection.index():
             if model.state == "READY":
                 loaded.setdefault(model.name, []).append(model.version)
-        return (
-            "; ".join(f"{name} version {', '.join(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
-        )
+        return "; ".join(f"{name} {_numbered(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
 
     def _unload_all(self, until: float) -> None:
         """Unload what can be: at its end Triton looks only once a second whether its models are gone."""
@@ -347,10 +346,17 @@ def _not_built(repository: Path, name: str) -> ServerError:
     fix = f'server.add("{name}", artifact, version={missing[0]})'
     if name in _COURSE_MODELS:
         fix = f'accel_lib.ensure("{name}")'
-    listed = ", ".join(map(str, missing))
+    verb = "has" if len(missing) == 1 else "have"
     return ServerError(
-        f"Version {listed} has no artifact on this machine.", seen=f"{name} in {repository.name}", fix=fix
+        f"{_numbered(missing).capitalize()} {verb} no artifact on this machine.",
+        seen=f"{name} in {repository.name}",
+        fix=fix,
     )
+
+
+def _numbered(versions: Sequence[int | str]) -> str:
+    """``"version 1"``, ``"versions 1 and 2"``."""
+    return f"version{'' if len(versions) == 1 else 's'} {listed([str(version) for version in versions])}"
 
 
 @atexit.register

@@ -26,6 +26,7 @@ SYNC_S = 15  # between two looks of the autoscaler, its default
 BURST_HOUR = 15.0
 _BURST = 1.8  # times the usual load
 MOST_LATE = 0.01  # share of late requests that still counts as meeting the target
+_SAME_COST = 1.01  # times the least: no difference
 _TOLERANCE = 0.1  # within which it leaves things alone, its default
 _WINDOW = 4  # looks that the recorded rate(…[1m]) spans
 
@@ -107,8 +108,8 @@ class Replay(Result):
     def headline(self) -> str:
         """What the day cost, and how many requests came late."""
         price, fleet = number(self.cost_per_million), number(float(self.frame["replicas"].mean()))
-        late = f"{percent(self.late)} while the p95 was over {number(self.p95_ms)} ms"
-        return f"{self.name}: {price} per million requests, {late}, with {fleet} replicas on average"
+        late = f"{percent(self.late)} of them came while the p95 was over {number(self.p95_ms)} ms"
+        return f"{self.name}: {price} USD per million requests; {late}; {fleet} replicas on average"
 
     @property
     def _table(self) -> pd.DataFrame:
@@ -137,8 +138,10 @@ class Policies(Result):
         best, dearest = lowest(kept, "cost_per_million"), highest(kept, "cost_per_million")
         price = number(best["cost_per_million"])
         less = percent(1 - best["cost_per_million"] / dearest["cost_per_million"])
-        said = f"{best['name']} keeps the target for the least: {price} per million requests"
-        return capital(f"{said}, {less} less than {dearest['name']}" if best["name"] != dearest["name"] else said)
+        names = kept.loc[kept["cost_per_million"] <= _SAME_COST * best["cost_per_million"], "name"].tolist()
+        verb = "keeps" if len(names) == 1 else "keep"
+        said = f"{listed(names)} {verb} the target for the least: {price} USD per million requests"
+        return capital(f"{said}, {less} less than {dearest['name']}" if dearest["name"] not in names else said)
 
     def recovery_minutes(self, hour: float = BURST_HOUR) -> dict[str, float]:
         """Minutes from a burst until the p95 was back within the target for good; NaN if never."""
@@ -151,7 +154,7 @@ class Policies(Result):
             f"{name} {f'in {number(minutes[name])} min' if minutes[name] >= 0 else 'never'}"
             for name in names or minutes
         ]
-        return f"After the burst the p95 is back within the target: {listed(said)}"
+        return f"From the beginning of the burst the p95 is back within the target: {listed(said)}"
 
     def fastest(self, *names: str, hour: float = BURST_HOUR) -> str:
         """Which of some was back within the target first after the burst; ``"no difference"`` within a look."""
@@ -167,10 +170,11 @@ class Policies(Result):
         costs = sorted(each.cost_per_million for each in replays)
         cost = _range([number(each) for each in costs])
         late = _range([percent(each) for each in sorted(each.late for each in replays)])
-        named = listed([each.best or "no policy" for each in others])
-        agreed = all(each.best == self.best for each in others)
-        verdict = "the best in each" if agreed else f"the others name {named} as the best"
-        return capital(f"{self.best}: {cost} per million requests, {late} late; {verdict}")
+        named = [each.best or "no policy" for each in others]
+        agreed = all(name == self.best for name in named)
+        other = " or ".join(dict.fromkeys(named))
+        verdict = "the best in each of the days" if agreed else f"on the other days the best is {other}"
+        return capital(f"{self.best}: {cost} USD per million requests, {late} late; {verdict}")
 
     def __getitem__(self, name: str) -> Replay:
         """The replay of that name."""

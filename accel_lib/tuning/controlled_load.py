@@ -67,7 +67,9 @@ class ControlledRun(Result):
     def headline(self) -> str:
         """In how many windows the target was met, and what was shed or lost."""
         met, windows = self.settled
-        said = f"{met} of {windows} windows met a p95 of {self.p95_ms:g} ms"
+        which = "window" if windows == 1 else "windows"
+        which = f"settled {which}" if self.frame["settled"].any() else which
+        said = f"In {met} of {windows} {which} 95% of all that came was answered within {self.p95_ms:g} ms"
         said += f", with {number(self.goodput_per_s)} requests/s in time over the whole run"
         offered = self.frame["offered_per_s"]
         shed = float((self.frame["shed"] * offered).sum() / offered.sum())

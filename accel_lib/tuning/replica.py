@@ -38,8 +38,8 @@ class Replica(Result):
     @property
     def headline(self) -> str:
         """How much each signal grows from half load to the limit."""
-        parts = [f"{SIGNALS[signal]} {times(growth)}" for signal, growth in self.growths.items()]
-        return f"From half load to the limit grow: {listed(parts)}"
+        parts = [f"{SIGNALS[signal]} grows {times(growth)}" for signal, growth in self.growths.items()]
+        return f"From half load to the limit {listed([parts[0], *(part.replace(' grows', '') for part in parts[1:])])}"
 
     @property
     def growths(self) -> dict[str, float]:

@@ -93,7 +93,7 @@ class Sweep(Result):
     def headline(self) -> str:
         """Which setting to take, or that none meets the target."""
         best, alike = self._best, len(self._alike)
-        said = f"{described(best)}: {_speed(best)}"
+        said = f"{described(best)}: {_speed(best, in_time=bool(self.rate))}"
         if not alike:
             said = f"No setting meets a p95 of {self.p95_ms:g} ms: the closest, {said}"
             if self.unloaded_latency_ms > self.p95_ms:
@@ -120,7 +120,7 @@ class Sweep(Result):
                 start = f"{SETTINGS[changed[0]](row[changed[0]])} instead of {SETTINGS[changed[0]](best[changed[0]])}"
                 if changed == ["version"]:
                     start += f" ({row['engine']} instead of {best['engine']})"
-                lines.append(f"{start}: {_effect(row, best)}")
+                lines.append(f"{start}: {_effect(row, best, in_time=bool(self.rate))}")
         return "\n".join(lines)
 
     def apply(self) -> ModelConfig:
@@ -149,15 +149,17 @@ class Sweep(Result):
         return self._alike.sort_values([name for name in SETTINGS if name in self.frame]).iloc[0].to_dict()
 
 
-def _speed(row: Mapping[Any, Any]) -> str:
-    return f"{number(row['texts_per_s'])} texts/s at a p95 of {number(row['p95_ms'])} ms"
+def _speed(row: Mapping[Any, Any], *, in_time: bool) -> str:
+    return (
+        f"{number(row['texts_per_s'])} texts/s {'in time, ' if in_time else ''}at a p95 of {number(row['p95_ms'])} ms"
+    )
 
 
-def _effect(row: Mapping[Any, Any], best: Mapping[Any, Any]) -> str:
+def _effect(row: Mapping[Any, Any], best: Mapping[Any, Any], *, in_time: bool) -> str:
     """``"0.50× the throughput and 2.0× the p95, batches of 1.0 against 6.0"``."""
     changed = [
         f"{times(row[name] / best[name])} the {words}"
-        for name, words in (("texts_per_s", "throughput"), ("p95_ms", "p95"))
+        for name, words in (("texts_per_s", "answers in time" if in_time else "throughput"), ("p95_ms", "p95"))
         if row[f"{name}_low"] > best[f"{name}_high"] or row[f"{name}_high"] < best[f"{name}_low"]
     ]
     sizes = [number(one["mean_batch_size"]) for one in (row, best) if one.get("mean_batch_size", 0) > 0]

@@ -146,7 +146,11 @@ IDS = np.ones((2, 3), dtype=np.int64)
 @pytest.mark.parametrize(
     ("ids", "mask", "seen"),
     [
-        (np.ones((1, 65), int), None, r"^A row holds 1 to 64 token ids[\s\S]*seen: 65 tokens[\s\S]*\.encode\(texts\)"),
+        (
+            np.ones((1, 65), int),
+            None,
+            r"^A row holds 1 to 64 token ids[\s\S]*seen: 65 tokens\n[\s\S]*\.encode\(texts\)",
+        ),
         (IDS, IDS * 2, r"^attention_mask is 1 on tokens[\s\S]*up to 2\n"),
         (IDS, IDS[:, :2], r"attention_mask \[2, 2\]"),
         (IDS, IDS * 0, "seen: 0 tokens"),

@@ -42,7 +42,7 @@ def test_a_calibration_fits_its_points_and_knows_the_workload(tiny, service):
     assert service.lengths == tuple(len(ids) for ids in tiny.tokenize(TEXTS))
     assert (service.frame["ms"] > 0).all()
     assert service.costs[1].execution + service.costs[1].call > 0
-    assert "An execution takes" in service.headline
+    assert "On an idle server an execution takes" in service.headline
     assert service.transport_ms >= service.client_ms > 0
 
 

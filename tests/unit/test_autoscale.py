@@ -141,7 +141,9 @@ def test_a_signal_without_an_end_brings_missing_replicas_sooner_than_one_that_sa
     assert burst.fastest("queue", "gpu", hour=0.5) == "queue"
     minutes = burst.recovery_minutes(0.5)
     assert 0 < minutes["queue"] < minutes["gpu"]
-    assert burst.recovery("queue", hour=0.5).startswith("After the burst the p95 is back within the target: queue in ")
+    assert burst.recovery("queue", hour=0.5).startswith(
+        "From the beginning of the burst the p95 is back within the target: queue in "
+    )
     assert "never" in compare_policies(replica, burst_load(50, 990), {"one": 1}, p95_ms=100, start_s=60).recovery(
         hour=0.5
     )
@@ -159,8 +161,8 @@ def test_another_replica_confirms_the_best_policy_or_names_its_own(replica):
         compare_policies(replica.scaled(factor), day, chosen, p95_ms=100, start_s=60) for factor in (1, 5, 0.5)
     )
     assert fitted.best == faster.best == "two"
-    assert fitted.confirmed_by(faster).endswith("the best in each")
-    assert fitted.confirmed_by(slower).endswith("the others name eight as the best")
+    assert fitted.confirmed_by(faster).endswith("the best in each of the days")
+    assert fitted.confirmed_by(slower).endswith("on the other days the best is eight")
     nothing = compare_policies(replica, [900.0] * looks(60), chosen, p95_ms=100, start_s=60)
     assert nothing.best == ""
     assert nothing.confirmed_by(fitted) == nothing.headline
@@ -175,7 +177,7 @@ def test_a_figure_of_what_was_simulated_does_not_say_measured(service):
 
 
 def test_the_finding_of_a_curve_follows_its_numbers(replica):
-    said = "From half load to the limit grow: queue time 120×, CPU utilisation 2.0× and GPU utilisation 1.8×"
+    said = "From half load to the limit queue time grows 120×, CPU utilisation 2.0× and GPU utilisation 1.8×"
     assert replica.headline == said
 
 

@@ -213,7 +213,7 @@ def test_a_report_says_what_differs_and_what_does_not(experiments):
     assert low < value < high
     verdict = {(v.version, v.measure): v for v in report.verdicts}
     assert verdict["2", "latency"].significant
-    assert verdict["2", "latency"].sentence.startswith("version 3 is better than version 2: ")
+    assert verdict["2", "latency"].sentence.startswith("version 3 is faster than version 2: ")
     assert not verdict["2", "failures"].significant
     assert ("1", "latency") not in verdict
 

@@ -72,7 +72,7 @@ def test_nothing_is_chosen_before_the_reader_chooses():
 
 def test_a_low_guess_hears_how_many_times_as_much_it_was(capsys):
     given = lesson.Guess(question="p95?", unit="ms", default=40)
-    assert said(capsys, given, 61.2) == "The guess was 40 ms, it was 61 ms: 1.5 times as much."
+    assert said(capsys, given, 61.2) == "The guess was 40 ms, it was 61 ms: 1.5 times the guess."
 
 
 @pytest.mark.usefixtures("_reader")

@@ -176,9 +176,8 @@ def test_the_headline_of_a_latency_breakdown_goes_with_the_numbers():
 
 
 def test_the_headline_of_payload_sizes_says_what_they_cost():
-    names = ["float, all", "base64, all", "base64, 48"]
+    names = ["JSON numbers", "base64", "base64, 48 dimensions"]
     frame = pd.DataFrame({"request": names, "bytes_each": [1000, 400, 50], "top10_overlap": [1, 1, 0.4]})
     assert PayloadSizes(frame=frame).headline == (
-        "base64, all: 40% of the bytes, 100% of the ten nearest neighbours; "
-        "base64, 48: 5% of the bytes, 40% of the ten nearest neighbours"
+        "base64 takes 40% of the bytes and keeps 100% of the ten nearest neighbours; base64, 48 dimensions 5% and 40%"
     )

@@ -16,6 +16,7 @@ from accel_lib.bench.roofline import Crossover, fit
 from accel_lib.load.curve import RateCurve
 from accel_lib.load.experiment import Experiment
 from accel_lib.load.monitor import Watched, parse_metrics, watch
+from accel_lib.load.rounds import speed, totals
 from accel_lib.load.runner import LoadRun
 from accel_lib.show import plots
 from accel_lib.triton.config import ModelConfig
@@ -44,7 +45,15 @@ def counted(**changes):
 def settings(speedup=1.0, p95_ratio=1.0, *, spread=0.05, **second):
     """Two settings with 16 requests in flight; `second` changes what Triton counted for the second one."""
     inside = {"queue_ms": 4.0, "mean_batch_size": 8.0, "text_ms": 2.0, "busy": 0.95}
-    row = {"load": 16, "open": False, "instances": 1, "refused": 0.0, "p50_ms": 20.0, "generator_bound": False} | inside
+    row = {
+        "load": 16,
+        "open": False,
+        "instances": 1,
+        "refused": 0.0,
+        "gave_up": 0.0,
+        "p50_ms": 20.0,
+        "generator_bound": False,
+    } | inside
     base = {"setting": "plain", "speedup": 1.0, "p95_ratio": 1.0, "texts_per_s": 500.0, "p95_ms": 30.0} | row
     other = base | {"setting": "other", "speedup": speedup, "p95_ratio": p95_ratio} | second
     other |= {"texts_per_s": 500.0 * speedup, "p95_ms": 30.0 * p95_ratio}
@@ -79,9 +88,9 @@ def test_an_early_end_and_a_busy_generator_are_said():
     [
         ({"mean_batch_size": 16.0, "text_ms": 1.0}, "batches grow from 8.0 to 16 rows and an instance's time for a"),
         ({"mean_batch_size": 16.0}, "a text costs the same 2.0 ms: arithmetic is the limit"),
-        ({"mean_batch_size": 4.0, "queue_ms": 30.0}, "requests wait 26 ms longer"),
-        ({"instances": 2, "text_ms": 6.0}, "2 instances together do less than 1"),
-        ({"instances": 2, "text_ms": 4.0}, "2 instances together do as much as 1"),
+        ({"mean_batch_size": 4.0, "queue_ms": 30.0}, "requests wait 26 ms longer in the queue"),
+        ({"instances": 2}, "2 instances together do more than 1"),
+        ({"instances": 32}, "only 16 of 32 instances ever has a request"),
         ({"refused": 0.4, "queue_ms": 1.0}, "40% of the requests are rejected, and the others wait 1.0 instead of"),
         ({"mean_batch_size": 1.0, "queue_ms": 24.0}, "batches shrink from 8.0 to 1.0 rows, a text costs the same"),
         ({}, "nothing changes inside"),
@@ -92,10 +101,15 @@ def test_the_explanation_comes_from_what_triton_counted(second, because):
     assert because in experiment(2.0, **second).explanation
 
 
+def test_instances_are_compared_by_what_they_answer_together():
+    assert "2 instances together do less than 1" in experiment(0.5, instances=2).explanation
+    assert "2 instances together do as much as 1" in experiment(1.0, instances=2).explanation
+
+
 def test_a_setting_without_an_interval_is_no_equal_of_the_best():
     few = experiment(0.1)
     few.frame.loc[1, ["goodput_per_s_low", "goodput_per_s_high"]] = np.nan
-    assert few.goodput.endswith("most with plain, 500 per second")
+    assert few.goodput.endswith("500 per second with plain")
 
 
 def test_a_delay_for_a_request_that_is_alone_is_called_waiting_in_vain():
@@ -110,7 +124,7 @@ def test_goodput_is_compared_at_the_highest_load():
     frame["goodput_per_s_low"], frame["goodput_per_s_high"] = frame["goodput_per_s"] - 5, frame["goodput_per_s"] + 5
     start = "Responses within 200 ms at 100 requests/s: "
     found = Experiment(frame=frame, runs={}, target_ms=200)
-    assert found.goodput == f"{start}most with timeout and limit, 80 per second; plain 10"
+    assert found.goodput == f"{start}80 per second with timeout, not certainly more than with limit; plain 10"
     swapped = Experiment(frame=frame.iloc[::-1], runs={}, target_ms=200)
     assert swapped.goodput == f"{start}no significant difference between timeout and limit, up to 80 per second"
 
@@ -123,6 +137,10 @@ def test_what_keeps_instances_least_busy_within_a_target_is_named_beside_the_fir
     )
     assert experiment(1.0, busy=0.99).least_busy(100).endswith("95% of the time, the least of all")
     assert experiment(1.0).least_busy(1).startswith("No setting holds")
+    assert experiment(1.0, 9.0, busy=0.4).least_busy(100) == (
+        "Only plain holds a p95 of 100 ms with 16 requests in flight, with the instances busy for 95% of the time; "
+        "other has 270 ms and keeps them busy for 40%"
+    )
 
 
 def test_the_table_of_an_experiment_counts_the_requests_in_flight():
@@ -163,7 +181,24 @@ def test_a_curve_gives_the_p95_by_three_ways_of_counting():
     assert title(plots.latency(hidden)) == hidden.headline
 
 
+def load_run(errors, **facts):
+    frame = pd.DataFrame({"start_s": 0.0, "ms": 20.0, "naive_ms": 20.0, "rows": 1, "error": errors})
+    base = {"concurrency": 0, "offered": 4.0, "seconds": 1.0, "generator_busy": 0.1, "statistics": None}
+    return LoadRun(frame=frame, **base | facts)
+
+
+def test_requests_whose_client_gave_up_are_not_called_refused():
+    found = speed([load_run(["", "No answer came in time.", "The model's queue is full.", ""])])
+    assert (found["refused"], found["gave_up"]) == (0.25, 0.25)
+
+
+def test_instances_are_busy_for_a_share_of_the_time_that_was_counted():
+    runs = [load_run([""] * 4, statistics=counted(requests=4), counted_s=each) for each in (0.0, 2.0)]
+    assert [totals([run])[1] for run in runs] == [1.0, 2.0]
+
+
 def test_the_knee_is_the_last_rate_before_latency_rises_or_there_is_none():
+    assert curve([10, 140, 300], [10, 13, 30]).knee.startswith("The knee is below 90 requests/s: ")
     assert "The knee is at 90 requests/s, 90% of capacity" in curve([10, 14, 300], [10, 13, 30]).knee
     assert curve([10, 11, 12], [10, 11, 12]).knee.startswith("No knee up to 110% of capacity")
 
@@ -193,7 +228,7 @@ def test_what_a_batch_gains_depends_on_its_tokens():
 def test_speeds_and_the_crossover_follow_from_the_two_parts():
     said = Crossover(frame=sizes(2.0, 100)).explanation
     assert "10 million weights at 200 GFLOP/s" in said
-    assert "reading them once at 20 GB/s: from 20 tokens on" in said
+    assert "reading the weights once at 20 GB/s: from 20 tokens on" in said
     assert "there is no fixed part" in Crossover(frame=sizes(0.0, 100)).explanation
     on_gpu = Crossover(frame=sizes(2.0, 0.1).assign(device="cuda:0")).explanation
     assert "a batch 2.0 ms on top, mostly to launch its kernels one by one: from 20,000 tokens on" in on_gpu
@@ -217,7 +252,10 @@ def test_tokens_that_cost_nothing_are_said_so_and_have_no_crossover():
 
 def test_rejections_are_drawn_beside_the_configured_timeout():
     late = pd.DataFrame({"ms": [150.0, 400.0, 900.0], "error": "The request waited longer than the queue's timeout."})
-    assert title(plots.rejections(late, 100)) == "A timeout of 100 ms rejects: p50 400 ms, the last after 900 ms"
+    assert (
+        title(plots.rejections(late, 100))
+        == "A timeout of 100 ms rejects half of the late requests within 400 ms, the last after 900 ms"
+    )
     assert title(plots.rejections(late.head(0), 100)) == "Nothing was rejected by a timeout of 100 ms"
 
 
@@ -245,7 +283,7 @@ def watched(*args, **columns):
 def test_a_watched_model_names_the_longest_wait_the_occupancy_and_reloads():
     seen = watched([1.0, 80.0, 5.0], reset=[False, True, False])
     assert seen.headline == (
-        "Requests waited longest at 2.0 s, 80 ms each; 2.0 rows a batch on average, an occupancy of 25%. "
+        "Requests waited longest at 2.0 s, 80 ms each; 2.0 rows a batch on average, 25% of the largest batch. "
         "Loaded again once, which set the counts back"
     )
     assert title(plots.watching(seen)) == seen.headline

@@ -74,7 +74,7 @@ def test_a_controller_passes_that_is_nearly_as_good_as_the_best_setting_and_bett
 
 
 def test_a_run_says_how_many_settled_windows_met_the_target_and_what_was_shed_or_lost():
-    assert run(1.0).headline.startswith("1 of 1 windows met a p95 of 50 ms")
+    assert run(1.0).headline.startswith("In 1 of 1 settled window 95% of all that came was answered within 50 ms")
     assert "10% were not admitted; 3 lost" in run(0.8, shed=0.1, lost=3).headline
     assert run(0.8).settled == (0, 1)
 

@@ -24,8 +24,8 @@ def course(first, second, n=1_500):
     ("first", "second", "title"),
     [
         (0.9, 0.9, r"After 1,500 requests the difference may still be anything from -\d"),
-        (0.9, 0.6, r"From \d+ requests on it is sure: fewer right answers, by -\d"),
-        (0.6, 0.9, r"From \d+ requests on it is sure: more right answers, by \+\d"),
+        (0.9, 0.6, r"Sure after \d+ requests: \d+\.\d to \d+\.\d points fewer right answers"),
+        (0.6, 0.9, r"Sure after \d+ requests: \d+\.\d to \d+\.\d points more right answers"),
     ],
     ids=["flat", "falling", "rising"],
 )

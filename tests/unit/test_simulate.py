@@ -123,7 +123,7 @@ def test_latency_explodes_when_requests_come_faster_than_they_are_served():
     calm, over = (simulate(service, rate=rate) for rate in (100, 250))
     assert over.p95_ms > 50 * calm.p95_ms
     assert over.throughput == pytest.approx(200, rel=0.01)
-    assert over.bottleneck.startswith("the 1 instance, busy 99")
+    assert over.bottleneck.startswith("the instance, busy 99")
 
 
 def test_a_busy_model_with_room_in_its_batches_takes_more():

@@ -98,7 +98,7 @@ def test_shifted_data_differs_and_the_sentence_knows_which_way_is_better() -> No
     verdict = compare_medians(slow, slow / 2)
     assert verdict.significant
     assert verdict.low < verdict.ratio == 2 < verdict.high
-    assert verdict.sentence("fp32", "fp16", "ms", better="lower").startswith("fp16 is better than fp32: fp32 ")
+    assert verdict.sentence("fp32", "fp16", "ms", better="lower").startswith("fp16 is faster than fp32: fp32 ")
     assert verdict.sentence("fp16", "fp32", "texts/s").startswith("fp16 is better than fp32: fp16 ")
     assert "a ratio of 2.00 (95% interval 1." in verdict.sentence("fp16", "fp32", "texts/s")
 

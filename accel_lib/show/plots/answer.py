@@ -113,6 +113,7 @@ class BatchSizes:
         """The empty steps."""
         self._ax = ax
         ax.set(xlabel="requests run together", ylabel="requests, %")
+        ax.locator_params(axis="x", integer=True)
         self._bars = {name: ax.plot([], [], color=ink, drawstyle="steps-mid")[0] for name, ink in _INKS.items()}
 
     def show(self, runs: Mapping[str, Any]) -> None:

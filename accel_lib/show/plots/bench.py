@@ -163,7 +163,7 @@ def crossover(frame: pd.DataFrame) -> Axes:
     if tokens[0] * each < fixed < tokens[-1] * each:
         ax.axvline(fixed / each, color=LIGHT, linewidth=1.4, zorder=0)
         side, away = ("left", 5) if fixed / each < float(np.sqrt(tokens[0] * tokens[-1])) else ("right", -5)
-        words, where = f"{number(fixed / each)} tokens: half is for tokens", ("data", "axes fraction")
+        words, where = f"{number(fixed / each)} tokens: half of the time is for tokens", ("data", "axes fraction")
         note(ax, words, (fixed / each, 1), (away, -10), xycoords=where, color=GREY, ha=side)
     ax.legend(edgecolor="none", framealpha=1, fontsize=10, loc="upper right", bbox_to_anchor=(1, 0.93))
     log_axis(ax, "x", "{x:,.0f}", base=2)
@@ -188,10 +188,11 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
     """Histogram of text lengths, int ``[n]``, with the range that each optimization profile takes."""
     spans = sorted(profiles, key=lambda profile: profile.max[1])
     within = np.diff([0.0, *(float(np.mean(lengths <= profile.max[1])) for profile in spans)])
-    parts = [f"{percent(share)} up to {profile.max[1]} tokens" for share, profile in zip(within, spans, strict=True)]
+    parts = [f"{percent(share)} up to {profile.max[1]}" for share, profile in zip(within, spans, strict=True)]
+    parts[0] = parts[0].replace("%", "% of the texts have", 1) + " tokens"
     if within.sum() < 1:
-        parts.append(f"{percent(1 - within.sum())} longer than any")
-    ax = canvas(f"Texts by optimization profile: {listed(parts)}", rows=5)
+        parts.append(f"{percent(1 - within.sum())} more than any profile")
+    ax = canvas(listed(parts), rows=5)
     top, left = _histogram(ax, lengths, max(spans[-1].max[1], int(lengths.max()))), 0
     colors = (GREEN, PURPLE, ORANGE, VERMILLION) * len(spans)
     for place, (profile, color) in enumerate(zip(spans, colors, strict=False), 1):
@@ -201,7 +202,7 @@ def length_profiles(lengths: NDArray[np.int64], profiles: Sequence[Profile]) -> 
         at, side = ((limit, height), "right") if place == len(spans) else ((left, height), "left")
         words = f" best at {profile.opt[0]} × {profile.opt[1]}, up to {profile.max[0]} × {limit} "
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line where another profile ends
-        note(ax, words, at, (0, 4), ha=side, color=color, bbox=box)
+        note(ax, words, at, (0 if side == "right" else 8, 4), ha=side, color=color, bbox=box)
         left = limit
     ax.set_ylim(0, top * (1.1 + 0.15 * len(spans)))
     ax.set_xlabel("length, tokens (profiles: batch × tokens)")

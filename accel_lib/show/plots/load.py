@@ -61,7 +61,7 @@ def timeline(request: Timeline) -> Axes:
     serving = total - computing - request.tokenize_ms
     words = f"{number(computing)} ms in the model, {number(request.tokenize_ms)} ms tokenizing, {number(serving)} ms "
     ax = _waterfall(f"One request takes {number(total)} ms: {words}for being served", spans, green="compute")
-    ax.set_xlabel("milliseconds since the call (green: the model computes)")
+    ax.set_xlabel("milliseconds, added up (transport: there and back; green: the model computes)")
     return ax
 
 
@@ -94,7 +94,7 @@ def batch_sizes(executions: pd.Series[Any]) -> Axes:
     requests = sizes * executions.to_numpy()
     mean = float(np.average(sizes, weights=executions))
     middle = sizes[np.searchsorted(np.cumsum(requests), requests.sum() / 2)]
-    title = f"Triton ran {number(mean)} requests at a time on average; half of them ran {middle} or more together"
+    title = f"Triton ran {number(mean)} requests at a time on average; half of them were in batches of {middle} or more"
     ax = canvas(title, rows=5)
     ax.bar(sizes, requests, color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
@@ -147,6 +147,7 @@ def watching(seen: Watched) -> Axes:
     ax.set_ylim(0, float(frame["texts_per_s"].max()) * 1.15)
     waited = ax.twinx()
     waited.spines[["top"]].set_visible(False)
+    waited.yaxis.set_major_formatter(ax.yaxis.get_major_formatter())
     told = frame[frame["requests_per_s"] > 0]  # without an answer there is no waiting time to show
     waited.fill_between(told["time_s"], told["queue_ms"], color=VERMILLION, alpha=0.25, linewidth=0)
     waited.plot(told["time_s"], told["queue_ms"], color=VERMILLION, linewidth=1.4)
@@ -192,7 +193,7 @@ def payload(frame: pd.DataFrame) -> Axes:
     ax.xaxis.set_minor_formatter("")
     ax.set_xticks(sorted({int(round(value, -2)) or int(value) for value in size}))
     ax.set_xlabel("bytes of the response for each text (logarithmic)")
-    ax.set_ylabel("of the 10 nearest kept, %")
+    ax.set_ylabel("ten nearest neighbours kept, %")
     ax.set_ylim(kept.min() - 8, 104)
     ax.set_xlim(size.min() * 0.85, size.max() * 1.5)
     return finish(ax, frame)

@@ -35,6 +35,8 @@ from accel_lib.triton.error_messages import request_error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_AROUND = ((6, -12), (6, 7), (-14, -12), (-14, 7))  # where a label stands beside its point, so that two do not meet
+_LOST = {"refused": "rejected", "gave_up": "given up"}
 _TIMED_OUT = request_error("", "Request timeout expired").cause
 
 
@@ -42,15 +44,16 @@ def paths(experiment: Experiment) -> Axes:
     """The way of each setting through p95 and throughput as the load grows: what `vary` returns at several loads."""
     frame = experiment.frame
     ax = canvas(experiment.headline, rows=7)
-    for color, (name, part) in zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
+    groups = zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False)
+    for place, (color, (name, part)) in enumerate(groups):
         x, y = part["p95_ms"].to_numpy(), part["texts_per_s"].to_numpy()
         ax.errorbar(x, y, yerr=ends(part, "texts_per_s"), fmt="none", ecolor=color, alpha=0.35, elinewidth=1.4)
         ax.plot(x, y, color=color, label=str(name), **LINE)
         for across, up, load in zip(x, y, part["load"], strict=True):
-            note(ax, f"{load:.0f}", (across, up), (5, -11), color=color, fontsize=9)
+            note(ax, f"{load:.0f}", (across, up), _AROUND[place % len(_AROUND)], color=color, fontsize=9)
     log_axis(ax, "x")
     ax.set_ylim(0)
-    ax.legend(frameon=False, fontsize=10, loc="best")
+    ax.legend(framealpha=0.8, edgecolor="none", fontsize=10, loc="best")
     unit = "requests per second" if frame["open"].any() else "requests in flight"
     ax.set_xlabel(f"p95 latency, ms (numbers at the points: {unit})")
     ax.set_ylabel("throughput, texts/s")
@@ -63,13 +66,13 @@ def bars(experiment: Experiment) -> Axes:
     frame = everything[everything["load"] == everything["load"].max()]
     said = [
         f"p95 {number(row['p95_ms'])} ms, {number(row['mean_batch_size'])} rows a batch"
-        + (f", {percent(row['refused'])} refused" if row["refused"] > 0 else "")
+        + "".join(f", {percent(row[name])} {words}" for name, words in _LOST.items() if row[name] > 0)
         for row in frame.to_dict("records")
     ]
     colors = [GREY, *COLORS * len(frame)][: len(frame)]
     names = frame["setting"]
     ax = draw_bars(frame, "texts_per_s", title=experiment.headline, names=names, labels=said, colors=colors)
-    ax.set_xlabel("throughput, texts/s (whiskers: interval of the median)")
+    ax.set_xlabel("throughput, texts/s (whiskers: interval of the median, where there are enough answers)")
     return ax
 
 
@@ -99,7 +102,8 @@ def rejections(frame: pd.DataFrame, configured_ms: float) -> Axes:
     said = f"Nothing was rejected by a timeout of {configured_ms:g} ms"
     if len(late):
         half, most = number(float(late.median())), number(float(late.max()))
-        said = f"A timeout of {configured_ms:g} ms rejects: p50 {half} ms, the last after {most} ms"
+        said = f"A timeout of {configured_ms:g} ms rejects half of the late requests within {half} ms"
+        said += f", the last after {most} ms"
     ax = canvas(said, rows=5)
     if len(late):
         ax.hist(late, bins=40, color=SKY, edgecolor="white", linewidth=0.5)

@@ -63,7 +63,8 @@ def tuning(found: Sweep) -> Axes:
     at, met = (chosen["p95_ms"], chosen["texts_per_s"]), chosen["p95_ms"] <= p95_ms
     ring = GREEN if met else ORANGE
     ax.scatter(*at, s=190, facecolor="none", edgecolor=ring, linewidth=2.2, zorder=3)
-    note(ax, "chosen" if met else "closest", at, (-12, -14), ha="right", color=ring)
+    side, shift = ("right", (-12, -14)) if met else ("left", (12, -14))  # one that misses it lies right of the target
+    note(ax, "chosen" if met else "closest", at, shift, ha=side, color=ring)
     for name, across, up in zip(_named(ax, frame), x, y, strict=True):
         note(ax, name, (across, up), (6, 5), fontsize=9)
     ax.margins(x=0.14, y=0.12)
@@ -108,7 +109,9 @@ def curve(result: Curve, p95_ms: float | None = None, *, factor: float = 1.0) ->
         ax.errorbar(measured["load"], measured["p95_ms"], yerr=yerr, fmt="none", ecolor=VERMILLION, capsize=3)
         ax.scatter(measured["load"], measured["p95_ms"], color=VERMILLION, s=60, zorder=3)
         first = measured.iloc[0]
-        note(ax, "p95, measured", (first["load"], first["p95_ms"]), (0, 12), color=VERMILLION, ha="center")
+        over = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        at = (first["load"], first["p95_ms_high"] if first["p95_ms_high"] == first["p95_ms_high"] else first["p95_ms"])
+        note(ax, "p95, measured", at, (0, 8), color=VERMILLION, ha="center", bbox=over)
     if p95_ms:
         target(ax, f"target {p95_ms:g} ms", y=p95_ms, at=0.01, color=GREEN)
     log_axis(ax, "y")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from accel_lib.formatting import number
-from accel_lib.show.plots.style import BLUE, GREY, LINE, SKY, VERMILLION, canvas, finish, log_axis, note
+from accel_lib.show.plots.style import BLUE, LINE, SKY, VERMILLION, canvas, finish, log_axis, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,7 @@ def narrowing(course: pd.DataFrame) -> Axes:
         ("anytime_low", "anytime_high", "sequential: 95% over all looks", 0.3),
         ("low", "high", "fixed horizon: 95% for one look", 0.6),
     ):
-        ax.fill_between(x, points[low], points[high], color=SKY, alpha=strength, linewidth=0)
-        first = int((points[high] < 0.8 * reach).to_numpy().argmax())
-        note(ax, words, (x.iloc[first], points[high].iloc[first]), (4, 3), color=GREY)
+        ax.fill_between(x, points[low], points[high], color=SKY, alpha=strength, linewidth=0, label=words)
     ax.plot(x, points["difference"], color=BLUE, linewidth=2)
     ax.axhline(0, color=VERMILLION, linewidth=1.2)
     end, last = float(x.iloc[-1]), float(points["difference"].iloc[-1])
@@ -43,6 +41,7 @@ def narrowing(course: pd.DataFrame) -> Axes:
     ticks = [tick for tick in _TICKS if x.iloc[0] <= tick <= end]
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=10, loc="upper right")
     ax.set_xlabel("requests answered, both versions together")
     ax.set_ylabel("difference in right answers, points")
     return finish(ax, course)
@@ -75,7 +74,8 @@ def _when_sure(course: pd.DataFrame) -> str:
     hidden = (~outside).nonzero()[0]
     first = course["requests"].iloc[hidden[-1] + 1 if len(hidden) else 0]
     better = "more" if last["difference"] > 0 else "fewer"
-    return f"From {int(first):,} requests on it is sure: {better} right answers, by {ends}"
+    small, large = sorted(abs(100 * last[end]) for end in ("anytime_low", "anytime_high"))
+    return f"Sure after {int(first):,} requests: {small:.1f} to {large:.1f} points {better} right answers"
 
 
 def _price_of_small_gains(frame: pd.DataFrame) -> str:
