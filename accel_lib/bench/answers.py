@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_lib.errors import AccelError
-from accel_lib.formatting import UNCHANGED, capital, percent
+from accel_lib.formatting import UNCHANGED, capital
 from accel_lib.measurement import Result, to_frame
 from accel_lib.stats import mean_difference, wilson
 from accel_lib.texts.questions import ShortAnswer
@@ -31,14 +31,14 @@ class AnswerComparison(Result):
 
     def against(self, way: str, other: str) -> str:
         """How the right answers of one way differ from another's, with the interval of a paired bootstrap."""
-        shares = [percent(float(self.right[name].mean())) for name in (other, way)]
+        shares = [f"{100 * float(self.right[name].mean()):.1f}%" for name in (other, way)]
         pairs = (self.right[name].astype(np.float64) for name in (way, other))
         gain, low, high = (100 * part for part in mean_difference(*pairs))
-        seen = f"{other} {shares[0]}, {way} {shares[1]} right, {gain:+.0f} points "
-        seen += f"(95% interval {low:+.0f} to {high:+.0f}) on {len(self.right[way])} questions"
+        seen = f"{gain:+.1f} points (95% interval {low:+.1f} to {high:+.1f}) on {len(self.right[way])} questions"
         if low <= 0 <= high:
-            return f"{capital(UNCHANGED)} between {other} and {way}: {seen}"
-        return f"{capital(way)}: {'more' if gain > 0 else 'fewer'} right answers than {other}: {seen}"
+            return f"{capital(UNCHANGED)} between {other}, {shares[0]} right, and {way}, {shares[1]}: {seen}"
+        word = "more" if gain > 0 else "fewer"
+        return f"{capital(way)} gives {word} right answers than {other}, {shares[1]} instead of {shares[0]}: {seen}"
 
 
 def compare_answers(questions: Sequence[ShortAnswer], answers: Mapping[str, Sequence[str]]) -> AnswerComparison:

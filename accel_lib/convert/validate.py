@@ -279,7 +279,7 @@ def _longer(
     tokens = int(rows.lengths.max())
     reached = f"on texts of up to {tokens:,}" + (f" of {longest:,}" if tokens < longest else "") + " tokens"
     if seen.shape != wanted.shape:
-        return _check(f"numbers a text {reached}", seen.shape[1], wanted.shape[1])
+        return _check(f"numbers in a vector {reached}", seen.shape[1], wanted.shape[1])
     with np.errstate(all="ignore"):  # of what is not finite; it passes no check
         if reference.task == "classification":
             far = float(np.abs(seen - wanted).max() / spread(np.concatenate([others, wanted])))
@@ -312,9 +312,9 @@ def _sanity(seen: NDArray[np.float32], wanted: NDArray[np.float32], batches: int
     size = float(np.linalg.norm(seen, axis=1).min()) if finite else 0.0
     apart = float(np.ptp(seen[: len(wanted)], axis=0).max()) if finite else 0.0
     checks = [
-        Check(name="numbers a text", seen=str(seen.shape[1]), limit=str(wanted.shape[1]), passed=right),
+        Check(name="numbers in a vector", seen=str(seen.shape[1]), limit=str(wanted.shape[1]), passed=right),
         Check(name="finite", seen="yes" if finite else "NaN or infinity", limit="yes", passed=finite),
-        Check(name="smallest length of a row", seen=f"{size:.2g}", limit="> 0", passed=size > 1e-6),
+        Check(name="least length (norm) of a vector", seen=f"{size:.2g}", limit="> 0", passed=size > 1e-6),
         Check(name="texts give different rows", seen=f"spread {apart:.2g}", limit="> 0", passed=apart > 1e-6),
     ]
     return [check for check in checks if task == "embedding" or "length" not in check.name]  # one logit may be 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accel_lib.errors import AccelError
-from accel_lib.formatting import number, percent
+from accel_lib.formatting import listed, number, percent
 from accel_lib.load.generation import generation_load_test
 from accel_lib.load.generation_results import GenerationLoadRun
 from accel_lib.measurement import Result, highest, to_frame
@@ -57,7 +57,7 @@ class GenerationCurve(Result):
         }
         facts = [f"{what} for {percent(share)} of the answers" for what, share in late.items()]
         refused = f"{percent(1 - len(answered) / len(run.frame))} of the requests failed"
-        return f"At {percent(float(self.frame['share'].iloc[-1]))} of capacity {', '.join([*facts, refused])}"
+        return f"At {percent(float(self.frame['share'].iloc[-1]))} of capacity {listed([*facts, refused])}"
 
 
 def generation_curve(

@@ -65,8 +65,10 @@ class GenerationSweep(Result):
         if not self.frame["goodput"].max() > 0:
             return f"No setting keeps {targets} at {number(self.rate)} requests/s: the closest, {described(best)}"
         said = f"{described(best)}: {number(best['goodput'])} of {number(self.rate)} requests/s keep {targets}"
-        told = f"; {alike} of the {len(self.frame)} measured cannot be told apart, took the simplest"
-        return self._and_stopped(said + (told if alike > 1 else ""))
+        told = "; one run each" if self._once else ""
+        if alike > 1:
+            told = f"; {alike} of the {len(self.frame)} measured cannot be told apart, took the simplest"
+        return self._and_stopped(said + told)
 
     @property
     def explanation(self) -> str:
@@ -84,7 +86,13 @@ class GenerationSweep(Result):
         self.served.configure(**self.best)
 
     @property
+    def _once(self) -> bool:
+        return bool((self.frame["runs"] == 1).all())
+
+    @property
     def _alike(self) -> pd.DataFrame:
+        if self._once:  # nothing says how far apart two runs may lie: the most goodput it is
+            return self.frame.head(1)
         return self.frame[self.frame["over_best_high"] >= 1]
 
     @property

@@ -61,13 +61,13 @@ def test_a_right_answer_holds_a_whole_word_in_any_case(answer, right):
 def test_the_difference_of_two_ways_is_judged_in_pairs():
     found = compare_answers(ASKED, {"no passage": [WRONG] * 20, "passages": [RIGHT] * 15 + [WRONG] * 5})
     assert found.headline.startswith(
-        "Passages: more right answers than no passage: no passage 0%, passages 75% right, +75"
+        "Passages gives more right answers than no passage, 75.0% instead of 0.0%: +75.0 points"
     )
-    assert found.against("no passage", "passages").startswith("No passage: fewer right answers than passages")
+    assert found.against("no passage", "passages").startswith("No passage gives fewer right answers than passages, ")
     assert found.frame["right"].tolist() == [0.0, 0.75]
     assert (found.frame["right_low"] <= found.frame["right"]).all()
     same = compare_answers(ASKED, {"a": [RIGHT] * 20, "b": [RIGHT] * 19 + [WRONG]})
-    assert same.headline.startswith("No significant difference between a and b")
+    assert same.headline.startswith("No significant difference between a, 100.0% right, and b, 95.0%: ")
 
 
 @pytest.mark.parametrize(

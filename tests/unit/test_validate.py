@@ -84,7 +84,7 @@ def test_a_sound_artifact_passes_and_its_manifest_says_so(sound, reference):
     [
         (times(np.nan), "finite NaN"),
         (times(np.inf), "finite NaN or infinity"),
-        (times(0), "smallest length of a row 0"),
+        (times(0), r"least length \(norm\) of a vector 0"),
         (constant, "texts give different rows spread 0"),
         (maskless, "padding and batch mates"),
         (other_weights, "least cosine"),
@@ -196,7 +196,7 @@ def test_another_models_file_is_refused(heads, precision):
 
 def test_a_file_of_other_labels_is_refused_and_not_broadcast(tmp_path):
     one, two = (load_model(str(classifier_folder(tmp_path / str(n), labels=n))) for n in (1, 2))
-    with pytest.raises(ValidationError, match="numbers a text 1, allowed 2"):
+    with pytest.raises(ValidationError, match="numbers in a vector 1, allowed 2"):
         validate(open_engine(one, device="cpu"), reference=two, texts=load_texts("mixed", limit=8))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from accel_lib.formatting import capital, listed, number, percent
+from accel_lib.formatting import listed, number, percent
 from accel_lib.load.generation_curve import GenerationCurve
 from accel_lib.load.generation_results import GenerationLoadRun
 from accel_lib.show.plots.style import (
@@ -71,7 +71,8 @@ def _bars(ax: Axes, frame: pd.DataFrame, y: np.ndarray[Any, Any], color: str) ->
 def _said(named: Mapping[str, GenerationLoadRun]) -> str:
     if len(named) > 1:
         ends = {name: run.seconds for name, run in named.items()}
-        return capital(listed([f"{name} ends after {number(end)} s" for name, end in ends.items()]))
+        said = listed([f"{number(end)} s with {name}" for name, end in ends.items()])
+        return f"The last request ends after {said}"
     (run,) = named.values()
     longest = float(run.frame["ttft_ms"].max()) / 1e3
     said = f"At most {run.at_once} of {len(run.frame)} requests get tokens at once; the longest wait for a "
@@ -86,9 +87,9 @@ def kept(curves: GenerationCurve | Mapping[str, GenerationCurve]) -> Axes:
     ends = {name: curve.frame["kept_per_s"].iloc[-1] for name, curve in named.items()}
     title = first.headline
     if len(named) > 1:
-        said = listed([f"{name}: {number(value)}" for name, value in ends.items()])
+        said = listed([f"{number(value)} with {name}" for name, value in ends.items()])
         share = percent(first.frame["share"].iloc[-1])
-        title = f"Requests/s within {first.runs[-1].targets} at {share} of capacity: {said}"
+        title = f"At {share} of capacity requests/s within {first.runs[-1].targets} are {said}"
     ax = canvas(title, rows=6)
     rates = first.frame["rate_per_s"].to_numpy()
     ax.plot([0, rates.max()], [0, rates.max()], color=LIGHT, linewidth=1.4, zorder=0)

@@ -57,6 +57,7 @@ def tuning(found: Sweep) -> Axes:
         ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0, label=label)
         ax.legend(frameon=False, fontsize=10, loc="best")
     across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
+    up = np.minimum(up, [y, np.fmax(found.rate - y, 0) if found.rate else np.full(len(y), np.inf)])
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
     ax.scatter(x, y, s=55, color=[BLUE if value <= p95_ms else GREY for value in x], zorder=2)
     (chosen,) = frame[(frame[list(best)] == pd.Series(best)).all(axis=1)].to_dict("records")
@@ -68,6 +69,7 @@ def tuning(found: Sweep) -> Axes:
     for name, across, up in zip(_named(ax, frame), x, y, strict=True):
         note(ax, name, (across, up), (6, 5), fontsize=9)
     ax.margins(x=0.14, y=0.12)
+    ax.set_ylim(bottom=0)
     if x.max() > _FAR * x.min():
         log_axis(ax, "x", "{x:,.0f}")
     target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.02)
