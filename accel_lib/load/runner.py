@@ -266,7 +266,8 @@ def _open(served: ServedModel, generator: Generator, last_s: float) -> _Measured
     with generator:
         watch_progress(generator, last_s)
         generator.finish()
-    counted, counted_s = _between(before, statistics_now(served)), time.perf_counter() - generator.began_s
+    counted = _between(before, statistics_now(served))
+    counted_s = max((reply.ended_s for reply in generator.replies), default=generator.began_s) - generator.began_s
     length = generator.stopped_s - generator.began_s if generator.stopped else max(last_s, 1e-9)
     return generator, generator.replies, generator.began_s, length, counted, counted_s
 
