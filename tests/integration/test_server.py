@@ -296,7 +296,7 @@ def test_a_model_that_is_not_built_is_left_out_with_a_line_or_refused_by_name(tm
     missing = "is left out: Versions 1 and 2 have no artifact on this machine. To build it:"
     assert f'embedding {missing} accel_lib.ensure("embedding")' in lines
     assert f'mine {missing} server.add("mine", artifact, version=1)' in lines
-    with pytest.raises(ServerError, match=r"has no artifact[\s\S]*server\.add"):
+    with pytest.raises(ServerError, match=r"have no artifact[\s\S]*server\.add"):
         accel_lib.serve(repository, models=["mine"])
 
 
