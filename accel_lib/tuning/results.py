@@ -82,7 +82,8 @@ class Sweep(Result):
 
     def front_table(self) -> str:
         """The front in words, a line a setting."""
-        return "\n".join(f"{_speed(row)}: {described(row)}" for row in self.front.to_dict("records"))
+        rows, in_time = self.front.to_dict("records"), bool(self.rate)
+        return "\n".join(f"{_speed(row, in_time=in_time)}: {described(row)}" for row in rows)
 
     @property
     def config(self) -> str:
