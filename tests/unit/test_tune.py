@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -137,6 +138,14 @@ def test_the_explanation_says_what_each_setting_alone_changes():
     assert "4 ms queue delay instead of no queue delay: 1.2× the p95" in delay.explanation
     alike = sweep([100, 101], [20, 20], [2, 2], instance_count=[1, 2])
     assert "no significant difference" in alike.explanation
+
+
+def test_in_an_open_loop_the_words_are_of_answers_in_time():
+    closed = sweep([100, 200], [40, 20], [1, 6], max_batch_size=[1, 8])
+    found = dataclasses.replace(closed, rate=250.0)
+    assert "0.50× the answers in time and 2.0× the p95" in found.explanation
+    assert found.front_table() == "200 texts/s in time, at a p95 of 20 ms: batches of up to 8"
+    assert closed.front_table() == "200 texts/s at a p95 of 20 ms: batches of up to 8"
 
 
 def test_a_leader_whose_run_was_too_short_for_an_interval_leaves_the_ratio_open():
