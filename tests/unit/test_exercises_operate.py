@@ -94,7 +94,7 @@ def after_the_day(request):
         "OFF": 1.5,
     }
     space |= {
-        "check": SimpleNamespace(p95_ratio_low=0.8, p95_ratio_high=1.5),
+        "check": SimpleNamespace(keeps_up=True, factor=1.5),
         "accel": accel,
         "dataclasses": dataclasses,
         "manifests": manifests,
