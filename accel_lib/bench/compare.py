@@ -55,8 +55,8 @@ def compare(
     """Measure candidates against sentence-transformers and against each other.
 
     Each one tokenizes and encodes the same texts in the batches that suit it best. Candidates take turns; speed-ups are
-    medians of ratios within a turn. On a GPU, half-precision candidates are compared with sentence-transformers in half
-    precision.
+    ratios of the medians, their intervals those of the ratios within a turn. On a GPU, half-precision candidates
+    are compared with sentence-transformers in half precision.
 
     Parameters
     ----------

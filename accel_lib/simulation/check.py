@@ -154,8 +154,6 @@ def _execution_ratio(run: LoadRun, service: ServiceTime) -> float:
     for size, count in counted.batch_sizes.items():
         batches = (np.take(sent, range(start, start + size), mode="wrap").tolist() for start in starts)
         fitted_s += count * float(np.mean([seconds(batch) for batch in batches]))
-    others = (instances - 1) * min(
-        1.0, counted.busy(run.counted_s or run.seconds, instances)
-    )  # that compute meanwhile, on average
+    others = (instances - 1) * counted.busy(run.counted_s or run.seconds, instances)  # compute meanwhile, on average
     each = service.slowdown(service.config)(2) - 1 if instances > 1 else 0.0
     return counted.busy_s / (fitted_s * (1 + each * others))

@@ -112,7 +112,7 @@ def curve(result: Curve, p95_ms: float | None = None, *, factor: float = 1.0) ->
         ax.scatter(measured["load"], measured["p95_ms"], color=VERMILLION, s=60, zorder=3)
         first = measured.iloc[0]
         over = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        at = (first["load"], first["p95_ms_high"] if first["p95_ms_high"] == first["p95_ms_high"] else first["p95_ms"])
+        at = (first["load"], np.fmax(first["p95_ms"], first["p95_ms_high"]))
         note(ax, "p95, measured", at, (0, 8), color=VERMILLION, ha="center", bbox=over)
     if p95_ms:
         target(ax, f"target {p95_ms:g} ms", y=p95_ms, at=0.01, color=GREEN)
