@@ -21,6 +21,7 @@ from accel_lib.errors import OutputError
 
 _DRAFT = ".accel-"  # ".<name>.accel-<random>" is a draft of <name>
 _OLD = ".replaced"  # in a draft: what was in its target's place
+_CHANGED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # another process wrote the folder, or moved it away, meanwhile
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 2**20  # a disk with less room than this counts as full, for libraries that lose the error's number
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
@@ -61,7 +62,7 @@ def atomic_directory(folder: str | Path, *, foreign: Callable[[Path], Sequence[s
         new = draft / folder.name
         new.mkdir()
         yield new
-        new.chmod(folder.stat().st_mode & 0o777 if folder.exists() else 0o755)
+        new.chmod(_permissions(folder, otherwise=0o755))
         put(new, folder)
 
 
@@ -75,8 +76,7 @@ def atomic_file(path: str | Path, *, ours: Callable[[Path], bool] | None = None)
     path = check_ours(path, ours) if ours else Path(path).resolve()
     with draft_beside(path) as draft:
         yield draft / path.name
-        if path.exists():
-            (draft / path.name).chmod(path.stat().st_mode & 0o777)
+        (draft / path.name).chmod(_permissions(path, otherwise=(draft / path.name).stat().st_mode))
         (draft / path.name).replace(path)
 
 
@@ -126,16 +126,29 @@ def draft_beside(target: Path) -> Iterator[Path]:
 
 def put(new: Path, folder: Path) -> None:
     """Move a folder from a draft to its place, in one step where the system can; the draft keeps what was there."""
-    if not folder.exists() or not any(folder.iterdir()):
-        new.replace(folder)
-    elif not _exchange(new, folder):
-        old = new.with_name(_OLD)  # `recover` finds it if this process is killed before the second step
-        folder.rename(old)
+    while True:
         try:
-            new.rename(folder)
-        except BaseException:
+            if not folder.exists() or not any(folder.iterdir()):
+                new.replace(folder)
+            elif not _exchange(new, folder):
+                _put_in_two_steps(new, folder)
+            return
+        except OSError as error:
+            if error.errno not in _CHANGED:
+                raise
+
+
+def _put_in_two_steps(new: Path, folder: Path) -> None:
+    old = new.with_name(_OLD)  # `recover` finds it if this process is killed before the second step
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _CHANGED:
+            shutil.rmtree(old)  # another process wrote the folder, after what is removed here
+        else:
             old.rename(folder)
-            raise
+        raise
 
 
 def recover(target: Path) -> None:
@@ -176,6 +189,13 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _permissions(path: Path, otherwise: int) -> int:
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        return otherwise
 
 
 def _exchange(one: Path, other: Path) -> bool:

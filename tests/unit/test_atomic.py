@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import shutil
 import subprocess
@@ -194,14 +195,34 @@ def test_who_holds_a_folder_is_waited_for(tmp_path):
     assert order == ["first", "other"]
 
 
-def test_many_writers_of_one_folder_leave_one_whole_artifact(tmp_path, made):
-    writers = [threading.Thread(target=made[n % 2].copy_to, args=(tmp_path / "tiny",)) for n in range(8)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert Artifact.load(tmp_path / "tiny").manifest.files in [each.manifest.files for each in made]
-    assert names(tmp_path) == ["tiny"]
+@pytest.mark.parametrize("way", ["exchange", "no exchange"])
+def test_many_writers_of_one_folder_leave_one_whole(tmp_path, monkeypatch, way):
+    if way == "no exchange":
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    files = ("model.onnx", "manifest.json", "tokenizer.json")
+
+    def write(target, text):
+        with atomic_directory(target) as draft:
+            for file in files:
+                (draft / file).write_text(text)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for n in range(20):
+            target = tmp_path / str(n) / "tiny"
+            for written in [pool.submit(write, target, str(writer)) for writer in range(8)]:
+                written.result()
+            assert len({(target / file).read_text() for file in files}) == 1
+            assert names(target.parent) == ["tiny"]
+
+
+def test_many_copies_of_artifacts_to_one_folder_leave_one_whole(tmp_path, made):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for n in range(10):
+            target = tmp_path / str(n) / "tiny"
+            for written in [pool.submit(made[writer % 2].copy_to, target) for writer in range(8)]:
+                written.result()
+            assert Artifact.load(target).manifest.files in [each.manifest.files for each in made]
+            assert names(target.parent) == ["tiny"]
 
 
 def test_a_draft_s_name_is_not_taken_for_a_file_of_somebody_else(tmp_path, made):
