@@ -21,7 +21,7 @@ from accel_lib.errors import OutputError
 
 _DRAFT = ".accel-"  # ".<name>.accel-<random>" is a draft of <name>
 _OLD = ".replaced"  # in a draft: what was in its target's place
-_CHANGED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # another process wrote the folder, or moved it away, meanwhile
+_CHANGED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # another process was here meanwhile
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 2**20  # a disk with less room than this counts as full, for libraries that lose the error's number
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
