@@ -136,8 +136,9 @@ def recorded_engines() -> pd.DataFrame:
     with (importlib.resources.files("accel_lib") / "data" / "recorded_engines.csv").open(encoding="utf-8") as file:
         rows = pd.read_csv(file, dtype={"recorded": str})
     rows = rows.sort_values(["batch_size", "tokens"], kind="stable")
-    size = rows["batch_size"].astype(str) + " × " + rows["tokens"].astype(str) + " tokens, ms"
-    table = rows.assign(size=size).pivot(index="engine", columns="size", values="ms")[list(dict.fromkeys(size))]
+    size = rows["batch_size"].astype(str) + " × " + rows["tokens"].astype(str) + " tokens"
+    table = rows.assign(size=size).pivot(index="engine", columns="size", values="ms")
+    table = table[list(dict.fromkeys(size))].rename_axis(index=None, columns=None)
     days = listed(sorted(set(rows["recorded"])))
     table.attrs["recorded"] = f"{rows['card'].iloc[0]}, {days} · {rows['model'].iloc[0]}"
     return table

@@ -7,7 +7,7 @@ reads what the candidate wrote, and at each place the likeliest tokens and the d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,16 +146,11 @@ def _is_greedy(prompt_tokens: int, answer: Sequence[int], right: NDArray[np.floa
 
 def kl_divergence(right: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of two sets of logits ``[tokens, vocabulary]``, in nats, float64 ``[tokens]``."""
-    return np.concatenate(list(_chunks(right, found)))
-
-
-def _chunks(right: NDArray[np.float32], found: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
+    torch = require("torch", extra="models")
+    parts = []
     for start in range(0, len(right), _CHUNK):
-        own, theirs = (_log_softmax(each[start : start + _CHUNK]) for each in (right, found))
-        yield (np.exp(own) * (own - theirs)).sum(axis=1)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    found: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
+        own, theirs = (
+            torch.from_numpy(each[start : start + _CHUNK]).double().log_softmax(dim=1) for each in (right, found)
+        )
+        parts.append(torch.nn.functional.kl_div(theirs, own, reduction="none", log_target=True).sum(dim=1).numpy())
+    return np.concatenate(parts)

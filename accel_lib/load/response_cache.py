@@ -22,6 +22,7 @@ from accel_lib.triton.client import ServedModel
 
 _SLICES = 5  # of a run: hits come fast and misses in a lump, so the slices are long
 _WARM_S = 0.5  # in which the least that callers have asked before is asked
+_MISSED = 0.99  # share of hits from which too few miss to speak of their batches
 _CALLS_PER_S = 2_000  # requests made beforehand for a second; more than that repeat from the start
 
 
@@ -29,7 +30,7 @@ class CacheGain(Ways):
     """`compare_response_cache`'s result: one row a workload, traffic and setting.
 
     `Ways`' columns, ``kinds`` (different texts; 0: all differ), ``repeated`` (share of the requests whose text had come
-    before), ``hits`` (share from the cache) and ``mean_batch_size`` of what was computed.
+    before), ``hits`` (share from the cache) and ``mean_batch_size`` of what was computed, NaN where nothing was.
     """
 
     @property
@@ -127,14 +128,17 @@ def compare_response_cache(
         earlier, now = make(seed=2 * turn), make(start=requests, seed=2 * turn + 1)
         before = np.empty(0, dtype=np.int64)
         if settings[way]:  # callers have been there for a while
-            before = np.resize(earlier.numbers, len(whole(ask(earlier.texts, seconds=max(seconds / 2, _WARM_S))).frame))
+            asked = len(whole(ask(earlier.texts, seconds=max(seconds / 2, _WARM_S))).frame)
+            before = np.resize(earlier.numbers, asked + concurrency)  # each client's last one ends after the time
         run = whole(ask(now.texts, seconds=seconds))
         return run, {"kinds": case[1], "repeated": now.repeated(len(run.frame), before)} | _counted(run)
 
     loads = {case: functools.partial(measure, case) for case in cases}
     with served.own_config():
         rows, stopped = compare(ways, loads, repeats=repeats, slices=_SLICES)
-    frame = to_frame([row | {"workload": row["workload"][0]} for row in rows])
+    for row in rows:
+        row |= {"workload": row["workload"][0], "mean_batch_size": _mean_batch(row)}
+    frame = to_frame(rows)
     return CacheGain(frame=frame, explanation=_why(frame), stopped=stopped)
 
 
@@ -163,20 +167,46 @@ def time_lookups(served: ServedModel, workloads: Mapping[str, Sequence[str]], *,
 
 
 def _counted(run: LoadRun) -> dict[str, float]:
-    """Share of the requests that were hits, and the mean batch of the others, as columns."""
+    """Share of the requests that were hits, and how many of the others ran in how many batches, as columns."""
     counted = run.statistics
     if not counted or not counted.requests:
-        return {"hits": float("nan"), "mean_batch_size": float("nan")}
-    return {"hits": counted.cache_hits / counted.requests, "mean_batch_size": counted.mean_batch_size}
+        return dict.fromkeys(("hits", "inferences", "executions"), float("nan"))
+    hits = counted.cache_hits / counted.requests
+    return {"hits": hits, "inferences": float(counted.inferences), "executions": float(counted.executions)}
+
+
+def _mean_batch(row: dict[str, Any]) -> float:
+    """Rows per execution in all rounds together, from their means, taken out; NaN where nothing was computed."""
+    rows, executions = row.pop("inferences"), row.pop("executions")
+    return float(rows / executions) if executions else float("nan")
 
 
 def _why(frame: pd.DataFrame) -> str:
+    """The share of hits where it is highest, the batches of the misses, and what a cache without hits costs."""
     cached = frame[frame["setting"] == "cache"].dropna(subset=["hits"])
     if cached.empty:
         return "Triton counted nothing to explain it by."
     row = highest(cached, "hits")
-    told = f"At most {percent(row['hits'])} of the requests are hits ({row['workload']}), which never reach the batcher"
-    return f"{told}; the others run in batches of {number(row['mean_batch_size'])} rows."
+    most = "Up to " if len(cached) > 1 else ""
+    told = [f"{most}{percent(row['hits'])} of the requests are hits ({_where(row)}), which never reach the batcher."]
+    missed = cached[(cached["hits"] > 0) & (cached["hits"] < _MISSED)].dropna(subset=["mean_batch_size"])
+    if len(missed):
+        row = highest(missed, "hits")
+        same = (frame["workload"] == row["workload"]) & (frame["kinds"] == row["kinds"])
+        without = frame.loc[same & (frame["setting"] == "no cache"), "mean_batch_size"]
+        said = f"The {percent(1 - row['hits'])} that miss ({_where(row)}) run in batches of"
+        said += f" {number(row['mean_batch_size'])} on average"
+        told.append(f"{said}, without the cache in batches of {number(float(without.mean()))}.")
+    if len(new := cached[cached["kinds"] == 0]):
+        rows = new.to_dict("records")
+        costs = "; ".join(f"{row['workload']} {change(row, 'speedup', 'throughput')}" for row in rows)
+        told.append(f"Where no text comes twice, with the cache over without: {costs}.")
+    return " ".join(told)
+
+
+def _where(row: Mapping[Any, Any]) -> str:
+    kinds = f"{row['kinds']:.0f} different texts" if row["kinds"] else "all different"
+    return f"{row['workload']}, {kinds}"
 
 
 def _timed_ms(served: ServedModel, ids: NDArray[np.int64]) -> float:

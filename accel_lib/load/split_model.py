@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
 from accel_lib.engines.onnx_session import Part
-from accel_lib.formatting import number, percent
+from accel_lib.formatting import capital, number, percent
 from accel_lib.load.rounds import Ways, compare, whole
 from accel_lib.load.runner import LoadRun, load_test
 from accel_lib.machine import cache_dir, inspect_machine
@@ -95,9 +95,12 @@ def part_times_ms(parts: Sequence[Artifact], texts: Sequence[str], *, repeats: i
 
 def _why(frame: pd.DataFrame) -> str:
     """What a text costs in each layout, and how busy the instances are: one waits for the other, or hands over."""
-    rows = frame[frame["setting"].isin([INSTANCES, HALVES])].to_dict("records")
-    told = [
-        f"{row['workload']}, {row['setting']}: {number(row['text_ms'])} ms per text, {percent(row['busy'])} busy"
-        for row in rows
-    ]
-    return f"{'; '.join(told)}."
+    told = []
+    for workload, part in frame[frame["setting"].isin([INSTANCES, HALVES])].groupby("workload", sort=False):
+        costs = [
+            f"{row['setting']} {number(row['text_ms'])} ms{' (summed)' if row['setting'] == HALVES else ''},"
+            f" busy {percent(row['busy'])} of the time"
+            for row in part.to_dict("records")
+        ]
+        told.append(f"{workload}: {'; '.join(costs)}.")
+    return "\n".join(["How long a text keeps an instance, and how busy the instances are.", *map(capital, told)])

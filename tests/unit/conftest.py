@@ -6,13 +6,17 @@ SLOW = {
     "test_convert",
     "test_course",
     "test_deploy",
+    "test_engines",
     "test_fp16",
+    "test_generate",
+    "test_generation_onnx",
     "test_launchers",
     "test_loading",
     "test_memory",
     "test_model_table",
     "test_models",
     "test_more",
+    "test_openvino",
     "test_packed",
     "test_packed_families",
     "test_reranker",
@@ -21,6 +25,7 @@ SLOW = {
     "test_steps",
     "test_tensorrt",
     "test_validate",
+    "test_validate_generation",
 }
 
 

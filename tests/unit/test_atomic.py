@@ -195,6 +195,7 @@ def test_who_holds_a_folder_is_waited_for(tmp_path):
     assert order == ["first", "other"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["exchange", "no exchange"])
 def test_many_writers_of_one_folder_leave_one_whole(tmp_path, monkeypatch, way):
     if way == "no exchange":

@@ -250,6 +250,7 @@ def test_a_curve_is_what_the_simulator_says_of_one_replica(service):
     assert measured.at("p95_ms", 0.8) == pytest.approx(run.p95_ms, rel=0.01)
 
 
+@pytest.mark.slow
 def test_utilisations_are_those_that_were_measured_over_the_cores_that_are_requested(service):
     half, whole = simulate_replica(service, cores=2), simulate_replica(service, cores=4)
     run = simulate(service, rate=0.8 * half.capacity, requests=3000)

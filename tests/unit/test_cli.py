@@ -46,6 +46,7 @@ def test_doctor_shows_a_table_and_succeeds_here():
         assert row in done.stdout
 
 
+@pytest.mark.slow
 def test_a_report_is_markdown_without_paths_or_names():
     text = run("report", "--speed").stdout
     assert f"**accel_lib {accel_lib.__version__}** on " in text
@@ -55,6 +56,7 @@ def test_a_report_is_markdown_without_paths_or_names():
         assert private not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "cause", "fix"),
     [
@@ -74,6 +76,7 @@ def test_an_error_is_three_plain_lines_and_exit_2(words, cause, fix, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["mine", ".", "..", "mine/config.json", "docs"])
 def test_an_output_that_holds_anything_else_is_refused_before_the_work(tmp_path, tiny_folder, output):
     (tmp_path / "here").mkdir()
@@ -94,6 +97,7 @@ def refuse(*_arguments, **_options):
     raise ValidationError("The artifact disagrees.", fix="another precision")
 
 
+@pytest.mark.slow
 def test_a_conversion_that_fails_in_validation_leaves_the_old_artifact(tmp_path, tiny_folder, monkeypatch):
     words = ["convert", "--model", str(tiny_folder), "--output", str(tmp_path / "out")]
     tiny_artifact(tmp_path / "out", TABLE)
@@ -125,6 +129,7 @@ def test_a_key_is_made_listed_without_its_secret_and_revoked(tmp_path, monkeypat
     assert CliRunner().invoke(app, ["keys", "create", "x", "--role", "root"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_settings_that_are_no_numbers_are_refused_before_anything_starts():
     done = run("sweep", "-s", "max_batch_size=few")
     assert done.returncode == 2

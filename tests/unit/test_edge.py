@@ -249,6 +249,7 @@ def test_a_caller_without_a_key_gets_no_more_time_than_usual(gateway, monkeypatc
     assert status(answers(gateway, slow)) == 504
 
 
+@pytest.mark.slow
 def test_heads_and_bodies_of_strangers_take_no_memory(tmp_path):
     command = [sys.executable, "-c", CODE, tmp_path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

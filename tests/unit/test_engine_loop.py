@@ -166,6 +166,7 @@ def test_a_dead_engine_fails_what_it_held_and_is_made_again(loop, made, given_up
     assert not given_up.is_set()
 
 
+@pytest.mark.slow
 def test_a_step_that_never_ends_fails_its_requests_and_is_given_up(loop, given_up):
     assert "for a step" in ask(loop, "hangs", ids=[14]).rest()[-1].error
     assert given_up.wait(LONGEST_S)

@@ -108,6 +108,7 @@ def after_the_day(request):
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1], ids=["cheapest", "cold start"])
 def test_an_autoscaler_keeps_the_target(after_the_day, index):
     judge("11_to_kubernetes", index, after_the_day)

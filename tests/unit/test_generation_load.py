@@ -312,6 +312,7 @@ def test_an_error_inside_a_stream_is_that_of_its_request():
     assert sum(got.counts) == 1
 
 
+@pytest.mark.slow
 def test_a_curve_goes_from_below_to_above_what_can_be_done(engine):
     how = {"prompt_tokens": 6, "output_tokens": 20, "ttft_ms": 1e6}
     curve = generation_curve(engine, shares=(0.5, 3.0), seconds=1, clients=2 * ROWS, **how)

@@ -74,6 +74,7 @@ def test_the_limits_follow_from_bytes_and_from_arithmetic(measured):
     assert row["multiplying_ms"] == pytest.approx(1e3 * 2 * row["weights"] * 4 / 200e9)
 
 
+@pytest.mark.slow
 def test_a_machine_reads_and_multiplies():
     limits = machine_limits()
     assert limits.read_gb_per_s > 0

@@ -49,7 +49,7 @@ AccelError Artifact check choose compare doctor ensure fit_generation_simulator 
 guess load_model load_test load_texts open_engine reveal serve serve_gateway simulate sliders to_onnx to_openvino
 to_tensorrt to_torch train_classifier tune validate
 """
-LINES = 42_700  # of accel_lib, in all
+LINES = 42_750  # of accel_lib, in all
 HEAVY = (
     "torch",
     "transformers",

@@ -10,6 +10,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.convert.partition import HIDDEN, cut
 from accel_lib.engines.onnx_session import Part
 from accel_lib.errors import AccelError, ConversionError, EngineError
+from accel_lib.load import rate_limiter, response_cache, split_model
 from accel_lib.load.rate_limiter import MEASURES
 from accel_lib.load.response_cache import CacheGain, Lookups, zipf_traffic
 from accel_lib.load.rounds import Ways, in_rounds
@@ -46,6 +47,21 @@ def test_a_cache_is_judged_where_texts_repeat_most():
     )
 
 
+def test_what_explains_the_cache_speaks_of_batches_only_where_requests_missed():
+    told = response_cache._why(cache_table(SURE, NULL))
+    assert told == (
+        "Up to 86% of the requests are hits (short queries, 20 different texts), which never reach the batcher. "
+        "The 14% that miss (short queries, 20 different texts) run in batches of 3.0 on average, without the cache in "
+        "batches of 7.0. Where no text comes twice, with the cache over without: short queries no significant "
+        "difference."
+    )
+    every = cache_table(SURE, NULL, hits=1 / 0.95)
+    every.loc[3, "mean_batch_size"] = response_cache._mean_batch({"inferences": 0.0, "executions": 0.0})
+    told = response_cache._why(every[every["kinds"] == 20])
+    assert told == ("100% of the requests are hits (short queries, 20 different texts), which never reach the batcher.")
+    assert response_cache._mean_batch({"inferences": 3.0, "executions": 1.5}) == 2
+
+
 def lookup_table(ratio):
     rows = [{"workload": "short queries", "name": "miss"} | measured("ms", (8, 7, 9)) | measured("speedup", (1, 1, 1))]
     hit = {"workload": "short queries", "name": "hit"} | measured("ms", (1, 1, 2)) | measured("speedup", ratio)
@@ -79,6 +95,13 @@ def test_the_limiter_s_headline_names_who_gains_and_who_pays():
     )
 
 
+def test_the_time_that_models_worked_is_told_by_setting_and_names_who_was_alone():
+    told = rate_limiter._why([{"setting": "taking turns", "busy": 1.08}, {"setting": "alone", "busy": 0.31}])
+    assert told.startswith(
+        "Share of the time that the two models worked, summed: taking turns 108%; the quick one alone 31%. "
+    )
+
+
 def layouts(halves):
     rows = []
     for setting, ends in (("two instances", (1, 1, 1)), ("two halves", halves)):
@@ -91,6 +114,17 @@ def test_the_faster_layout_is_the_winner_whichever_it_is():
     assert layouts(SURE).headline == "Against two instances: two halves 4.0× the throughput"
     winners = [layouts(halves).winner("mixed documents") for halves in (SURE, LOSS, NULL)]
     assert winners == ["two halves", "two instances", "no significant difference"]
+
+
+def test_layouts_are_explained_by_what_a_text_costs():
+    rows = [
+        {"workload": "short queries", "setting": setting, "text_ms": ms, "busy": 0.9}
+        for setting, ms in (("two instances", 4.8), ("two halves", 5.0), ("one instance", 3.0))
+    ]
+    assert split_model._why(pd.DataFrame(rows)) == (
+        "How long a text keeps an instance, and how busy the instances are.\n"
+        "Short queries: two instances 4.8 ms, busy 90% of the time; two halves 5.0 ms (summed), busy 90% of the time."
+    )
 
 
 def test_every_figure_s_title_is_its_finding():

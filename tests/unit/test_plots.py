@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -218,6 +220,16 @@ def test_indistinguishable_settings_give_the_simplest():
     assert title(plots.tuning(settings([60, 61], [100, 100], 250))).startswith(
         "No significant difference between the 2 settings: took the simplest, 1 instance"
     )
+
+
+@pytest.mark.parametrize("p95", [[100, 200], [200, 100]])  # two settings on the front, and one
+def test_the_front_is_drawn_and_no_words_of_a_sweep_lie_on_others(p95):
+    ax = plots.tuning(settings([60, 61], p95, 150))
+    ax.figure.draw_without_rendering()
+    (front,) = [line for line in ax.lines if line.get_label() == "Pareto front"]
+    assert (100, 60 if p95[0] == 100 else 61) in set(map(tuple, front.get_xydata()))
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
 def test_batch_sizes_tell_the_mean():

@@ -92,6 +92,7 @@ class Words:
         return np.stack([np.bincount(row, minlength=1_024) for row in rows]).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_judge_compares_over_a_thousand_texts_and_the_labels_of_those_it_held_out():
     judge = quality_judge(Words())
     assert len(set(judge.texts)) >= 1_000

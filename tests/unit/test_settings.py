@@ -106,6 +106,7 @@ def test_a_damaged_state_file_is_called_so_and_left_as_it_is(tmp_path):
         Database(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", [{"ACCEL_PORT": "x"}, {"ACCEL_STATE_FILE": __file__}], ids=["a setting", "a state file"]
 )

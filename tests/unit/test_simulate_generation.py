@@ -146,6 +146,7 @@ def test_goodput_counts_what_keeps_both_targets():
     assert "keep TTFT ≤ 2,000 ms and ITL ≤ 40 ms" in run.headline
 
 
+@pytest.mark.slow
 def test_ten_thousand_requests_take_a_few_turns_each_not_one_a_token():
     run = simulator().predict(rate=5, requests=10_000, prompt_tokens=64, output_tokens="exponential:64:400")
     assert run.frame["output_tokens"].sum() > 500_000

@@ -43,7 +43,7 @@ def test_recorded_engines_name_their_card_and_a_tensorrt_among_them():
     table = recorded_engines()
     assert table.attrs["recorded"].startswith("NVIDIA H200, 2026-11")
     assert [name for name in table.index if name.startswith("TensorRT")]
-    assert table.columns.tolist() == [f"{size} tokens, ms" for size in ("1 × 16", "32 × 128", "256 × 128")]
+    assert table.columns.tolist() == [f"{size} tokens" for size in ("1 × 16", "32 × 128", "256 × 128")]
     assert (table.fillna(1) > 0).all(axis=None)
 
 

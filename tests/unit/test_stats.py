@@ -66,6 +66,7 @@ def test_percentile_intervals_cover_the_true_value_as_often_as_they_say(q: float
     assert 0.94 <= covered <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(5, 5), (6, 9), (12, 12), (100, 60)])
 def test_the_interval_of_a_ratio_covers_the_true_ratio_as_often_as_it_says(sizes: tuple[int, int]) -> None:
     random = np.random.default_rng(2)

@@ -158,6 +158,7 @@ class TestMixed:
         for text in load_texts("mixed", limit=200):
             assert len({subject[s] for s in subject if s in text}) <= 1
 
+    @pytest.mark.slow
     def test_more_documents_than_there_can_be_are_refused(self) -> None:
         with pytest.raises(TextError, match="limit="):
             load_texts("mixed", limit=50_000)

@@ -83,6 +83,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", LONG)
 def test_a_long_text_has_the_tokens_of_the_whole_and_is_counted_whole(
@@ -117,6 +118,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_grows_neither_with_the_product_of_a_pair_nor_with_the_number_of_texts(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ SHAPE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_that_converts_gives_transformers_own_tokens(family, tmp_path):
     torch.manual_seed(1)
@@ -219,6 +220,7 @@ def drawn(count, **settings):
     return np.bincount(chosen.ids.numpy(), minlength=len(SHARES)) / count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
@@ -271,6 +273,7 @@ def test_a_captured_pass_may_see_more_than_its_texts_have(model):
     torch.testing.assert_close(logits[0], wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_artifact_opens_the_engine_of_its_device(model, tmp_path):
     artifact = generation_to_transformers(model, tmp_path / "artifact")
     scheduler = open_generation(Artifact.load(artifact.folder), device="cpu", rows=2, cache_tokens=128)

@@ -26,6 +26,7 @@ from accel_lib.show.plots.style import (
     draw_bars,
     ends,
     finish,
+    key_below,
     log_axis,
     note,
     target,
@@ -35,7 +36,6 @@ from accel_lib.triton.error_messages import request_error
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_AROUND = ((6, -12), (6, 7), (-14, -12), (-14, 7))  # where a label stands beside its point, so that two do not meet
 _LOST = {"refused": "rejected", "gave_up": "given up"}
 _TIMED_OUT = request_error("", "Request timeout expired").cause
 
@@ -44,16 +44,15 @@ def paths(experiment: Experiment) -> Axes:
     """The way of each setting through p95 and throughput as the load grows: what `vary` returns at several loads."""
     frame = experiment.frame
     ax = canvas(experiment.headline, rows=7)
-    groups = zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False)
-    for place, (color, (name, part)) in enumerate(groups):
+    for color, (name, part) in zip(COLORS * len(frame), frame.groupby("setting", sort=False), strict=False):
         x, y = part["p95_ms"].to_numpy(), part["texts_per_s"].to_numpy()
         ax.errorbar(x, y, yerr=ends(part, "texts_per_s"), fmt="none", ecolor=color, alpha=0.35, elinewidth=1.4)
         ax.plot(x, y, color=color, label=str(name), **LINE)
         for across, up, load in zip(x, y, part["load"], strict=True):
-            note(ax, f"{load:.0f}", (across, up), _AROUND[place % len(_AROUND)], color=color, fontsize=9)
+            note(ax, f"{load:.0f}", (across, up), (6, -12), color=color, fontsize=9)
     log_axis(ax, "x")
     ax.set_ylim(0)
-    ax.legend(framealpha=0.8, edgecolor="none", fontsize=10, loc="best")
+    key_below(ax, columns=2)
     unit = "requests per second" if frame["open"].any() else "requests in flight"
     ax.set_xlabel(f"p95 latency, ms (numbers at the points: {unit})")
     ax.set_ylabel("throughput, texts/s")

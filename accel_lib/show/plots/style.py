@@ -5,6 +5,7 @@ A table that knows the machine it was measured on (``frame.attrs["machine"]``) g
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -29,6 +30,9 @@ _BAR = 0.62  # height of a bar, of its row's
 _DECADES = 300  # range of a logarithmic axis up to which numbers between the powers of ten are written
 _FEW = 3  # range up to which all of them are
 _NUMBER = "{x:,.6g}"
+_ACROSS, _UP = {1: "left", -1: "right", 0: "center"}, {1: "bottom", -1: "top", 0: "center"}  # sides of a point
+_WORDS = (2, -2)  # pixels around words: more to their sides, less above and below, where letters leave room
+_NEAR = 6  # pixels from words within which they touch a marker
 _WIDTH_INCHES = 8.0
 _TITLE_LETTERS = 74
 _CAPTION_LETTERS = 110
@@ -49,7 +53,7 @@ def canvas(title: str, *, rows: int) -> Axes:
 
 
 def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None = None) -> Axes:
-    """Where it was measured as the caption, and where the x axis ends."""
+    """Where it was measured as the caption, where the x axis ends, and notes moved from what they would cover."""
     if right is not None:
         ax.set_xlim(0, right)
     where = data.attrs.get("recorded") or data.attrs.get("machine")
@@ -58,7 +62,47 @@ def finish(ax: Axes, data: pd.DataFrame | pd.Series[Any], *, right: float | None
         start = "recorded on" if "recorded" in data.attrs else start
         words = textwrap.fill(f"{start} {where}", _CAPTION_LETTERS)
         ax.figure.supxlabel(words, x=0.01, ha="left", fontsize=8, color=GREY)
+    _clear(ax)
     return ax
+
+
+def _clear(ax: Axes) -> None:
+    """Move each note that lies on something to the place around its point where it covers least, the nearest such."""
+    cast("Any", ax.figure).draw_without_rendering()
+    boxes: dict[Any, Any] = {text: text.get_window_extent().padded(*_WORDS) for text in ax.texts if text.get_text()}
+    drawn: list[Any] = [(line, line.get_path(), False) for line in ax.lines if line.get_linestyle() != "None"]
+    drawn += [(patch, patch.get_path(), True) for patch in ax.patches]
+    marked = [line for line in ax.lines if line.get_marker() not in ("None", "|", "_")]  # the last two end whiskers
+    points = [line.get_transform().transform(line.get_xydata()) for line in marked]
+    for group in ax.collections:
+        if hasattr(group, "legend_elements"):  # a scatter
+            points.append(group.get_offset_transform().transform(group.get_offsets()))
+        else:
+            drawn += [(group, path, len(group.get_facecolor()) > 0) for path in group.get_paths()]
+    paths = [(part.get_transform().transform_path(path), filled, part.zorder) for part, path, filled in drawn]
+    markers = np.concatenate([np.empty((0, 2)), *points])
+
+    def covered(note: Any, place: tuple[Any, str, str]) -> int:
+        note.xyann = place[0]
+        note.set(ha=place[1], va=place[2])
+        box = boxes[note] = note.get_window_extent().padded(*_WORDS)
+        own = ax.transData.transform([note.xy]) if note.xycoords == "data" else box.get_points()
+        away, least = (np.hypot(*np.maximum(0, np.maximum(box.min - at, at - box.max)).T) for at in (markers, own))
+        touched = np.sum(away < _NEAR) + 2 * np.sum(away < least.min())  # the nearer ones they seem to belong to
+        others = sum(box.overlaps(other) for text, other in boxes.items() if text is not note)
+        lines = sum(1 + 2 * (height >= 2) for path, filled, height in paths if path.intersects_bbox(box, filled))
+        return int(lines + 3 * (others + touched))
+
+    for note in boxes:
+        far = max(map(abs, getattr(note, "xyann", (0,))))
+        place = (note.xyann, note.get_ha(), note.get_va()) if far else None
+        if place and (least := covered(note, place)):
+            for times, up, across in itertools.product((1, 2, 3), _UP, _ACROSS):
+                other = ((times * far * across, times * far * up), _ACROSS[across], _UP[up])
+                on = covered(note, other) + times - 1  # a far place has to be freer
+                if on < least and (ax.bbox.min <= boxes[note].min).all() and (boxes[note].max <= ax.bbox.max).all():
+                    place, least = other, on
+            covered(note, place)
 
 
 def rows(ax: Axes, names: Iterable[Any]) -> NDArray[np.int64]:
@@ -128,6 +172,12 @@ def target(ax: Axes, words: str, *, x: float | None = None, y: float | None = No
         ax.axvline(cast("float", x), color=color, linestyle="--", linewidth=1.4)
         away = -5 if look.get("ha") == "right" else 5
         note(ax, words, (x, at), (away, 0), xycoords=("data", "axes fraction"), **look)
+
+
+def key_below(ax: Axes, *, columns: int, **look: Any) -> None:
+    """The legend below the axes, where it covers nothing."""
+    usual: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "frameon": False, "fontsize": 10}
+    ax.legend(ncols=columns, **(usual | look))
 
 
 def log_axis(ax: Axes, which: Literal["x", "y"], form: str = _NUMBER, *, base: int = 10) -> None:

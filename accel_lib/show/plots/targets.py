@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from accel_lib.formatting import listed, number, percent
 from accel_lib.show.plots.style import (
@@ -22,6 +20,7 @@ from accel_lib.show.plots.style import (
     canvas,
     ends,
     finish,
+    key_below,
     log_axis,
     note,
     target,
@@ -52,10 +51,10 @@ def tuning(found: Sweep) -> Axes:
     ax = canvas(found.headline, rows=6 + len(frame) // 5)
     x, y = frame["p95_ms"], frame["texts_per_s"]
     front = found.front
-    if len(front) > 1:
-        label = "Pareto front"
-        ax.step(front["p95_ms"], front["texts_per_s"], where="post", color=SKY, linewidth=2, zorder=0, label=label)
-        ax.legend(frameon=False, fontsize=10, loc="best")
+    corners = [*front["p95_ms"], x.max()], [*front["texts_per_s"], front["texts_per_s"].max()]
+    at = [front["p95_ms"].min(), *corners[0]], [0, *corners[1]]
+    ax.step(*at, where="post", color=SKY, linewidth=4, zorder=0, label="Pareto front")
+    ax.legend(frameon=False, fontsize=10, loc="best")
     across, up = ends(frame, "p95_ms"), ends(frame, "texts_per_s")
     up = np.minimum(up, [y, np.fmax(found.rate - y, 0) if found.rate else np.full(len(y), np.inf)])
     ax.errorbar(x, y, xerr=across, yerr=up, fmt="none", ecolor=LIGHT, elinewidth=1.5, zorder=1)
@@ -72,7 +71,7 @@ def tuning(found: Sweep) -> Axes:
     ax.set_ylim(bottom=0)
     if x.max() > _FAR * x.min():
         log_axis(ax, "x", "{x:,.0f}")
-    target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.02)
+    target(ax, f"target {p95_ms:g} ms", x=p95_ms, at=0.05)
     ax.set_xlabel("p95 latency, ms")
     ax.set_ylabel("answered within the target, texts/s" if found.rate else "throughput, texts/s")
     return finish(ax, frame)
@@ -110,10 +109,8 @@ def curve(result: Curve, p95_ms: float | None = None, *, factor: float = 1.0) ->
         yerr = ends(measured, "p95_ms")
         ax.errorbar(measured["load"], measured["p95_ms"], yerr=yerr, fmt="none", ecolor=VERMILLION, capsize=3)
         ax.scatter(measured["load"], measured["p95_ms"], color=VERMILLION, s=60, zorder=3)
-        first = measured.iloc[0]
-        over = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        at = (first["load"], np.fmax(first["p95_ms"], first["p95_ms_high"]))
-        note(ax, "p95, measured", at, (0, 8), color=VERMILLION, ha="center", bbox=over)
+        last = measured.iloc[-1]
+        note(ax, "p95, measured", (last["load"], last["p95_ms"]), (0, 12), color=VERMILLION, ha="center")
     if p95_ms:
         target(ax, f"target {p95_ms:g} ms", y=p95_ms, at=0.01, color=GREEN)
     log_axis(ax, "y")
@@ -153,7 +150,7 @@ def control(test: StepTest) -> Axes:
     log_axis(ax, "y", "{x:,.0f}")
     ax.set_xlabel("seconds (blue triangles: the controller sets another admission limit)")
     ax.set_ylabel("p95 of each window, ms")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=9, ncols=1)
+    key_below(ax, columns=1, fontsize=9)
     return finish(ax, test.frame)
 
 
@@ -183,10 +180,8 @@ def signals(replica: Replica) -> Axes:
     ax.axhline(1, color=LIGHT, linewidth=1, zorder=0)
     log_axis(ax, "y", "{x:g}×")
     ax.yaxis.set_minor_formatter("")
-    low, high = np.log(ax.get_ylim())
-    heights = _apart((np.log(list(growths.values())) - low) / (high - low))
-    for signal, height, (color, _) in zip(growths, heights, _LINES, strict=False):
-        note(ax, SIGNALS[signal], (load.iloc[-1], height), xycoords=("data", "axes fraction"), color=color)
+    for signal, (color, _) in zip(growths, _LINES, strict=False):
+        note(ax, SIGNALS[signal], (load.iloc[-1], growths[signal]), color=color)
     ax.set_xlim(0, 130)
     ax.set_xticks(np.arange(0, 101, 20))
     ax.set_xlabel("load, % of what one replica can serve")
@@ -224,7 +219,7 @@ def recovery(chosen: Policies, *names: str, hour: float) -> Axes:
         ax.step(minutes[seen], frame["p95_ms"][seen], where="post", color=color, linewidth=width, label=name)
     target(ax, f"target {number(chosen.replays[0].p95_ms)} ms", y=chosen.replays[0].p95_ms, at=1, color=GREEN)
     log_axis(ax, "y", "{x:,.0f}")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False, fontsize=10, ncols=len(names))
+    key_below(ax, columns=len(names))
     ax.set_xlabel("minutes since the burst began")
     ax.set_ylabel("p95 latency, ms")
     return finish(ax, chosen.frame)
@@ -236,21 +231,15 @@ def costs(chosen: Policies) -> Axes:
     ax = canvas(chosen.headline, rows=6)
     late, cost = 100 * frame["late"].to_numpy(), frame["cost_per_million"].to_numpy()
     ax.axvspan(-100, 100 * MOST_LATE, color="#EAF5F0", zorder=0)
-    for row, x, y, color, marker in zip(frame.to_dict("records"), late, cost, COLORS, _MARKERS, strict=False):
+    sizes = range(190, 15, -25)  # markers at one place are seen in each other
+    parts = zip(frame.to_dict("records"), late, cost, COLORS, _MARKERS, sizes, strict=False)
+    for row, x, y, color, marker, size in parts:
         words = f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'])} late"
-        ax.scatter(x, y, s=75, color=color, marker=marker, label=words, zorder=2)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=10, ncols=2)
+        look = {"facecolor": "none", "edgecolor": color, "linewidth": 1.8}
+        ax.scatter(x, y, s=size, marker=marker, label=words, zorder=2, **look)
+    key_below(ax, columns=2)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
     ax.set_ylim(0, 1.1 * cost.max())
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
     ax.set_ylabel("USD per million requests")
     return finish(ax, frame)
-
-
-def _apart(heights: NDArray[np.float64], gap: float = 0.065) -> NDArray[np.float64]:
-    """Move labels up so that none covers another, from the lowest on, each `gap` above the one below it."""
-    placed = heights.copy()
-    order = np.argsort(heights)
-    for below, above in itertools.pairwise(order):
-        placed[above] = max(placed[above], placed[below] + gap)
-    return placed
