@@ -1,6 +1,7 @@
-"""Unit tests that `make check` leaves out: what converts, trains or executes something of real size."""
+"""Unit tests that `make check` leaves out: what converts, trains, simulates or draws for long."""
 
 SLOW = {
+    "test_autoscale",
     "test_build",
     "test_choice",
     "test_convert",
@@ -22,6 +23,7 @@ SLOW = {
     "test_reranker",
     "test_scores",
     "test_sentiment",
+    "test_sliders",
     "test_steps",
     "test_tensorrt",
     "test_validate",
