@@ -42,7 +42,7 @@ class Batching(Result):
         word = "faster than" if computes > _ALIKE else "slower than" if computes < 1 / _ALIKE else "as fast as"
         rates = f"{number(second['padded_tokens_per_s'])} against {number(first['padded_tokens_per_s'])} tokens/s"
         said = f"{second['strategy']} computes tokens {word} {first['strategy']} ({rates}, {times(computes)})"
-        product = f"{computes:.2f} × {text:.2f} = {times(computes * text)}"
+        product = f"{computes:.3f} × {text:.3f} = {times(computes * text)}"
         return f"{said}, and {percent(1 - second['padding'])} of them are text: {product}"
 
 

@@ -118,7 +118,8 @@ class Experiment(Result):
         said = f"Within {where}, {least['setting']} keeps the instances busy for {percent(least['busy'])} of the time"
         if least["setting"] == base["setting"]:
             return f"{said}, the least of all"
-        return f"{said}, {base['setting']} for {percent(base['busy'])}"
+        price = f"{number(least['p95_ms'])} ms against {number(base['p95_ms'])}"
+        return f"{said}, {base['setting']} for {percent(base['busy'])}; its p95 is {price}"
 
     @property
     def rejections(self) -> pd.DataFrame:

@@ -234,5 +234,5 @@ def test_the_front_is_drawn_and_no_words_of_a_sweep_lie_on_others(p95):
 
 def test_batch_sizes_tell_the_mean():
     ax = plots.batch_sizes(pd.Series([10, 10], index=[1, 3]))
-    assert title(ax) == "Triton ran 2.0 requests at a time on average; half of them were in batches of 3 or more"
+    assert title(ax) == "Triton ran 2.0 requests at a time on average; 75% were in batches of 3 or more"
     assert "batch size" in ax.get_xlabel()

@@ -94,7 +94,8 @@ def batch_sizes(executions: pd.Series[Any]) -> Axes:
     requests = sizes * executions.to_numpy()
     mean = float(np.average(sizes, weights=executions))
     middle = sizes[np.searchsorted(np.cumsum(requests), requests.sum() / 2)]
-    title = f"Triton ran {number(mean)} requests at a time on average; half of them were in batches of {middle} or more"
+    larger = percent(requests[sizes >= middle].sum() / requests.sum())
+    title = f"Triton ran {number(mean)} requests at a time on average; {larger} were in batches of {middle} or more"
     ax = canvas(title, rows=5)
     ax.bar(sizes, requests, color=BLUE, width=0.8)
     ax.set_xlabel("requests run together (batch size)")
