@@ -84,13 +84,14 @@ _NUMBER = """
     rate_per_s kept_per_s ttft_p50_ms ttft_p95_ms itl_p50_ms itl_p95_ms p90_ms goodput predicted_goodput
     received_kb replicas_mean cost_per_million simulated_per_s simulated_p95_ms ms predicted_ms step_ms"""
 _WHOLE = "max_queue_delay_us max_batch_tokens step_tokens tokens requests bytes_each load"
-_PERCENT = "right first top10_overlap same_label padding late busy share others kept failed"
+_PERCENT = "right first top10_overlap same_label padding busy share others kept failed"
 # Columns that are shown, and how a value is written; the others are for computing with.
 _WRITE: dict[str, Callable[[Any], str]] = (
     dict.fromkeys(_TEXT.split(), str)
     | dict.fromkeys(_NUMBER.split(), number)
     | dict.fromkeys(_WHOLE.split(), lambda value: "–" if value != value else f"{value:,.0f}")
     | dict.fromkeys(_PERCENT.split(), percent)
+    | {"late": functools.partial(percent, digits=1)}
     | dict.fromkeys(["speedup", "over_best"], times)
     | dict.fromkeys(["cosine_mean", "cosine_min"], "{:.4f}".format)
     | dict.fromkeys(["ndcg_at_10", "reciprocal_rank"], "{:.3f}".format)

@@ -95,7 +95,8 @@ class Experiment(Result):
         start = f"Responses within {self.target_ms:g} ms {_at(base)}"
         most = f"{number(best['goodput_per_s'])} per second"
         if len(names) > 1 and base["setting"] in names:
-            return f"{start}: {UNCHANGED} between {listed(names)}, up to {most}"
+            least = number(reach["goodput_per_s"].min())
+            return f"{start}: {UNCHANGED} between {listed(names)}, {least} to {most}"
         others = "" if base["setting"] in names else f"; {base['setting']} {number(base['goodput_per_s'])}"
         alike = f", not certainly more than with {listed(names[1:])}" if names[1:] else ""
         return f"{start}: {most} with {names[0]}{alike}{others}"

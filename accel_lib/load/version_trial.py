@@ -188,7 +188,8 @@ def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, look
     Returns
     -------
     DataFrame
-        ``requests``, ``difference``, ``low``, ``high``, ``anytime_low``, ``anytime_high``.
+        ``requests``, ``difference`` of b to a, ``low``, ``high``, ``anytime_low``, ``anytime_high``;
+        ``attrs["versions"]`` are a and b.
     """
     who, hits = np.asarray(versions), np.asarray(right, dtype=bool)
     rows = []
@@ -198,4 +199,6 @@ def narrowing(versions: Sequence[str], right: ArrayLike, *, a: str, b: str, look
             found = compare_shares(first, second)
             ends = ("difference", "low", "high", "anytime_low", "anytime_high")
             rows.append({"requests": int(n)} | {name: getattr(found, name) for name in ends})
-    return to_frame(rows)
+    table = to_frame(rows)
+    table.attrs["versions"] = (a, b)
+    return table

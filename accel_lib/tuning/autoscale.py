@@ -108,8 +108,8 @@ class Replay(Result):
     def headline(self) -> str:
         """What the day cost, and how many requests came late."""
         price, fleet = number(self.cost_per_million), number(float(self.frame["replicas"].mean()))
-        late = f"{percent(self.late)} of them came while the p95 was over {number(self.p95_ms)} ms"
-        return f"{self.name}: {price} USD per million requests; {late}; {fleet} replicas on average"
+        late = f"{percent(self.late, 1)} of them came while the p95 was over {number(self.p95_ms)} ms"
+        return f"{self.name}: {price} USD per million answered requests; {late}; {fleet} replicas on average"
 
     @property
     def _table(self) -> pd.DataFrame:
@@ -134,13 +134,13 @@ class Policies(Result):
         kept = self.frame[self.frame["late"] <= MOST_LATE]
         if kept.empty:
             best = lowest(self.frame, "late")
-            return f"No policy keeps the target: {best['name']} comes closest, with {percent(best['late'])} late"
+            return f"No policy keeps the target: {best['name']} comes closest, with {percent(best['late'], 1)} late"
         best, dearest = lowest(kept, "cost_per_million"), highest(kept, "cost_per_million")
         price = number(best["cost_per_million"])
         less = percent(1 - best["cost_per_million"] / dearest["cost_per_million"])
         names = kept.loc[kept["cost_per_million"] <= _SAME_COST * best["cost_per_million"], "name"].tolist()
         verb = "keeps" if len(names) == 1 else "keep"
-        said = f"{listed(names)} {verb} the target for the least: {price} USD per million requests"
+        said = f"{listed(names)} {verb} the target for the least: {price} USD per million answered requests"
         return capital(f"{said}, {less} less than {dearest['name']}" if dearest["name"] not in names else said)
 
     def recovery_minutes(self, hour: float = BURST_HOUR) -> dict[str, float]:
@@ -169,12 +169,12 @@ class Policies(Result):
         replays = [each[self.best] for each in (self, *others)]
         costs = sorted(each.cost_per_million for each in replays)
         cost = _range([number(each) for each in costs])
-        late = _range([percent(each) for each in sorted(each.late for each in replays)])
+        late = _range([percent(each, 1) for each in sorted(each.late for each in replays)])
         named = [each.best or "no policy" for each in others]
         agreed = all(name == self.best for name in named)
         other = " or ".join(dict.fromkeys(named))
         verdict = "the best in each of the days" if agreed else f"on the other days the best is {other}"
-        return capital(f"{self.best}: {cost} USD per million requests, {late} late; {verdict}")
+        return capital(f"{self.best}: {cost} USD per million answered requests, {late} late; {verdict}")
 
     def __getitem__(self, name: str) -> Replay:
         """The replay of that name."""

@@ -226,7 +226,7 @@ def recovery(chosen: Policies, *names: str, hour: float) -> Axes:
 
 
 def costs(chosen: Policies) -> Axes:
-    """Cost per million requests, USD, against the share that came late, one point a policy."""
+    """Cost per million answered requests, USD, against the share that came late, one point a policy."""
     frame = chosen.frame
     ax = canvas(chosen.headline, rows=6)
     late, cost = 100 * frame["late"].to_numpy(), frame["cost_per_million"].to_numpy()
@@ -234,12 +234,12 @@ def costs(chosen: Policies) -> Axes:
     sizes = range(190, 15, -25)  # markers at one place are seen in each other
     parts = zip(frame.to_dict("records"), late, cost, COLORS, _MARKERS, sizes, strict=False)
     for row, x, y, color, marker, size in parts:
-        words = f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'])} late"
+        words = f"{row['name']}: {number(row['cost_per_million'])} USD, {percent(row['late'], 1)} late"
         look = {"facecolor": "none", "edgecolor": color, "linewidth": 1.8}
         ax.scatter(x, y, s=size, marker=marker, label=words, zorder=2, **look)
     key_below(ax, columns=2)
     ax.set_xlim(-0.04 * max(late.max(), 1), 1.08 * max(late.max(), 1))
     ax.set_ylim(0, 1.1 * cost.max())
     ax.set_xlabel("requests while the p95 was over the target, % (green: at most 1%)")
-    ax.set_ylabel("USD per million requests")
+    ax.set_ylabel("USD per million answered requests")
     return finish(ax, frame)

@@ -75,7 +75,9 @@ def _when_sure(course: pd.DataFrame) -> str:
     first = course["requests"].iloc[hidden[-1] + 1 if len(hidden) else 0]
     better = "more" if last["difference"] > 0 else "fewer"
     small, large = sorted(abs(100 * last[end]) for end in ("anytime_low", "anytime_high"))
-    return f"Sure after {int(first):,} requests: {small:.1f} to {large:.1f} points {better} right answers"
+    base, other = course.attrs["versions"]
+    said = f"version {other} has {small:.1f} to {large:.1f} points {better} right answers than version {base}"
+    return f"Sure after {int(first):,} requests: {said}"
 
 
 def _price_of_small_gains(frame: pd.DataFrame) -> str:
