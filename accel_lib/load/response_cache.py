@@ -194,8 +194,7 @@ def _why(frame: pd.DataFrame) -> str:
         row = highest(missed, "hits")
         same = (frame["workload"] == row["workload"]) & (frame["kinds"] == row["kinds"])
         without = frame.loc[same & (frame["setting"] == "no cache"), "mean_batch_size"]
-        said = f"The {percent(1 - row['hits'])} that miss ({_where(row)}) run in batches of"
-        said += f" {number(row['mean_batch_size'])} on average"
+        said = f"What misses ({_where(row)}) runs in batches of {number(row['mean_batch_size'])} on average"
         told.append(f"{said}, without the cache in batches of {number(float(without.mean()))}.")
     if len(new := cached[cached["kinds"] == 0]):
         rows = new.to_dict("records")

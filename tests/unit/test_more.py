@@ -51,7 +51,7 @@ def test_what_explains_the_cache_speaks_of_batches_only_where_requests_missed():
     told = response_cache._why(cache_table(SURE, NULL))
     assert told == (
         "Up to 86% of the requests are hits (short queries, 20 different texts), which never reach the batcher. "
-        "The 14% that miss (short queries, 20 different texts) run in batches of 3.0 on average, without the cache in "
+        "What misses (short queries, 20 different texts) runs in batches of 3.0 on average, without the cache in "
         "batches of 7.0. Where no text comes twice, with the cache over without: short queries no significant "
         "difference."
     )
