@@ -68,7 +68,7 @@ def percent(share: float, digits: int = 0) -> str:
     """A share as a percentage, never a false 0% or 100%: ``"88%"``, ``"99.7%"``, ``"0.4%"``; with `digits` at least."""
     if math.isnan(share):
         return "–"
-    exact = 100 * share
+    exact = round(100 * share, 9)
     while digits < 3 and round(exact, digits) in (0.0, 100.0) and exact not in (0.0, 100.0):
         digits += 1
     return f"{exact:.{digits}f}%"
