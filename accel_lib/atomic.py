@@ -21,7 +21,7 @@ from accel_lib.errors import OutputError
 
 _DRAFT = ".accel-"  # ".<name>.accel-<random>" is a draft of <name>
 _OLD = ".replaced"  # in a draft: what was in its target's place
-_CHANGED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)  # another process was here meanwhile
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)  # another process wrote the folder meanwhile
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_BYTES = 2**20  # a disk with less room than this counts as full, for libraries that lose the error's number
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of <fcntl.h> and <linux/fs.h>
@@ -134,7 +134,7 @@ def put(new: Path, folder: Path) -> None:
                 _put_in_two_steps(new, folder)
             return
         except OSError as error:
-            if error.errno not in _CHANGED:
+            if error.errno not in (*_TAKEN, errno.ENOENT) or not new.exists():
                 raise
 
 
@@ -144,7 +144,7 @@ def _put_in_two_steps(new: Path, folder: Path) -> None:
     try:
         new.rename(folder)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno in _CHANGED:
+        if isinstance(error, OSError) and error.errno in _TAKEN:
             shutil.rmtree(old)  # another process wrote the folder, after what is removed here
         else:
             old.rename(folder)

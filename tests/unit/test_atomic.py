@@ -216,6 +216,18 @@ def test_many_writers_of_one_folder_leave_one_whole(tmp_path, monkeypatch, way):
             assert names(target.parent) == ["tiny"]
 
 
+@pytest.mark.parametrize("way", ["exchange", "no exchange"])
+def test_a_draft_that_is_gone_ends_the_write_and_keeps_the_old_folder(tmp_path, made, monkeypatch, way):
+    if way == "no exchange":
+        monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    made[0].copy_to(tmp_path / "tiny")
+    for target in ("tiny", "new"):
+        with pytest.raises(FileNotFoundError):
+            atomic.put(tmp_path / "gone", tmp_path / target)
+    assert names(tmp_path) == ["tiny"]
+    assert Artifact.load(tmp_path / "tiny").manifest.files == made[0].manifest.files
+
+
 def test_many_copies_of_artifacts_to_one_folder_leave_one_whole(tmp_path, made):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for n in range(10):
