@@ -163,7 +163,8 @@ def recover(target: Path) -> None:
             except OSError:  # the file system has no locks: what looks dead may be alive
                 dead = False
             if (draft / _OLD).is_dir() and not target.exists():
-                (draft / _OLD).rename(target)
+                with contextlib.suppress(OSError):  # another process wrote the target meanwhile
+                    (draft / _OLD).rename(target)
             if dead:
                 shutil.rmtree(draft, ignore_errors=True)
 
