@@ -30,6 +30,7 @@ _ATTEMPTS = 3
 _EXIT_S = 5  # how long Triton waits at its end for requests, and for stubs that no longer respond
 _GRACE_S = 8.0
 _READY = "Started Metrics Service"  # the last of the three services to come up
+_ENDING = b"All models are stopped, unloading models"
 _UNLOADED = b"Found 0 live models and 0 in-flight"  # what follows at its end is a second of waiting for its own threads
 _TAIL_BYTES = 2048
 _CACHE_BYTES = 16 * 2**20
@@ -156,14 +157,18 @@ class TritonProcess:
             self._log = (self._folder / "log").read_text(encoding="utf-8", errors="replace")
         return self._log
 
-    def stop(self) -> None:
-        """End Triton, gracefully if it can, and remove its log, shared memory and processes."""
+    def stop(self, *, unloaded: bool = False) -> None:
+        """End Triton, gracefully if it can, and remove its log, shared memory and processes.
+
+        With `unloaded`, its models are known to be gone.
+        """
         if not self.owned:
             return
         try:
             if self.running:
+                last = _ENDING if unloaded else _UNLOADED
                 self._command.send_signal(signal.SIGTERM)
-                if self._unloaded(time.monotonic() + _GRACE_S) and not self._traced:  # it still sends its traces
+                if self._said(last, time.monotonic() + _GRACE_S) and not self._traced:  # it still sends its traces
                     self._command.send_signal(signal.SIGTERM)  # the second one ends it at once
                 self._command.wait(_GRACE_S + _EXIT_S)
         except subprocess.TimeoutExpired:
@@ -174,12 +179,12 @@ class TritonProcess:
             watchdog.sweep(self.prefix)
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _unloaded(self, until: float) -> bool:
-        """Wait until Triton, which is ending, has unloaded its models; False if it has ended or time is up."""
+    def _said(self, words: bytes, until: float) -> bool:
+        """Wait for words at the end of the log of Triton, which is ending; False if it has ended or time is up."""
         while self.running and time.monotonic() < until:
             with (self._folder / "log").open("rb") as log:
                 log.seek(-min(_TAIL_BYTES, log.seek(0, os.SEEK_END)), os.SEEK_END)
-                if _UNLOADED in log.read():
+                if words in log.read():
                     return True
             time.sleep(0.02)
         return False

@@ -23,7 +23,7 @@ class _RemoteProcess(TritonProcess):
         self.host = host
         self.ports = ports
 
-    def stop(self) -> None:
+    def stop(self, *, unloaded: bool = False) -> None:
         pass
 
 

@@ -268,10 +268,9 @@ class Server:
         """End Triton and everything that it started."""
         if _SERVERS.get(self.repository) is self:
             del _SERVERS[self.repository]
-        if self._process.owned and self.running:
-            self._unload_all(time.monotonic() + _LAST_UNLOAD_S)
+        unloaded = self._process.owned and self.running and self._unload_all(time.monotonic() + _LAST_UNLOAD_S)
         self.connection.close()
-        self._process.stop()
+        self._process.stop(unloaded=unloaded)
 
     def __enter__(self) -> Self:
         return self
@@ -290,15 +289,20 @@ class Server:
                 loaded.setdefault(model.name, []).append(model.version)
         return "; ".join(f"{name} {_numbered(sorted(v))}" for name, v in loaded.items()) or "no model loaded yet"
 
-    def _unload_all(self, until: float) -> None:
-        """Unload what can be: at its end Triton looks only once a second whether its models are gone."""
+    def _unload_all(self, until: float) -> bool:
+        """Unload what can be: at its end Triton looks only once a second whether its models are gone.
+
+        Whether all are, which Triton itself does not know then: it counts what it refused to load for ever.
+        """
         with contextlib.suppress(RequestError, ServerError):
             for name in {model.name for model in self.connection.index(_LAST_UNLOAD_S) if model.state == "READY"}:
                 self.connection.unload(name)
-            while time.monotonic() < until and any(
-                model.state in _LOADED for model in self.connection.index(_LAST_UNLOAD_S)
-            ):
+            while any(model.state in _LOADED for model in self.connection.index(_LAST_UNLOAD_S)):
+                if time.monotonic() > until:
+                    return False
                 time.sleep(0.02)
+            return True
+        return False
 
     def _wait_until_gone(self, name: str, version: str = "") -> None:
         until = time.monotonic() + _UNLOAD_S

@@ -155,6 +155,14 @@ def test_nothing_is_left_after_stop_nor_after_an_error_in_the_block(repository, 
     assert failed.left() == {}
 
 
+def test_what_was_refused_to_load_does_not_hold_up_the_end(repository):
+    with accel_lib.serve(repository) as server:
+        with pytest.raises(ServerError, match="unable to find backend library"):
+            server.load("tiny", server.config("tiny").replace(backend="pythn"))
+    assert "All models are stopped" in server.log
+    assert "Exit timeout expired" not in server.log  # Triton counts it as live for ever
+
+
 def test_a_request_in_flight_when_the_server_is_stopped_gets_its_response(tmp_path):
     shutil.copytree(ECHO, tmp_path / "models" / "echo")
     server = accel_lib.serve(tmp_path / "models")
