@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import weakref
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, overload
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _FEWEST_TEXTS = 4
 _MOST_PAIRS = 32
 _BATCH_SIZES = (1, 8, 32)
+_MOST_REMEMBERED = 4  # of a reference's answers: texts, long ones, and of pairs both again
+_ANSWERS: weakref.WeakKeyDictionary[Model, dict[Any, NDArray[np.float32]]] = weakref.WeakKeyDictionary()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,7 +277,7 @@ def _longer(
     made = texts_up_to(reference, texts, longest=longest)
     pairs: dict[str, Any] = {"seconds": made[::-1]} if reference.pairs else {}
     rows = reference.tokenize(made, **pairs)
-    wanted = reference.reference(made, batch_size=1, **pairs)
+    wanted = _answers(reference, made, batch_size=1, **pairs)
     seen = run_batches(engine, rows, reference.tokenizer.pad_id, max_batch_size=1)
     tokens = int(rows.lengths.max())
     reached = f"on texts of up to {tokens:,}" + (f" of {longest:,}" if tokens < longest else "") + " tokens"
@@ -297,13 +300,24 @@ def _disagreement(candidate: str, reference: str, checks: Sequence[Check]) -> Va
 
 def _asked(reference: Model, texts: list[str]) -> tuple[Ragged, NDArray[np.float32]]:
     """Rows of the texts, and for a model that takes pairs of each with the next one too; what they have to give."""
-    rows, wanted = reference.tokenize(texts), reference.reference(texts)
+    rows, wanted = reference.tokenize(texts), _answers(reference, texts)
     if not reference.pairs:
         return rows, wanted
     firsts, seconds = texts[:_MOST_PAIRS], [*texts[1 : _MOST_PAIRS + 1], texts[0]][: len(texts[:_MOST_PAIRS])]
-    of_pairs: Any = reference.reference
     together = Ragged.concat([rows, reference.tokenize(firsts, seconds)])
-    return together, np.concatenate([wanted, of_pairs(firsts, seconds=seconds)])
+    return together, np.concatenate([wanted, _answers(reference, firsts, seconds=seconds)])
+
+
+def _answers(model: Model, texts: list[str], *, batch_size: int = 32, **pairs: list[str]) -> NDArray[np.float32]:
+    """What a model's reference answers, computed once for all candidates that are validated on the same texts."""
+    known = _ANSWERS.setdefault(model, {})
+    asked = (batch_size, tuple(texts), tuple(pairs.get("seconds", ())))
+    if asked not in known:
+        reference: Any = model.reference
+        while len(known) >= _MOST_REMEMBERED:
+            del known[next(iter(known))]
+        known[asked] = reference(texts, batch_size=batch_size, **pairs)
+    return known[asked]
 
 
 def _sanity(seen: NDArray[np.float32], wanted: NDArray[np.float32], batches: int, task: str) -> list[Check]:

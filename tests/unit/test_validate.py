@@ -79,6 +79,22 @@ def test_a_sound_artifact_passes_and_its_manifest_says_so(sound, reference):
     assert recorded.manifest.validation["texts"] == len(TEXTS)
 
 
+def test_the_reference_answers_the_same_texts_once_for_all_candidates(sound, reference):
+    asked = []
+
+    def counting(texts, **how):
+        asked.append(len(texts))
+        return reference.reference(texts, **how)
+
+    model = dataclasses.replace(reference, reference=counting)
+    first, again = (validate(sound, reference=model, texts=TEXTS) for _ in range(2))
+    assert asked[0] == len(TEXTS)
+    assert len(asked) == 2  # the texts, and the longer ones made of them
+    assert first.checks == again.checks
+    validate(sound, reference=model, texts=TEXTS[:8])
+    assert len(asked) > 2
+
+
 @pytest.mark.parametrize(
     ("change", "check"),
     [
