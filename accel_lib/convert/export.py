@@ -114,6 +114,7 @@ def name_sizes(graph: Any, sizes: Mapping[Any, str]) -> None:
     for value in {*graph.graph.inputs, *made}:
         for axis, size in enumerate(value.shape or ()):
             if str(size) in names:
+                value.shape = value.shape.copy()  # an inferred one may be frozen
                 value.shape[axis] = names[str(size)]
 
 

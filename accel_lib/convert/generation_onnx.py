@@ -94,11 +94,32 @@ def export_generation(model: GenerationModel) -> Any:
             dynamo=True,
             input_names=[*INPUTS, *before],
             output_names=[LOGITS, *after],
+            optimize=False,
             verbose=False,
         ).model
+        _fold(program)
         name_nodes(program)
         _name_axes(program)
     return program
+
+
+def _fold(program: Any) -> None:
+    """Fold constants, and leave the exporter's rewrite rules to TensorRT and ONNX Runtime, whose own ones these are.
+
+    In a network of thirty layers they take half the time of an export.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.inline(program)
+    optimizer.fold_constants(program, onnx_shape_inference=True)
+    for tidy in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    ):
+        tidy(program)
 
 
 def _name_axes(program: Any) -> None:

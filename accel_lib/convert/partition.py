@@ -12,7 +12,7 @@ from accel_lib.artifact import TOKENIZER_FILE, Artifact, write_manifest
 from accel_lib.atomic import atomic_directory
 from accel_lib.convert.export import failing_as
 from accel_lib.convert.storage import write_proto
-from accel_lib.engines.onnx_session import Part
+from accel_lib.engines.onnxruntime import Part
 from accel_lib.errors import ConversionError, require
 from accel_lib.machine import cache_dir
 from accel_lib.models.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from accel_lib.artifact import TOKENIZER_FILE, Artifact
-from accel_lib.engines.onnx_session import Part
+from accel_lib.engines.onnxruntime import Part
 from accel_lib.formatting import capital, number, percent
 from accel_lib.load.rounds import Ways, compare, whole
 from accel_lib.load.runner import LoadRun, load_test

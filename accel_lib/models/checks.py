@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from accel_lib.errors import ModelError
+from accel_lib.errors import AccelError, ModelError
 from accel_lib.models.files import refused
 from accel_lib.models.spec import ModelSpec
 from accel_lib.models.tokenizer import pad
@@ -18,7 +21,26 @@ _ONCE_REMOTE = ("eurobert", "nomic_bert")  # whose code, named by published fold
 _NOT_A_NETWORK = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")
 _MOST_MOVED = 1e-3  # of the largest number; rounding moves it by 1e-6
 _UNUSUAL = "zqxj \u16a0 \ua66e \u8639"  # letters that no small vocabulary has
+_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 _PROBES = ("a", "a longer text, beside which the other one is padded")
+
+
+@contextlib.contextmanager
+def loading(folder: Path, what: str) -> Iterator[None]:
+    """Turn whatever another library raises inside the block into a `ModelError` that names the folder."""
+    try:
+        yield
+    except AccelError:
+        raise
+    except Exception as error:  # three libraries read here, each with errors of its own
+        fix = "fetch the model again: hf download <id> --local-dir <folder>"
+        if isinstance(error, ImportError):
+            fix = "install what it names, with python -m pip install"
+        elif isinstance(error, _UNREADABLE) and not isinstance(error, json.JSONDecodeError | UnicodeError):
+            fix = "update transformers (python -m pip install -U transformers), which does not read it; or pick another"
+        raise ModelError(
+            f"The {what} in {folder.name} cannot be loaded.", seen=first_line(error, folder), fix=fix
+        ) from error
 
 
 def check_layout(folder: Path, config: Any, loader: Any) -> None:

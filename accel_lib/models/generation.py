@@ -13,10 +13,9 @@ from accel_lib._logging import silenced
 from accel_lib.errors import ModelError, TextError, require
 from accel_lib.formatting import Summarized
 from accel_lib.models.chat import ChatTemplate
-from accel_lib.models.checks import check_filled, check_own_code, unused_tokens
+from accel_lib.models.checks import check_filled, check_own_code, loading, unused_tokens
 from accel_lib.models.files import optional_json, read_json, refused
 from accel_lib.models.hub import ModelSource
-from accel_lib.models.loading import loading
 from accel_lib.texts import clean
 
 if TYPE_CHECKING:

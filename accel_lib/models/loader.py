@@ -19,13 +19,13 @@ from accel_lib.models.checks import (
     check_own_code,
     check_tokens,
     count_rows,
+    loading,
     unused_tokens,
 )
 from accel_lib.models.files import read_json, refused
 from accel_lib.models.head import read_activation, read_labels
 from accel_lib.models.hub import ModelSource
 from accel_lib.models.limits import Limit, length_limit, settle_rope
-from accel_lib.models.loading import loading
 from accel_lib.models.model import Model, Task
 from accel_lib.models.modules import Classifier, Encoder, Normalize, Truncate
 from accel_lib.models.reference import ClassifierReference, SentenceReference

@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from accel_lib.engines.batching import CPU_BATCH_TOKENS, plan_batches
-from accel_lib.engines.onnx_session import Part
+from accel_lib.engines.onnxruntime import Part
 from accel_lib.errors import AccelError
 from accel_lib.triton.backend import load_version, read_tensor, refusal, thread_count, write_tensor
 

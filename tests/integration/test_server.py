@@ -156,9 +156,8 @@ def test_nothing_is_left_after_stop_nor_after_an_error_in_the_block(repository, 
 
 
 def test_what_was_refused_to_load_does_not_hold_up_the_end(repository):
-    with accel_lib.serve(repository) as server:
-        with pytest.raises(ServerError, match="unable to find backend library"):
-            server.load("tiny", server.config("tiny").replace(backend="pythn"))
+    with accel_lib.serve(repository) as server, pytest.raises(ServerError, match="unable to find backend library"):
+        server.load("tiny", server.config("tiny").replace(backend="pythn"))
     assert "All models are stopped" in server.log
     assert "Exit timeout expired" not in server.log  # Triton counts it as live for ever
 

@@ -8,7 +8,7 @@ import pytest
 
 from accel_lib.artifact import Artifact
 from accel_lib.convert.partition import HIDDEN, cut
-from accel_lib.engines.onnx_session import Part
+from accel_lib.engines.onnxruntime import Part
 from accel_lib.errors import AccelError, ConversionError, EngineError
 from accel_lib.load import rate_limiter, response_cache, split_model
 from accel_lib.load.rate_limiter import MEASURES
