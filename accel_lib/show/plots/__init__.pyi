@@ -1,4 +1,3 @@
-from .batching_modes import mode_gains as mode_gains
 from .bench import agreement as agreement
 from .bench import batching as batching
 from .bench import comparison as comparison
@@ -8,7 +7,10 @@ from .bench import length_profiles as length_profiles
 from .bench import lengths as lengths
 from .bench import memory as memory
 from .bench import speedup_map as speedup_map
+from .generation import answers as answers
+from .generation import first_passages as first_passages
 from .generation import kept as kept
+from .generation import mode_gains as mode_gains
 from .generation import streams as streams
 from .generation import token_latency as token_latency
 from .generation_steps import first_token as first_token
@@ -22,8 +24,6 @@ from .load import split as split
 from .load import stages as stages
 from .load import timeline as timeline
 from .load import watching as watching
-from .retrieval import answers as answers
-from .retrieval import first_passages as first_passages
 from .settings import bars as bars
 from .settings import gain as gain
 from .settings import goodput as goodput

@@ -1,4 +1,4 @@
-"""Figures of streams of tokens: who waits and who generates, over time; goodput and latency by the offered rate."""
+"""Figures of token streams over time, of goodput and latency by rate, and of retrieval and the answers from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from accel_lib.formatting import listed, number, percent
+from accel_lib.formatting import listed, number, percent, times
 from accel_lib.load.generation_curve import GenerationCurve
 from accel_lib.load.generation_results import GenerationLoadRun
 from accel_lib.show.plots.style import (
@@ -20,17 +20,23 @@ from accel_lib.show.plots.style import (
     LINE,
     VERMILLION,
     canvas,
+    draw_bars,
     finish,
     log_axis,
     note,
+    rows,
     target,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from accel_lib.bench.answers import AnswerComparison
+    from accel_lib.bench.ranking import RankingComparison
+
 _HIGHEST = 14  # rows of a canvas for a timeline at most
 _GAP = 1.5  # requests of room between two runs
+_DEEPEST = 10  # passages
 _COLUMNS = {"time to first token": "ttft_p95_ms", "between tokens": "itl_p95_ms"}
 
 
@@ -130,3 +136,49 @@ def token_latency(curve: GenerationCurve) -> Axes:
     ax.set_ylabel("ms (logarithmic)")
     ax.set_xlim(0, float(frame["rate_per_s"].max()) * 1.35)
     return finish(ax, frame)
+
+
+def mode_gains(frame: pd.DataFrame) -> Axes:
+    """Tokens per second of continuous batching over static: columns ``spread``, ``measured`` and ``predicted``."""
+    first, last = frame.iloc[0], frame.iloc[-1]
+    ax = canvas(
+        f"Continuous over static batching: {times(first['measured'])} for {first['spread']}, "
+        f"{times(last['measured'])} for {last['spread']} (predicted {times(last['predicted'])})",
+        rows=len(frame),
+    )
+    y = rows(ax, frame["spread"])
+    ax.barh(y, frame["measured"], color=BLUE, height=0.62)
+    ax.scatter(frame["predicted"], y, color=VERMILLION, marker="D", s=60, zorder=3)
+    ax.axvline(1, color=GREY, linewidth=1.2)
+    reach = frame[["measured", "predicted"]].max(axis=1)
+    for row, end, measured, predicted in zip(y, reach, frame["measured"], frame["predicted"], strict=True):
+        note(ax, f"{times(measured)}, predicted {times(predicted)}", (end, row), (9, 0))
+    ax.set_xlabel("tokens per second in units of static batching (bar: measured, diamond: predicted)")
+    return finish(ax, frame, right=float(reach.max()) * 1.5)
+
+
+def first_passages(comparison: RankingComparison) -> Axes:
+    """How often the right passage is among the first 1 to 10: by vectors, and reranked."""
+    ax = canvas(comparison.headline, rows=6)
+    deep = np.arange(1, _DEEPEST + 1)
+    shares = 100 * (comparison.ranks[:, :, None] <= deep).mean(axis=1)
+    for values, name, color, up in zip(shares, comparison.frame["name"], (GREY, BLUE), (-12, 4), strict=True):
+        ax.plot(deep, values, color=color, label=str(name), **LINE)
+        note(ax, percent(values[0] / 100), (1, values[0]), (-8, up), color=color, ha="right")
+    ax.legend(frameon=False, loc="lower right", fontsize=10)
+    ax.set_xticks(deep)
+    ax.set_xlim(0.3, _DEEPEST + 0.3)
+    ax.set_ylim(0, 103)
+    ax.set_xlabel("passages that are looked at, the best first")
+    ax.set_ylabel("questions whose passage is among them, %")
+    return finish(ax, comparison.frame)
+
+
+def answers(comparison: AnswerComparison) -> Axes:
+    """The share of right answers by the way they were made, with its interval."""
+    columns = ["right", "right_low", "right_high"]
+    frame = comparison.frame.assign(**{name: 100 * comparison.frame[name] for name in columns})
+    said = [f"{percent(row['right'])} of {row['requests']}" for row in comparison.frame.to_dict("records")]
+    ax = draw_bars(frame, "right", title=comparison.headline, names=frame["name"], labels=said, room=1.3)
+    ax.set_xlabel("answers that hold an expected word, % (whiskers: 95% interval)")
+    return ax
