@@ -106,7 +106,7 @@ def export_generation(model: GenerationModel) -> Any:
 def _fold(program: Any) -> None:
     """Fold constants, and leave the exporter's rewrite rules to TensorRT and ONNX Runtime, whose own ones these are.
 
-    In a network of thirty layers they take half the time of an export.
+    In a network of thirty layers they take a third of an export, and change nothing that these do not.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer
