@@ -43,6 +43,16 @@ _SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that a validation looks at: what was seen, what is allowed, and whether it passed."""
+
+    name: str
+    seen: str
+    limit: str
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Profile:
     """One TensorRT optimization profile at its minimum, optimum and maximum.
 

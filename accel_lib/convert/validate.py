@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_lib.artifact import ONNX_FILES, Artifact
+from accel_lib.artifact import ONNX_FILES, Artifact, Check
 from accel_lib.convert.declared import open_as_declared
 from accel_lib.convert.lengths import texts_up_to
 from accel_lib.convert.precision import graph_precision
@@ -36,16 +36,6 @@ _MOST_PAIRS = 32
 _BATCH_SIZES = (1, 8, 32)
 _MOST_REMEMBERED = 4  # of a reference's answers: texts, long ones, and of pairs both again
 _ANSWERS: weakref.WeakKeyDictionary[Model, dict[Any, NDArray[np.float32]]] = weakref.WeakKeyDictionary()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at: what was seen, what is allowed, and whether it passed."""
-
-    name: str
-    seen: str
-    limit: str
-    passed: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

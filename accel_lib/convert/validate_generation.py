@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from accel_lib._logging import silenced
-from accel_lib.artifact import TOKENIZER_FILE, Artifact
+from accel_lib.artifact import TOKENIZER_FILE, Artifact, Check
 from accel_lib.convert.generation_agreement import Agreement, measure_agreement
-from accel_lib.convert.validate import Check
 from accel_lib.errors import AccelError, ValidationError, require
 from accel_lib.models.chat import ChatTemplate
 from accel_lib.models.generation import GenerationModel
