@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from accel_lib.artifact import MODEL_FILES, Artifact
+from accel_lib.artifact import Artifact
 from accel_lib.atomic import atomic_file
 from accel_lib.errors import ServerError
 from accel_lib.machine import repository_url
@@ -125,7 +125,7 @@ def _facts(artifact: Artifact) -> dict[str, str]:
     facts = {
         "weights from": m.source,
         "longest text": f"{m.max_length} tokens; longer ones are cut",
-        "size": f"{MODEL_FILES[m.format]} {artifact.size_bytes / 1e6:.1f} MB",
+        "size": f"{artifact.size_bytes / 1e6:.1f} MB",
         "validated": f"{record.get('date', '')}: {record.get('texts', '?')} texts, "
         f"smallest cosine to the reference {record.get('cosine_min', float('nan')):.4f}",
     }

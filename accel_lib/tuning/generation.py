@@ -64,7 +64,7 @@ class GenerationSweep(Result):
         targets = f"TTFT ≤ {number(self.ttft_ms)} ms and ITL ≤ {number(self.itl_ms)} ms"
         if not self.frame["goodput"].max() > 0:
             return f"No setting keeps {targets} at {number(self.rate)} requests/s: the closest, {described(best)}"
-        said = f"{described(best)}: {number(best['goodput'])} of {number(self.rate)} requests/s keep {targets}"
+        said = f"{described(best)}: {number(best['goodput'])} requests/s keep {targets}, {number(self.rate)} offered"
         told = "; one run each" if self._once else ""
         if alike > 1:
             told = f"; {alike} of the {len(self.frame)} measured cannot be told apart, took the simplest"

@@ -49,7 +49,7 @@ def test_tuning_simulates_all_measures_some_and_puts_the_own_setting_back(served
     assert (found.frame["runs"] == 2).all()
     assert (found.frame["goodput"] > 0).all()
     assert found.best["rows"] in (1, 4)
-    assert "of 5.0 requests/s keep" in found.headline
+    assert "ITL ≤ 500 ms, 5.0 offered" in found.headline
     assert "2 settings were simulated" in found.explanation
     with served.own_config():
         found.apply()
