@@ -164,7 +164,7 @@ def test_goodput_counts_what_keeps_both_targets_and_percentiles_leave_out_what_f
     strict = dataclasses.replace(run, ttft_ms=float(np.median(ttft)))
     assert int(strict.kept.sum()) == (ttft <= np.median(ttft)).sum()
     slow = dataclasses.replace(run, itl_ms=0.0)
-    assert slow.kept.tolist() == run.frame["itl_ms"].isna().tolist()
+    assert slow.kept.tolist() == (~(run.frame["itl_ms"] > 0)).tolist()  # two tokens may come at one moment
     frame = run.frame.copy()
     frame.loc[0, "error"] = "gone"
     broken = dataclasses.replace(run, frame=frame)
