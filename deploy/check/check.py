@@ -157,7 +157,7 @@ def smoke() -> str:
     if _text(stamp) != _text(pins):
         shutil.rmtree(folder, ignore_errors=True)
         _run(_python_of_the_images(), "-m", "venv", str(folder))
-        wanted = ["--constraint", str(pins), "--editable", f"{ROOT}[triton]", "onnxruntime"]
+        wanted = ["--constraint", str(pins), "--editable", f"{ROOT}[triton]", "onnxruntime", "openvino"]
         _run(python, "-m", "pip", "install", "--quiet", *wanted)
         shutil.copy(pins, stamp)
     return _run(python, str(HERE / "smoke.py"), str(repository)).strip().splitlines()[-1]

@@ -18,13 +18,13 @@ _QUESTION = "w20 w30 w40"
 
 
 def kill_engine(rig, short):  # noqa: ARG001
-    """SIGKILL to the process of the engine: every stream says so, and the supervisor loads the model again."""
+    """SIGKILL to the process of the engine: every stream says so, and it is loaded again; Triton may die of it, too."""
     stubs = [child for child in rig.triton.children(recursive=True) if "/generation/1/" in " ".join(child.cmdline())]
     with contextlib.ExitStack() as stack:
         streams = [opened(rig, stack, _QUESTION)[1] for _ in range(_OPEN)]
         began = time.monotonic()
         stubs[0].kill()
-        assert {rest(stream)[1] for stream in streams} == {"engine_failed"}
+        assert {rest(stream)[1] for stream in streams} <= {"engine_failed", "not_ready"}
     return _answered_again(rig, began)
 
 
