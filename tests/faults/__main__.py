@@ -60,6 +60,7 @@ def run_streams(*, short):
 
 def _drive(rig, name, fault, allowed, short, load):
     problem, recovery = "", 0.0
+    rig.wait_until(True)  # Triton may have ended a moment after the fault before this one
     with load:
         time.sleep(_CALM_S / 2)
         try:
