@@ -153,13 +153,14 @@ def smoke() -> str:
     if not any(repository.glob("*/*/artifact/manifest.json")):
         raise SkippedError("no model is built: accel build embedding")
     folder, pins = WORK / "python312", DEPLOY / "docker" / "constraints.txt"
-    python, stamp = str(folder / "bin" / "python"), folder / "constraints.txt"
-    if _text(stamp) != _text(pins):
+    python, stamp = str(folder / "bin" / "python"), folder / "installed.txt"
+    wanted = ["--constraint", str(pins), "--editable", f"{ROOT}[triton]", "onnxruntime", "openvino"]
+    installed = " ".join(wanted) + "\n" + _text(pins)
+    if _text(stamp) != installed:
         shutil.rmtree(folder, ignore_errors=True)
         _run(_python_of_the_images(), "-m", "venv", str(folder))
-        wanted = ["--constraint", str(pins), "--editable", f"{ROOT}[triton]", "onnxruntime", "openvino"]
         _run(python, "-m", "pip", "install", "--quiet", *wanted)
-        shutil.copy(pins, stamp)
+        stamp.write_text(installed, encoding="utf-8")
     return _run(python, str(HERE / "smoke.py"), str(repository)).strip().splitlines()[-1]
 
 
