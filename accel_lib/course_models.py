@@ -345,7 +345,7 @@ def _sentiment() -> tuple[Model, Sequence[str]]:
 
     texts = load_texts("sentiment-train")
     with _step(f"training a sentiment head on {len(texts)} texts"):
-        return train_classifier(load_model(), texts), load_texts("sentiment-test")
+        return train_classifier(load_model(), texts), load_texts("sentiment-test", limit=64)
 
 
 def _generation() -> tuple[GenerationModel, Sequence[str]]:

@@ -13,7 +13,7 @@ from accel_lib.artifact import Artifact
 from accel_lib.bench.candidates import BASELINE, Candidate, baseline, open_candidate
 from accel_lib.bench.timing import Timing, affordable, sample, time_candidates
 from accel_lib.errors import ModelError, TextError
-from accel_lib.formatting import UNCHANGED, capital, differs, percent, ratio
+from accel_lib.formatting import UNCHANGED, capital, differs, listed, percent, ratio
 from accel_lib.measurement import Result, columns, highest, lowest, speedup, to_frame
 from accel_lib.models import Model, load_model
 from accel_lib.progress import Progress
@@ -29,12 +29,16 @@ class Comparison(Result):
 
     @property
     def headline(self) -> str:
-        """Which candidate is fastest, by how much, and what it keeps of the reference."""
-        best = highest(self.frame[self.frame["over"] != ""], "texts_per_s")
+        """Which candidate is fastest, by how much, what it keeps of the reference, and which others may be as fast."""
+        candidates = self.frame[self.frame["over"] != ""]
+        best = highest(candidates, "texts_per_s")
         speed = f"{best['name']} encodes {ratio(best, 'speedup')} as many texts/s as {best['over']}"
         if not differs(best, "speedup"):
             speed = f"{capital(UNCHANGED)} in speed between {best['name']} and {best['over']}"
-        return f"{speed}, and keeps {_kept(best)}"
+        near = candidates["texts_per_s_high"] >= best["texts_per_s_low"]
+        others = candidates.loc[near & (candidates["name"] != best["name"]), "name"].tolist()
+        alike = f"; not certainly slower: {listed(others)}" if others else ""
+        return f"{speed}, and keeps {_kept(best)}{alike}"
 
     @property
     def agreement(self) -> str:

@@ -156,15 +156,15 @@ class GenerationSteps(Result):
 
     @property
     def explanation(self) -> str:
-        """How much of a step of one row is reading the weights, and from how many rows on it is twice as long."""
+        """How much of a step of one row is reading the weights, and from how many rows on a step is twice as long."""
         one = self.decode.iloc[0]
         share = percent(one["reading_ms"] / one["ms"])
         read = f"Reading {number(one['weight_bytes'] / 1e6)} MB of weights takes {number(one['reading_ms'])} ms here"
         said = f"{read}, {share} of what a step of one row takes ({number(one['ms'])} ms)"
         doubled = self.doubling_rows
         if doubled is None:
-            return f"{said}; with {self.decode['rows'].max()} rows it is not yet twice as long"
-        return f"{said}; with {doubled:.0f} rows it is twice as long"
+            return f"{said}; with {self.decode['rows'].max()} rows a step is not yet twice as long"
+        return f"{said}; with {doubled:.0f} rows a step is twice as long"
 
     @property
     def first_token(self) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from accel_lib.errors import AccelError
 from accel_lib.formatting import number, percent
 from accel_lib.load.runner import LoadRun, load_test
-from accel_lib.measurement import Result, to_frame
+from accel_lib.measurement import Result, highest, to_frame
 from accel_lib.progress import Progress
 from accel_lib.triton.client import ServedModel
 
@@ -49,12 +49,13 @@ class RateCurve(Result):
 
     @property
     def headline(self) -> str:
-        """The p95 at the highest rate by the three ways of counting."""
-        last = self.frame.iloc[-1]
+        """The p95 at the highest rate by the three ways of counting, and at a lower one where it was higher."""
+        last, worst = self.frame.iloc[-1], highest(self.frame, "p95_ms")
         due, naive, closed = (number(ms) for ms in (last["p95_ms"], last["naive_p95_ms"], self.closed.p95_ms))
         said = f"p95 at {percent(last['share'])} of capacity: {due} ms from when requests were due, {naive} ms on the "
         bound = "; the generator was the bottleneck in part of it" if self.frame["generator_bound"].any() else ""
-        return f"{said}client's own clock; {closed} ms in a closed loop{bound}"
+        above = f"; {number(worst['p95_ms'])} ms at {percent(worst['share'])}" if worst["share"] < last["share"] else ""
+        return f"{said}client's own clock; {closed} ms in a closed loop{above}{bound}"
 
     @property
     def knee(self) -> str:
@@ -62,8 +63,8 @@ class RateCurve(Result):
         low = self.frame[self.frame["p95_ms"] <= _KNEE * self.frame["p95_ms"].min()]
         last = low.iloc[-1]
         if len(low) == 1 and len(self.frame) > 1 and low.index[0] == 0:
-            above = number(self.frame["offered_per_s"].iloc[1])
-            return f"The knee is below {above} requests/s: there the p95 is more than twice that at the lowest rate"
+            low_per_s, above = (number(rate) for rate in self.frame["offered_per_s"].iloc[:2])
+            return f"The knee is between {low_per_s} and {above} requests/s: there the p95 more than doubles"
         if len(low) == len(self.frame):
             return f"No knee up to {percent(last['share'])} of capacity: a p95 of {number(last['p95_ms'])} ms"
         rate = f"{number(last['offered_per_s'])} requests/s, {percent(last['share'])} of capacity"
@@ -71,13 +72,15 @@ class RateCurve(Result):
 
     @property
     def explanation(self) -> str:
-        """Which part of a request's time grows most from the lowest to the highest rate."""
-        first, last = self.spans.iloc[0], self.spans.iloc[-1]
-        grown = last - first
-        said = f"A request's mean time goes from {number(first.sum())} to {number(last.sum())} ms"
-        if grown.max() <= 0:
-            return f"{said}: no part of it grows"
-        return f"{said}; {grown.idxmax()} grows most, by {number(grown.max())} ms"
+        """Which part of a request's time grows most from the lowest rate to the one at which it takes longest."""
+        means = self.spans.sum(axis=1).to_numpy()
+        at, shares = int(means.argmax()), self.frame["share"].tolist()
+        if not at:
+            return f"A request's mean time is highest at the lowest rate: {number(means[0])} ms"
+        grown = self.spans.iloc[at] - self.spans.iloc[0]
+        ends = [f"{number(means[place])} ms at {percent(shares[place])}" for place in (0, at)]
+        most = f"{grown.idxmax()} grows most, by {number(grown.max())} ms"
+        return f"A request's mean time goes from {ends[0]} of capacity to {ends[1]}; {most}"
 
     @property
     def spans(self) -> pd.DataFrame:

@@ -233,7 +233,7 @@ def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
         return f"{percent(row['refused'])} of the requests are rejected, and {waits}"
     waits = row["queue_ms"] - base["queue_ms"]
     if waits > (_NOTICED - 1) * base["p50_ms"] and max(row["mean_batch_size"], base["mean_batch_size"]) <= _ALONE:
-        return f"the setting only adds {number(waits)} ms of waiting: the queue never holds two requests"
+        return f"the setting adds {number(waits)} ms of waiting in vain: nearly every batch holds one request"
     rows = f"from {number(base['mean_batch_size'])} to {number(row['mean_batch_size'])} rows"
     text = f"from {number(base['text_ms'])} to {number(row['text_ms'])} ms"
     batch_ratio, text_ratio = row["mean_batch_size"] / base["mean_batch_size"], row["text_ms"] / base["text_ms"]
@@ -247,14 +247,14 @@ def _mechanism(row: pd.Series[Any], base: pd.Series[Any]) -> str:
     if row["instances"] != base["instances"]:
         most = max(row["instances"], base["instances"])
         if not row["open"] and row["load"] < most:
-            said.append(f"only {row['load']:.0f} of {most} instances ever has a request")
+            said.append(f"no more than {row['load']:.0f} of {most} instances have a request at a time")
         else:
             word = "less than" if row["speedup_high"] < 1 else "more than" if row["speedup_low"] > 1 else "as much as"
             said.append(f"{row['instances']} instances together do {word} {base['instances']}")
     if abs(waits) > (_NOTICED - 1) * base["p50_ms"]:
         said.append(f"requests wait {number(abs(waits))} ms {'longer' if waits > 0 else 'less'} in the queue")
     same = f"batches of {number(row['mean_batch_size'])} rows and {number(row['text_ms'])} ms per text"
-    return listed(said) or f"nothing changes inside: {same} with either setting"
+    return "; ".join(said) or f"nothing changes inside: {same} with either setting"
 
 
 def _size_of_effect(row: pd.Series[Any]) -> float:

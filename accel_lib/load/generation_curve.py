@@ -56,8 +56,8 @@ class GenerationCurve(Result):
             "the tokens came too slowly": float((answered["itl_ms"] > run.itl_ms).mean()),
         }
         facts = [f"{what} for {percent(share)} of the answers" for what, share in late.items()]
-        refused = f"{percent(1 - len(answered) / len(run.frame))} of the requests failed"
-        return f"At {percent(float(self.frame['share'].iloc[-1]))} of capacity {listed([*facts, refused])}"
+        missed = f"{percent(1 - len(answered) / len(run.frame))} of the requests had no answer"
+        return f"At {percent(float(self.frame['share'].iloc[-1]))} of capacity {listed([*facts, missed])}"
 
 
 def generation_curve(

@@ -64,7 +64,7 @@ class Ways(Result):
                 facts = [f"{times(row[column])} the {words}" for column, words in changed]
                 effects.append(f"{row['setting']} {' and '.join(facts) or UNCHANGED}")
             one = self.frame["workload"].nunique() == 1
-            said.append(f"{'' if one else f'{workload}: '}{', '.join(effects)}")
+            said.append(f"{', '.join(effects)}{'' if one else f' ({workload})'}")
         return self._and_stopped(f"Against {base}: " + "; ".join(said))
 
     def winner(self, workload: str) -> str:

@@ -139,13 +139,14 @@ class LateInteractionReference:
     ) -> NDArray[np.float32]:
         """Texts, or pairs of them, to float32 ``[n, 1]``: logits."""
         others = [None] * len(texts) if seconds is None else seconds
-        found = [compared(*self._halves(text, other)) for text, other in zip(texts, others, strict=True)]
+        once = functools.lru_cache(64)(lambda ids: encoded(self.loaded, np.array(ids)))  # texts come again in pairs
+        found = [compared(*map(once, self._halves(text, other))) for text, other in zip(texts, others, strict=True)]
         return (np.stack(found) @ self._weight.T + self._bias).astype(np.float32)
 
-    def _halves(self, text: str, other: str | None) -> list[Encoded]:
+    def _halves(self, text: str, other: str | None) -> list[tuple[int, ...]]:
         pair = self.loaded.tokenizer(text, other, truncation=True, max_length=self._max_length)
         ids, segments = np.array(pair["input_ids"]), np.array(pair["token_type_ids"])
-        return [encoded(self.loaded, row) for row in (ids[segments == 0], np.append(ids[0], ids[segments == 1]))]
+        return [tuple(row.tolist()) for row in (ids[segments == 0], np.append(ids[0], ids[segments == 1]))]
 
 
 class Encoded(NamedTuple):
@@ -161,9 +162,10 @@ def encoded(encoder: Any, ids: NDArray[np.int64]) -> Encoded:
 
     with torch.inference_mode():
         row = {"input_ids": torch.from_numpy(ids[None]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
-        states = encoder[0].auto_model(**row, output_hidden_states=True).hidden_states
-        vector = encoder(row)["sentence_embedding"]
-    return Encoded(_unit(vector[0].numpy()), [_unit(layer[0].numpy()) for layer in states])
+        output = encoder[0].auto_model(**row, output_hidden_states=True)
+        read = row | {"token_embeddings": output.last_hidden_state}
+        vector = functools.reduce(lambda given, module: module(given), list(encoder)[1:], read)["sentence_embedding"]
+    return Encoded(_unit(vector[0].numpy()), [_unit(layer[0].numpy()) for layer in output.hidden_states])
 
 
 def compared(first: Encoded, second: Encoded) -> NDArray[np.float64]:

@@ -40,7 +40,8 @@ class Curve(Result):
         shares = simulated.index.to_numpy(dtype=float)
         low, high = (float(shares[np.abs(shares - at).argmin()]) for at in (0.8, 0.95))
         ends = f"{number(simulated[high])} ms against {number(simulated[low])} ms"
-        said = f"At {percent(high)} of capacity p95 is {times(simulated[high] / simulated[low])} that at {percent(low)}"
+        ratio = times(simulated[high] / simulated[low])
+        said = f"At {percent(high)} of capacity the simulated p95 is {ratio} that at {percent(low)}"
         measured = self.frame[self.frame["kind"] == "measured"]
         if measured.empty:
             return f"{said}: {ends}"

@@ -87,7 +87,7 @@ def test_a_machine_reads_and_multiplies():
 )
 def test_a_step_doubles_between_two_measurements_or_nowhere(decode_ms, rows):
     assert steps(decode_ms).doubling_rows == (rows if rows is None else pytest.approx(rows))
-    said = "not yet twice as long" if rows is None else f"with {rows:.0f} rows it is twice as long"
+    said = "not yet twice as long" if rows is None else f"with {rows:.0f} rows a step is twice as long"
     assert said in steps(decode_ms).explanation
 
 

@@ -86,13 +86,13 @@ def test_an_early_end_and_a_busy_generator_are_said():
 @pytest.mark.parametrize(
     ("second", "because"),
     [
-        ({"mean_batch_size": 16.0, "text_ms": 1.0}, "batches grow from 8.0 to 16 rows and an instance's time for a"),
+        ({"mean_batch_size": 16.0, "text_ms": 1.0}, "batches grow from 8.0 to 16 rows; an instance's time for a"),
         ({"mean_batch_size": 16.0}, "a text costs the same 2.0 ms: arithmetic is the limit"),
         ({"mean_batch_size": 4.0, "queue_ms": 30.0}, "requests wait 26 ms longer in the queue"),
         ({"instances": 2}, "2 instances together do more than 1"),
-        ({"instances": 32}, "only 16 of 32 instances ever has a request"),
+        ({"instances": 32}, "no more than 16 of 32 instances have a request at a time"),
         ({"refused": 0.4, "queue_ms": 1.0}, "40% of the requests are rejected, and the others wait 1.0 instead of"),
-        ({"mean_batch_size": 1.0, "queue_ms": 24.0}, "batches shrink from 8.0 to 1.0 rows, a text costs the same"),
+        ({"mean_batch_size": 1.0, "queue_ms": 24.0}, "batches shrink from 8.0 to 1.0 rows; a text costs the same"),
         ({}, "nothing changes inside"),
         ({"mean_batch_size": np.nan}, "counted nothing"),
     ],
@@ -115,7 +115,7 @@ def test_a_setting_without_an_interval_is_no_equal_of_the_best():
 def test_a_delay_for_a_request_that_is_alone_is_called_waiting_in_vain():
     alone = experiment(0.5, mean_batch_size=1.0, queue_ms=24.0)
     alone.frame["mean_batch_size"] = 1.0
-    assert "only adds 20 ms of waiting: the queue never holds two requests" in alone.explanation
+    assert "adds 20 ms of waiting in vain: nearly every batch holds one request" in alone.explanation
 
 
 def test_goodput_is_compared_at_the_highest_load():
@@ -176,6 +176,7 @@ def test_a_curve_gives_the_p95_by_three_ways_of_counting():
         "p95 at 110% of capacity: 300 ms from when requests were due, 30 ms on the client's own clock; "
         "20 ms in a closed loop"
     )
+    assert curve([10, 463, 180], [10, 13, 30]).headline.endswith("20 ms in a closed loop; 463 ms at 90%")
     bound = curve([10, 11, 13], [10, 11, 13], generator_bound=[False, True, True])
     assert bound.headline.endswith("the generator was the bottleneck in part of it")
     assert title(plots.latency(hidden)) == hidden.headline
@@ -198,15 +199,20 @@ def test_instances_are_busy_for_a_share_of_the_time_that_was_counted():
 
 
 def test_the_knee_is_the_last_rate_before_latency_rises_or_there_is_none():
-    assert curve([10, 140, 300], [10, 13, 30]).knee.startswith("The knee is below 90 requests/s: ")
+    assert curve([10, 140, 300], [10, 13, 30]).knee.startswith("The knee is between 50 and 90 requests/s: ")
     assert "The knee is at 90 requests/s, 90% of capacity" in curve([10, 14, 300], [10, 13, 30]).knee
     assert curve([10, 11, 12], [10, 11, 12]).knee.startswith("No knee up to 110% of capacity")
 
 
 def test_the_part_that_grows_most_is_named():
     late = curve([10, 14, 300], [10, 13, 30])
-    assert "; waiting in the client grows most, by 270 ms" in late.explanation
+    assert late.explanation == (
+        "A request's mean time goes from 14 ms at 50% of capacity to 304 ms at 110%; "
+        "waiting in the client grows most, by 270 ms"
+    )
     assert "; Triton's queue grows most" in curve([10, 50, 300], [10, 50, 300]).explanation
+    assert "to 104 ms at 90%; waiting in the client" in curve([10, 100, 80], [10, 13, 30]).explanation
+    assert curve([10, 9, 8], [10, 9, 8]).explanation == "A request's mean time is highest at the lowest rate: 14 ms"
     assert title(plots.split(late)) == late.explanation
 
 

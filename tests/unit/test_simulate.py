@@ -243,7 +243,7 @@ def test_the_curve_says_how_much_p95_grows_towards_capacity():
     curve = latency_curve(calibration(max_batch_size=1), requests=5_000)
     assert curve.capacity == pytest.approx(200, rel=0.01)
     assert curve.at(0.95) > 2 * curve.at(0.8)
-    assert "At 95% of capacity p95 is" in curve.headline
+    assert "At 95% of capacity the simulated p95 is" in curve.headline
     assert "that at 80%" in curve.headline
 
 

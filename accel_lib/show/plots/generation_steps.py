@@ -38,7 +38,7 @@ def step_times(*runs: GenerationSteps) -> Axes:
 
 
 def roofline(steps: GenerationSteps) -> Axes:
-    """Tokens per second by the tokens computed together, of decode and prefill, below the machine's two limits."""
+    """Tokens per second by the rows of a step and the tokens of a prompt, below the machine's two limits."""
     frame = steps.frame
     ax = canvas(_bound(steps), rows=7)
     for kind, color, marker, words in (
@@ -58,7 +58,7 @@ def roofline(steps: GenerationSteps) -> Axes:
     log_axis(ax, "x", "{x:,.0f}", base=2)
     log_axis(ax, "y", "{x:,.0f}")
     ax.set_ylim(frame["tokens_per_s"].min() / 2, 3 * max(frame["tokens_per_s"].max(), np.nan_to_num(1 / each_s)))
-    ax.set_xlabel("tokens computed together (rows of a step, or tokens of a prompt)")
+    ax.set_xlabel("rows of a step, or tokens of a prompt (a long one is read in pieces)")
     ax.set_ylabel("tokens per second")
     return finish(ax, frame)
 
