@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import rich
+
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
@@ -27,3 +29,15 @@ def silenced() -> Iterator[None]:
         sentence.setLevel(level)
         if bars:
             theirs.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Without NNCF's progress bars, which rich draws: in a notebook they leave an empty output each."""
+    console = rich.get_console()
+    before = console.is_jupyter, console.quiet
+    console.is_jupyter, console.quiet = False, True
+    try:
+        yield
+    finally:
+        console.is_jupyter, console.quiet = before

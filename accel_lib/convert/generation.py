@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from accel_lib._logging import without_bars
 from accel_lib.artifact import GRAMMAR_FILES, Artifact, Format
 from accel_lib.convert.export import failing_as
 from accel_lib.convert.reuse import hash_of_weights, label_of, make, versions_of_packages
@@ -64,7 +65,9 @@ def generation_to_openvino(
         with failing_as("export"):
             graph = stateful_graph(model)
             if precision == "int8":
-                graph = _compressed(graph)
+                nncf = require("nncf", extra="openvino")
+                with without_bars():
+                    graph = nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)
             require("openvino", extra="openvino").save_model(graph, path, compress_to_fp16=False)
         return _save_grammar(model, path.parent)
 
@@ -178,8 +181,3 @@ def _start_empty(graph: Any, decoder: Decoder) -> None:
             zero = ops.constant(np.array(0, dtype=np.float32))
             node.set_arguments([ops.broadcast(zero, shape)])
     graph.validate_nodes_and_infer_types()
-
-
-def _compressed(graph: Any) -> Any:
-    nncf = require("nncf", extra="openvino")
-    return nncf.compress_weights(graph, mode=nncf.CompressWeightsMode.INT8_ASYM)

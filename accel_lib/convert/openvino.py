@@ -8,12 +8,11 @@ import hashlib
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich
-
+from accel_lib._logging import without_bars
 from accel_lib.artifact import MODEL_FILES, TOKENIZER_FILE, Artifact, Manifest, foreign_files, write_manifest
 from accel_lib.atomic import atomic_directory
 from accel_lib.convert.export import failing_as
@@ -202,7 +201,7 @@ def _quantize(model: Any, onnx: Artifact, texts: Texts, kept: Sequence[str]) -> 
     rows, pad_id = calibration_rows(onnx, texts)
     batches = plan_batches(rows.lengths, max_batch_tokens=_CALIBRATION_TOKENS)
     feeds = [by_name(onnx.manifest.inputs, rows.take(batch).padded(pad_id)) for batch in batches]
-    with _no_bars():
+    with without_bars():
         return nncf.quantize(
             model,
             nncf.Dataset(feeds),
@@ -210,18 +209,6 @@ def _quantize(model: Any, onnx: Artifact, texts: Texts, kept: Sequence[str]) -> 
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=list(kept)) if kept else None,
         )
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without NNCF's bars, which rich draws: in a notebook they leave an empty output each."""
-    console = rich.get_console()
-    before = console.is_jupyter, console.quiet
-    console.is_jupyter, console.quiet = False, True
-    try:
-        yield
-    finally:
-        console.is_jupyter, console.quiet = before
 
 
 def _versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import rich
 import torch
 import transformers
 from typer.testing import CliRunner
@@ -173,6 +174,15 @@ def test_int8_weights_take_less_room_and_pass_by_divergence(mild, whole, tmp_pat
     with pytest.raises(ValidationError, match="divergence"):
         exact = GenerationTolerance(greedy=1.0, top1=1.0, divergence=1e-7)
         validate_generation(small, reference=mild, texts=TEXTS, threads=1, tolerance=exact)
+
+
+def test_compression_leaves_no_empty_output_in_a_cell(mild, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *things, **_: shown.extend(things))
+    monkeypatch.setattr(rich.get_console(), "is_jupyter", True)
+    generation_to_openvino(mild, precision="int8", output=tmp_path / "int8", progress=False)
+    assert not shown
+    assert rich.get_console().is_jupyter
 
 
 def test_bf16_is_computed_in_bf16_or_refused_by_name(mild, tmp_path):
