@@ -168,7 +168,7 @@ def load_test(
     arrivals
         Open loop: seconds from the start at which requests are due; `accel_lib.load.arrivals` makes them.
     seconds, warmup_s
-        How long to measure (`arrivals` say it themselves), and how long to send beforehand.
+        How long to measure (`arrivals` say it themselves), and how long to send the same load beforehand.
     rows
         Texts in one request; a sequence gives the requests' in turn.
     priority
@@ -208,12 +208,10 @@ def load_test(
     if due is None:
         measured = _closed(served, Generator(url, payloads, concurrency=concurrency, **common), seconds, warmup_s)
     else:
-        if warmup_s:
-            with Generator(url, payloads, concurrency=2, **common) as warmup:
-                warmup.wait(warmup_s)
-        measured = _open(
-            served, Generator(url, payloads, schedule_s=due.tolist(), connections=connections, **common), float(due[-1])
-        )
+        common["connections"] = connections
+        with Generator(url, payloads, schedule_s=due[due < warmup_s].tolist(), **common) as warmup:
+            warmup.finish()
+        measured = _open(served, Generator(url, payloads, schedule_s=due.tolist(), **common), float(due[-1]))
     generator, replies, begin, length, counted, counted_s = measured
     if not any(reply.answer is not None for reply in replies):
         first = next((reply.refusal for reply in generator.replies if reply.refusal), "")

@@ -163,11 +163,20 @@ def test_an_open_loop_sends_when_requests_are_due_and_answers_them_all(tiny, pro
     open_run = accel_lib.load_test(tiny, TEXTS, rate=150, seconds=2, warmup_s=0.1, protocol=protocol)
     assert open_run.errors == {}
     assert len(open_run.frame) == pytest.approx(300, rel=0.2)
-    # Triton counts a batch after it has answered it: the last one may be missing, and the two of the warm-up be in it.
+    # Triton counts a batch after it has answered it: the last one may be missing, and the last of the warm-up be in it.
     assert open_run.statistics.inferences == pytest.approx(len(open_run.frame), abs=tiny.config.max_batch_size + 2)
     assert open_run.offered == pytest.approx(150, rel=0.2)
     assert not open_run.concurrency
     assert f"of {open_run.offered:,.0f} texts/s offered" in open_run.headline
+
+
+def test_an_open_loop_is_warmed_up_by_the_beginning_of_its_own_schedule(tiny):
+    tiny.wait_for_stable_statistics()
+    before = tiny.statistics()
+    run = accel_lib.load_test(tiny, TEXTS, arrivals=[0.0, 0.1, 0.2, 0.3, 0.4], warmup_s=0.25)
+    tiny.wait_for_stable_statistics()
+    assert len(run.frame) == 5
+    assert (tiny.statistics() - before).inferences == 5 + 3
 
 
 def test_latency_counts_from_when_a_request_was_due(tiny):

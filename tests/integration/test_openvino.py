@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import accel_lib
+from accel_lib.tuning import grid
 from tests.tiny import end_at_once
 
 pytestmark = pytest.mark.triton
@@ -38,6 +39,20 @@ def test_triton_answers_with_the_references_vectors(server, tiny_model):
     served = server.model("tiny", 1)
     assert served.artifact.name == "openvino fp32 packed"
     np.testing.assert_allclose(served.encode(TEXTS), tiny_model.reference(TEXTS), atol=1e-4)
+
+
+def test_a_sweep_lets_openvino_compile_before_it_measures(server, monkeypatch):
+    asked = []
+
+    def load_test(served, texts, **how):
+        asked.append(how["warmup_s"])
+        return accel_lib.load_test(served, texts, **how)
+
+    monkeypatch.setattr(grid, "load_test", load_test)
+    grid.sweep(
+        server.model("tiny", 1), TEXTS, p95_ms=1_000, rate=20, seconds=0.5, repeats=1, grid={"instance_count": (1,)}
+    )
+    assert asked[-1] >= 3
 
 
 def test_int8_is_served_as_it_runs_here(server, artifacts, tiny_model):
