@@ -122,7 +122,7 @@ def test_a_delay_is_measured_against_none_and_put_back(tiny, delayed):
     assert delayed.frame.query("setting == 'no delay'")["speedup"].eq(1).all()
     assert delayed.stopped == ""
     assert "80 ms" in delayed.headline
-    assert "the queue never holds two requests" in delayed.explanation or "batches" in delayed.explanation
+    assert "nearly every batch holds one request" in delayed.explanation or "batches" in delayed.explanation
 
 
 def test_a_refused_configuration_keeps_what_was_measured_and_says_why(tiny):
