@@ -137,9 +137,7 @@ def test_the_same_requests_are_compared_in_every_mode(server):
 def test_a_cancelled_request_leaves_its_row_to_others(server):
     for mode in ("static", "iterative", "continuous"):
         served = server.model(mode)
-        for _ in range(
-            ROWS + 1
-        ):  # and no more: one in ninety that are left ends a Triton 24.10 that batches them itself
+        for _ in range(ROWS + 1):  # and no more: Triton 24.10 ends at one in ninety that are left where it batches
             stream = served.generate("w10 w11", stream=True, **options(8_000))
             next(stream)
             stream.close()
