@@ -21,7 +21,7 @@ from accel_lib.service.services import Services
 _BACKLOG = 4096
 _KEEP_ALIVE_S = 75  # longer than a load balancer's
 _LAST_ANSWERS_S = 10  # for responses that are being written when everything else has ended
-_LAST_REQUESTS_S = 1.0  # for requests that clients send before they see that their connection is closing
+_LAST_TICKS = 10  # tenths of a second for requests that clients send before they see that their connection is closing
 
 
 class GatewayServer(uvicorn.Server):
@@ -48,7 +48,7 @@ class GatewayServer(uvicorn.Server):
         self._sockets = list(sockets)
         self._on_ready = on_ready
         self._draining_since: float | None = None
-        self._closed_since: float | None = None
+        self._closed_ticks = 0  # not a time: while the whole machine stands still, no client can send
 
     def listen(self) -> None:
         """Serve until told to end; raises what kept Triton from starting."""
@@ -82,12 +82,12 @@ class GatewayServer(uvicorn.Server):
 
     async def _all_closed(self) -> bool:
         """Accept no more connections; whether the open ones were closed with a response, or have been idle."""
-        if self._closed_since is None:
+        if not self._closed_ticks:
             await self._accept_the_last()
             for server in self.servers:
                 server.close()
-            self._closed_since = time.monotonic()
-        return not self.server_state.connections or time.monotonic() - self._closed_since > _LAST_REQUESTS_S
+        self._closed_ticks += 1
+        return not self.server_state.connections or self._closed_ticks > _LAST_TICKS
 
     async def _accept_the_last(self) -> None:
         """Connections that wait to be accepted would be reset, with the requests that they bring."""

@@ -207,11 +207,11 @@ def test_a_drain_finishes_what_is_under_way_and_refuses_what_is_new(server, tmp_
 
 
 def test_a_connection_that_is_open_at_the_end_is_told_so_by_an_answer(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(gateway_server, "_LAST_REQUESTS_S", 60)
+    monkeypatch.setattr(gateway_server, "_LAST_TICKS", 600)
     with gateway_on(server, tmp_path) as own, own.client() as client:
         assert client.get("/v1/health/live").status_code == 200
         own._server.drain()
-        while own._server._closed_since is None:
+        while not own._server._closed_ticks:
             time.sleep(0.01)
         with pytest.raises(httpx.ConnectError), own.client() as late:
             late.get("/v1/health/live")
