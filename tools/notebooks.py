@@ -58,8 +58,8 @@ BRIEFLY: dict[str, dict[str, Any]] = {
     "14_a_chat_service_under_load": {"REQUESTS": 8},
     "15_retrieve_rerank_generate": {"EVERY": 8},
     "rate_limiter": {"SECONDS": 1, "ROUNDS": 1},
-    "response_cache": {"SECONDS": 0.5, "ROUNDS": 1},
-    "split_model": {"SECONDS": 0.5, "ROUNDS": 1},
+    "response_cache": {"SECONDS": 1, "ROUNDS": 1},
+    "split_model": {"SECONDS": 1, "ROUNDS": 1},
 }  # parameters with which a run shows that the cells work, and little else
 
 

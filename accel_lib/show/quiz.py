@@ -110,6 +110,8 @@ def reveal(guess: Guess | float | str | None, actual: float | str) -> None:
 
 
 def _verdict(value: float | str | None, actual: float | str, unit: str, said: str) -> str:
+    if actual != actual:
+        return "It was not measured, so the guess stays open."
     truth = _say(actual, unit)
     if value is None:
         return f"No guess given; it was {truth}."

@@ -34,6 +34,11 @@ def test_without_reader_and_default_there_is_no_guess(capsys, monkeypatch):
     assert said(capsys, given, "32 at once") == "No guess given; it was 32 at once."
 
 
+@pytest.mark.parametrize("given", [2.0, None])
+def test_a_measurement_that_ended_before_its_answer_leaves_the_guess_open(capsys, given):
+    assert said(capsys, given, float("nan")) == "It was not measured, so the guess stays open."
+
+
 def test_outside_a_notebook_nothing_is_asked(capsys, monkeypatch):
     monkeypatch.delenv("ACCEL_HEADLESS", raising=False)
     assert guess("p95?", unit="ms").widget is None
